@@ -1,0 +1,94 @@
+"""Cut Hugging Face tensors into this rank's shard, and join shards back: pure functions, exact both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from megatron_probsft.models.family import ModelShape, WeightRule
+
+Read = Callable[[str, slice], torch.Tensor]
+"""read(hf name, rows) → those rows of the tensor; `slice(None)` for all."""
+
+
+def expected_shapes(rule: WeightRule, shape: ModelShape) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the rule's Hugging Face tensors, in the order of `rule.hf`."""
+    hidden, ffn, head = shape.hidden_size, shape.ffn_hidden_size, shape.head_dim
+    query, group = shape.num_attention_heads * head, shape.num_query_groups * head
+    if rule.layout == "vocab":
+        return ((shape.vocab_size, hidden),)
+    if rule.layout == "gated":
+        return ((ffn, hidden), (ffn, hidden))
+    if rule.layout == "qkv":
+        width = () if rule.megatron.endswith("bias") else (hidden,)
+        return ((query, *width), (group, *width), (group, *width))
+    if rule.megatron.endswith("linear_proj.weight"):
+        return ((hidden, query),)
+    if rule.megatron.endswith("linear_fc2.weight"):
+        return ((hidden, ffn),)
+    return ((hidden,),)
+
+
+def cut(
+    rule: WeightRule,
+    names: Sequence[str],
+    read: Read,
+    shape: ModelShape,
+    rank: int,
+    tp: int,
+    padded_vocab: int,
+) -> torch.Tensor:
+    """This tensor-parallel rank's shard of a Megatron parameter; only its own rows are read (row-cut
+    tensors are read whole).
+
+    Args:
+        names: `rule.hf` with the layer number filled in.
+        rank, tp: position in, and size of, the tensor-parallel group.
+        padded_vocab: rows of the padded vocabulary; the padding is zero.
+    """
+    if rule.layout == "replicated":
+        return read(names[0], slice(None))
+    if rule.layout == "row":
+        return read(names[0], slice(None)).chunk(tp, dim=1)[rank]
+    if rule.layout == "vocab":
+        return _cut_vocab(names[0], read, shape.vocab_size, rank, padded_vocab // tp)
+    if rule.layout == "gated":
+        rows = _share(shape.ffn_hidden_size, rank, tp)
+        return torch.cat([read(name, rows) for name in names])
+    groups = shape.num_query_groups // tp
+    per_group = [shape.num_attention_heads // shape.num_query_groups, 1, 1]
+    parts = []
+    for name, heads in zip(names, per_group, strict=True):
+        rows = _share(heads * shape.num_query_groups * shape.head_dim, rank, tp)
+        parts.append(read(name, rows).unflatten(0, (groups, heads * shape.head_dim)))
+    return torch.cat(parts, dim=1).flatten(0, 1)
+
+
+def join(rule: WeightRule, shards: Sequence[torch.Tensor], shape: ModelShape) -> list[torch.Tensor]:
+    """Inverse of `cut`: the Hugging Face tensors, in the order of `rule.hf`, from all ranks' shards."""
+    if rule.layout == "replicated":
+        return [shards[0]]
+    if rule.layout == "row":
+        return [torch.cat(list(shards), dim=1)]
+    if rule.layout == "vocab":
+        return [torch.cat(list(shards))[: shape.vocab_size]]
+    if rule.layout == "gated":
+        halves = [shard.chunk(2) for shard in shards]
+        return [torch.cat([half[i] for half in halves]) for i in (0, 1)]
+    head = shape.head_dim
+    query = shape.num_attention_heads // shape.num_query_groups * head
+    grouped = torch.cat(list(shards)).unflatten(0, (shape.num_query_groups, query + 2 * head))
+    return [part.flatten(0, 1).contiguous() for part in grouped.split([query, head, head], dim=1)]
+
+
+def _cut_vocab(name: str, read: Read, vocab_size: int, rank: int, rows: int) -> torch.Tensor:
+    first, last = min(rank * rows, vocab_size), min((rank + 1) * rows, vocab_size)
+    real = read(name, slice(first, last))
+    if len(real) == rows:
+        return real
+    return torch.cat([real, real.new_zeros(rows - len(real), *real.shape[1:])])
+
+
+def _share(size: int, rank: int, tp: int) -> slice:
+    return slice(rank * size // tp, (rank + 1) * size // tp)

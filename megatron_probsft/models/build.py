@@ -1,0 +1,191 @@
+"""From a Hugging Face config and a parallel layout to Megatron-Core's GPTModel."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from transformers import AutoConfig, PretrainedConfig
+
+from megatron_probsft.models.family import Family, ModelShape, family_of
+from megatron_probsft.models.local_layers import local_block_spec
+from megatron_probsft.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Parallelism:
+    """The layout of a run, under Megatron's names."""
+
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    sequence_parallel: bool = False
+
+
+@dataclass(frozen=True)
+class HFModel:
+    """A Hugging Face model folder, read: its config, its family and its sizes."""
+
+    folder: Path
+    config: PretrainedConfig
+    family: Family
+    shape: ModelShape
+
+
+def read_hf_model(folder: str | Path) -> HFModel:
+    """Read config.json of a Hugging Face folder (or of a hub id, through transformers' cache).
+
+    Raises:
+        UserError: no config.json, an unsupported architecture or an unsupported field.
+    """
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        if path.exists() or str(folder).startswith((".", "/")) or str(folder).count("/") != 1:
+            raise UserError(f"{folder} is not a Hugging Face model folder: it has no config.json")
+        path = _download(str(folder))
+    config = AutoConfig.from_pretrained(path)
+    family = family_of(config)
+    return HFModel(path, config, family, family.shape(config))
+
+
+def check_parallelism(shape: ModelShape, layout: Parallelism, world_size: int) -> None:
+    """Refuse layouts that Megatron-Core would refuse late, or in riddles.
+
+    Raises:
+        UserError: names every problem with the sizes that would be right.
+    """
+    tp, pp = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
+    if world_size % (tp * pp):
+        raise UserError(
+            f"{world_size} processes do not divide into tensor × pipeline parallel groups of {tp} × {pp}: "
+            f"start a multiple of {tp * pp} with torchrun --nproc-per-node"
+        )
+    for name, size in (
+        ("attention heads", shape.num_attention_heads),
+        ("key/value heads", shape.num_query_groups),
+        ("MLP columns", shape.ffn_hidden_size),
+    ):
+        if size % tp:
+            fits = [n for n in range(1, shape.num_query_groups + 1) if not _tp_problem(shape, n)]
+            raise UserError(
+                f"the model's {size} {name} do not divide by --tensor-model-parallel-size {tp}; "
+                f"possible: {', '.join(map(str, fits))}"
+            )
+    if shape.num_layers % pp:
+        fits = [n for n in range(1, shape.num_layers + 1) if shape.num_layers % n == 0]
+        raise UserError(
+            f"the model's {shape.num_layers} layers do not divide by --pipeline-model-parallel-size {pp}; "
+            f"possible: {', '.join(map(str, fits))}"
+        )
+    if layout.sequence_parallel and tp == 1:
+        raise UserError("--sequence-parallel needs --tensor-model-parallel-size of 2 or more")
+
+
+def padded_vocab_size(shape: ModelShape, tp: int) -> int:
+    """The vocabulary, rounded up to a multiple of the tensor-parallel size."""
+    return -(-shape.vocab_size // tp) * tp
+
+
+def use_transformer_engine() -> bool:
+    """Transformer Engine's layers serve on CUDA where it is installed; local layers everywhere else."""
+    return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
+
+
+def transformer_config(
+    shape: ModelShape,
+    layout: Parallelism,
+    dtype: torch.dtype,
+    *,
+    finalize_model_grads_func: Callable | None = None,
+) -> TransformerConfig:
+    """Megatron-Core's configuration for this model: dropout off, losses divided once by the token count."""
+    fused = use_transformer_engine()
+    return TransformerConfig(
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        num_attention_heads=shape.num_attention_heads,
+        num_query_groups=shape.num_query_groups,
+        kv_channels=shape.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_epsilon,
+        add_bias_linear=False,
+        add_qkv_bias=shape.qkv_bias,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        tensor_model_parallel_size=layout.tensor_model_parallel_size,
+        pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        sequence_parallel=layout.sequence_parallel,
+        calculate_per_token_loss=True,
+        use_cpu_initialization=not torch.cuda.is_available(),
+        perform_initialization=False,  # every weight is read from a checkpoint or a Hugging Face folder
+        bias_activation_fusion=fused,
+        bias_dropout_fusion=fused,
+        apply_rope_fusion=fused,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        deallocate_pipeline_outputs=True,
+        batch_p2p_comm=torch.cuda.is_available(),
+        finalize_model_grads_func=finalize_model_grads_func,
+    )
+
+
+def build_model(shape: ModelShape, config: TransformerConfig) -> GPTModel:
+    """This rank's part of the model on the current device, its weights not yet filled.
+
+    Needs initialised process groups. Collectives: none, except that tied embeddings on several pipeline
+    stages are made equal (Megatron-Core all-reduces zeros into the last stage's copy).
+    """
+    model = GPTModel(
+        config=config,
+        transformer_layer_spec=_block_spec(config),  # type: ignore[arg-type]
+        vocab_size=padded_vocab_size(shape, config.tensor_model_parallel_size),
+        max_sequence_length=shape.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        share_embeddings_and_output_weights=shape.tied_embeddings,
+        position_embedding_type="rope",
+        rotary_base=shape.rope_theta,  # type: ignore[arg-type]
+        rope_scaling=shape.rope_scaling_factor is not None,
+        rope_scaling_factor=shape.rope_scaling_factor or 8.0,
+    )
+    return model.to(torch.cuda.current_device())
+
+
+def _block_spec(config: TransformerConfig) -> TransformerBlockSubmodules | ModuleSpec:
+    if use_transformer_engine():
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    return local_block_spec(config)
+
+
+def _tp_problem(shape: ModelShape, tp: int) -> bool:
+    return any(
+        size % tp for size in (shape.num_attention_heads, shape.num_query_groups, shape.ffn_hidden_size)
+    )
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{hub_id!r} is neither a folder with config.json nor a model the hub could give "
+            f"({type(error).__name__}); give a local folder or check the network"
+        ) from error

@@ -1,0 +1,97 @@
+"""Transformer layers that run without Transformer Engine and Apex: norm, packed attention, layer spec."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+def local_block_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+    """Megatron-Core's local layer spec with the norm and the attention of this file.
+
+    Returns:
+        One spec per layer that this pipeline stage holds, and the norm for the end of the block.
+    """
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
+    parts: Any = layer.submodules
+    parts.input_layernorm = RMSNorm
+    parts.pre_mlp_layernorm = RMSNorm
+    parts.self_attention.submodules.core_attention = PackedAttention
+    return TransformerBlockSubmodules(
+        layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=RMSNorm
+    )
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """RMSNorm over the last dimension, right under sequence parallelism.
+
+    Megatron-Core's own wrapper refuses sequence parallelism. There each rank sees its part of the sequence,
+    so the weight's gradient must be summed over the tensor-parallel group: the attribute asks for that.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+class PackedAttention(MegatronModule):
+    """Causal self-attention over packed sequences, one `scaled_dot_product_attention` per sequence.
+
+    Takes what Transformer Engine's DotProductAttention takes for `qkv_format="thd"`: query
+    `[t, heads, head_dim]`, key and value `[t, groups, head_dim]` of this tensor-parallel rank and
+    `cu_seqlens_q` `[n + 1]`. Without packed_seq_params: `[s, b, heads, head_dim]`, b sequences of length s.
+
+    Returns:
+        `[t, heads × head_dim]`, or `[s, b, heads × head_dim]`, in the dtype of query.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        softmax_scale: float | None = None,
+        **_megatron_passes_more: object,
+    ) -> None:
+        super().__init__(config=config)
+        assert attn_mask_type == AttnMaskType.causal
+        assert attention_type == "self"
+        assert config.context_parallel_size == 1
+        assert config.attention_dropout == 0.0
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> torch.Tensor:
+        if packed_seq_params is None:
+            heads_first = [tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)]
+            return self._attend(*heads_first).permute(2, 0, 1, 3).flatten(2)
+        bounds = packed_seq_params.cu_seqlens_q.tolist()
+        lengths = [end - start for start, end in itertools.pairwise(bounds)]
+        heads_first = [
+            tensor.transpose(0, 1).unsqueeze(0).split(lengths, dim=2) for tensor in (query, key, value)
+        ]
+        outputs = [self._attend(q, k, v) for q, k, v in zip(*heads_first, strict=True)]
+        return torch.cat(outputs, dim=2).squeeze(0).transpose(0, 1).flatten(1)
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=self.softmax_scale, enable_gqa=q.shape[1] != k.shape[1]
+        )

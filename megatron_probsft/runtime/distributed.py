@@ -1,0 +1,69 @@
+"""Process groups: torch.distributed, Megatron's parallel state, the device, the seeds."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from torch._C._distributed_c10d import HashStore
+
+from megatron_probsft.runtime import cpu
+
+
+def initialize(
+    tensor_model_parallel_size: int = 1, pipeline_model_parallel_size: int = 1, seed: int = 1234
+) -> None:
+    """Join torchrun's processes (or run alone), build Megatron's groups and seed its generators.
+
+    NCCL with one GPU per local rank where CUDA is, gloo elsewhere. Collective over the world.
+    """
+    cpu.enable()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        if "RANK" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor_model_parallel_size,
+        pipeline_model_parallel_size=pipeline_model_parallel_size,
+        create_gloo_process_groups=False,
+    )
+    torch.manual_seed(seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def shutdown() -> None:
+    """Undo `initialize`; call it once work is done, so that the backend's threads end cleanly."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def tensor_group() -> dist.ProcessGroup:
+    """The ranks that share each layer."""
+    return parallel_state.get_tensor_model_parallel_group()  # type: ignore[return-value]
+
+
+def pipeline_group() -> dist.ProcessGroup:
+    """The ranks that hold this rank's part of the other stages."""
+    return parallel_state.get_pipeline_model_parallel_group()  # type: ignore[return-value]
+
+
+def data_group() -> dist.ProcessGroup:
+    """The ranks that hold the same weights and see different samples."""
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)  # type: ignore[return-value]
+
+
+def rank() -> int:
+    """The global rank; 0 outside a distributed run."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """The number of processes, known before `initialize` too."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,175 @@
+"""Command line and YAML to a checked `TrainConfig`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from megatron_probsft.objectives.registry import ObjectiveError, get_objective
+from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.training.config import TrainConfig
+
+
+def parse_arguments(argv: list[str] | None = None) -> TrainConfig:
+    """Read flags and the YAML file of `--config`; flags win.
+
+    Raises:
+        UserError: an unknown flag or key (with the nearest right one), a value of the wrong type or out
+            of range, settings that contradict each other.
+    """
+    parser = _Parser(prog="megatron_probsft.train", allow_abbrev=False)
+    parser.add_argument("--config", default=None, help="YAML file with the same keys; flags win")
+    for field in dataclasses.fields(TrainConfig):
+        _add_flag(parser, field)
+    given = vars(parser.parse_args(argv))
+    path = given.pop("config", None)
+    values = _read_yaml(Path(path)) if path else {}
+    values.update(given)
+    config = TrainConfig(**values)
+    check(config)
+    return config
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse settings that are wrong whatever the model and the data are.
+
+    Raises:
+        UserError: the first problem found.
+    """
+
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise UserError(message)
+
+    require(bool(config.save), "--save is missing: the folder for this run's checkpoints and metrics")
+    require(bool(config.data), "--data is missing: .jsonl or .parquet files to train on")
+    require(
+        (config.hf_model is None) != (config.load is None),
+        "give one of --hf-model (start from a Hugging Face model) and --load (resume a run)",
+    )
+    require(not config.finetune or config.load is not None, "--finetune belongs to --load")
+    require(
+        (config.train_iters is None) != (config.train_epochs is None),
+        "give one of --train-iters and --train-epochs",
+    )
+    positive = (
+        "tensor_model_parallel_size", "pipeline_model_parallel_size", "seq_length", "global_batch_size",
+        "micro_batch_size", "train_iters", "train_epochs", "eval_interval", "save_interval",
+        "exit_interval", "log_interval", "lr", "adam_eps", "num_workers", "lr_wsd_decay_iters",
+    )  # fmt: skip
+    for name in positive:
+        value = getattr(config, name)
+        require(value is None or value > 0, f"--{_dashed(name)} must be more than 0, got {value}")
+    for name in ("min_lr", "weight_decay", "clip_grad", "lr_warmup_iters"):
+        value = getattr(config, name)
+        require(value >= 0, f"--{_dashed(name)} must not be negative, got {value}")
+    for name in ("adam_beta1", "adam_beta2"):
+        value = getattr(config, name)
+        require(0 <= value < 1, f"--{_dashed(name)} must be in 0 ≤ β < 1, got {value}")
+    require(config.min_lr <= config.lr, f"--min-lr {config.min_lr} is above --lr {config.lr}")
+    fraction = config.lr_warmup_fraction
+    require(
+        fraction is None or 0 <= fraction < 1, f"--lr-warmup-fraction must be in 0 ≤ x < 1, got {fraction}"
+    )
+    require(
+        fraction is None or config.lr_warmup_iters == 0,
+        "give one of --lr-warmup-fraction and --lr-warmup-iters",
+    )
+    require(
+        (config.lr_decay_style == "WSD") == (config.lr_wsd_decay_iters is not None),
+        "--lr-wsd-decay-iters belongs to --lr-decay-style WSD, and WSD needs it",
+    )
+    try:
+        get_objective(config.objective)
+    except ObjectiveError as error:
+        raise UserError(str(error)) from None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            unknown = message.removeprefix(prefix).split()[0].partition("=")[0]
+            message = f"unknown flag {unknown}{_nearest(unknown, list(self._option_string_actions))}"
+        raise UserError(message)
+
+
+def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
+    kind, is_list, choices = _type_of(field)
+    default = field.default if field.default is not dataclasses.MISSING else []
+    options: dict[str, Any] = {"help": f"{field.metadata['help']} (default: {default})".replace("%", "%%")}
+    options["default"] = argparse.SUPPRESS
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    else:
+        options.update(type=kind, choices=choices, nargs="+" if is_list else None)
+    parser.add_argument(f"--{_dashed(field.name)}", dest=field.name, **options)
+
+
+def _type_of(field: dataclasses.Field) -> tuple[type, bool, list[str] | None]:
+    """(scalar type, is a list, allowed values) of a field's annotation."""
+    annotation = typing.get_type_hints(TrainConfig)[field.name]
+    if isinstance(annotation, types.UnionType):  # X | None
+        annotation = next(arg for arg in typing.get_args(annotation) if arg is not type(None))
+    if typing.get_origin(annotation) is list:
+        return typing.get_args(annotation)[0], True, None
+    if typing.get_origin(annotation) is typing.Literal:
+        return str, False, list(typing.get_args(annotation))
+    return annotation, False, None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"--config {path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path} must hold keys and values, e.g. `lr: 5.0e-5`")
+    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in fields:
+            raise UserError(f"--config {path}: unknown key {key!r}{_nearest(name, list(fields))}")
+        values[name] = _convert(fields[name], value, path)
+    return values
+
+
+def _convert(field: dataclasses.Field, value: Any, path: Path) -> Any:
+    kind, is_list, choices = _type_of(field)
+    if value is None and field.default is None:
+        return None
+    if is_list:
+        return [str(item) for item in (value if isinstance(value, list) else [value])]
+    wrong = f"--config {path}: {field.name} should be {kind.__name__}, got {value!r}"
+    if kind is bool or isinstance(value, bool):
+        if kind is not bool or not isinstance(value, bool):
+            raise UserError(wrong)
+        return value
+    try:
+        converted = kind(value)  # YAML reads 5e-5 as text
+    except (TypeError, ValueError):
+        raise UserError(wrong) from None
+    if (kind is int and converted != value) or (kind is str and not isinstance(value, str)):
+        raise UserError(wrong)
+    if choices and converted not in choices:
+        raise UserError(f"--config {path}: {field.name} must be one of {', '.join(choices)}, got {value!r}")
+    return converted
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else "; see --help for all"
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")

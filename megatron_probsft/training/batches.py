@@ -1,0 +1,100 @@
+"""From the token store to the micro-batches of one step on this rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from megatron_probsft.data.order import sample_indices
+from megatron_probsft.data.packing import make_microbatch, plan_step
+from megatron_probsft.data.token_store import TokenStore
+from megatron_probsft.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One pack on the current device; s is the step's pack length.
+
+    tokens, position_ids `[1, s]` int64; cu_seqlens `[n + 1]` int32; rows `[T]` int64, the supervised
+    positions; labels `[T]` int64, their next tokens.
+    """
+
+    tokens: torch.Tensor
+    position_ids: torch.Tensor
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
+    rows: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """This rank's share of a step: as many micro-batches as on every other rank, all of one length."""
+
+    micro_batches: list[MicroBatch]
+    pack_length: int
+    samples: int
+    """Samples of the whole step, over all ranks."""
+
+
+class Batches:
+    """The steps of a run over a token store: pure functions of the samples consumed so far."""
+
+    def __init__(self, store: TokenStore, config: TrainConfig, data_parallel: tuple[int, int]) -> None:
+        self._store = store
+        self._config = config
+        self._rank, self._size = data_parallel
+        # Sequence parallelism cuts every pack into equal parts.
+        self._align = config.tensor_model_parallel_size if config.sequence_parallel else 1
+
+    def total_samples(self) -> int:
+        """Samples the run trains on, over all epochs."""
+        if self._config.train_iters is not None:
+            return self._config.train_iters * self._config.global_batch_size
+        assert self._config.train_epochs is not None
+        return math.ceil(self._config.train_epochs * len(self._store))
+
+    def train_iters(self) -> int:
+        """Optimizer steps of the run; the last may be smaller than the global batch."""
+        return math.ceil(self.total_samples() / self._config.global_batch_size)
+
+    def training_step(self, consumed_samples: int) -> StepBatch:
+        """The step after `consumed_samples` samples, in the shuffled order of the seed."""
+        count = min(self._config.global_batch_size, self.total_samples() - consumed_samples)
+        indices = sample_indices(consumed_samples, count, len(self._store), self._config.seed)
+        return self._step(indices)
+
+    def in_order(self) -> Iterator[StepBatch]:
+        """Every sample once, in the file's order: for validation."""
+        size = self._config.global_batch_size
+        for first in range(0, len(self._store), size):
+            yield self._step(np.arange(first, min(first + size, len(self._store))))
+
+    def _step(self, indices: np.ndarray) -> StepBatch:
+        capacity = self._config.seq_length * self._config.micro_batch_size
+        plan = plan_step(self._store.lengths[indices] - 1, self._size, capacity, self._align)
+        packs = plan.packs[self._rank]
+        micro_batches = [
+            self._micro_batch(indices[np.asarray(pack, int)], plan.pack_length) for pack in packs
+        ]
+        return StepBatch(micro_batches, plan.pack_length, len(indices))
+
+    def _micro_batch(self, indices: np.ndarray, pack_length: int) -> MicroBatch:
+        arrays = make_microbatch(self._store, indices.tolist(), pack_length)
+        rows = np.flatnonzero(arrays["labels"] >= 0)
+
+        def on_device(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(torch.cuda.current_device(), non_blocking=True)
+
+        return MicroBatch(
+            tokens=on_device(arrays["tokens"])[None],
+            position_ids=on_device(arrays["position_ids"])[None],
+            cu_seqlens=on_device(arrays["cu_seqlens"]),
+            max_seqlen=arrays["max_seqlen"],
+            rows=on_device(rows),
+            labels=on_device(arrays["labels"][rows]),
+        )

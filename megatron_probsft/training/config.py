@@ -1,0 +1,79 @@
+"""The trainer's flags: names, types, defaults, help. Megatron's own names wherever Megatron has the thing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def flag(default: Any, text: str) -> Any:
+    """A dataclass field that becomes a command line flag and a YAML key."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class TrainConfig:
+    """Every setting of a run. Flags are these names with dashes; YAML keys are either spelling."""
+
+    # What is trained, and where it goes.
+    hf_model: str | None = flag(None, "Hugging Face folder or hub id to start from")
+    load: str | None = flag(None, "run folder whose newest checkpoint is resumed, exactly")
+    finetune: bool = flag(False, "with --load: take the weights only and start at step 0")
+    save: str = flag("", "run folder for configuration, metrics, checkpoints; new, or the same as --load")
+    save_hf: str | None = flag(None, "write the trained model as a Hugging Face folder here")
+
+    # Data.
+    data: list[str] = flag([], "training files: .jsonl or .parquet")
+    valid_data: list[str] = flag([], "validation files")
+    template: Literal["chat", "plain"] = flag("chat", "chat: the tokenizer's template; plain: none")
+    prompt_key: str = flag("prompt", "column of the prompt; dots reach inside: extra_info.question")
+    response_key: str = flag("response", "column of the response")
+    messages_key: str = flag("messages", "column of chat messages, used where there is no prompt column")
+    truncation: Literal["error", "drop", "left", "right"] = flag("error", "for samples over --seq-length")
+    data_cache_path: str | None = flag(None, "folder for tokenized data (default: <save>/data_cache)")
+    num_workers: int | None = flag(None, "tokenizer processes (default: up to 8, by rows and cores)")
+
+    # Objective.
+    objective: str = flag("original", "original, logp, p, GeneralFamily-α, OnlyTopP-q, OnlyBottomP-q, …")
+
+    # Parallel layout.
+    tensor_model_parallel_size: int = flag(1, "processes that share each layer")
+    pipeline_model_parallel_size: int = flag(1, "groups of layers on different processes")
+    sequence_parallel: bool = flag(False, "cut norms and residuals along the sequence over the TP group")
+    use_distributed_optimizer: bool = flag(False, "shard optimizer states over data-parallel ranks")
+
+    # Batch and length.
+    seq_length: int = flag(2048, "longest sample, in tokens")
+    global_batch_size: int = flag(256, "samples per optimizer step")
+    micro_batch_size: int = flag(1, "a pack holds up to this many × seq_length tokens")
+    train_iters: int | None = flag(None, "optimizer steps")
+    train_epochs: float | None = flag(None, "passes over the data, instead of --train-iters")
+
+    # Precision.
+    bf16: bool = flag(False, "bfloat16 weights with float32 main weights; float32 throughout without it")
+
+    # Optimizer and schedule.
+    lr: float = flag(5e-5, "peak learning rate")
+    min_lr: float = flag(0.0, "learning rate at the end of the decay")
+    lr_decay_style: Literal["constant", "linear", "cosine", "WSD"] = flag("cosine", "shape of the schedule")
+    lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = flag(
+        "linear", "shape of WSD's last part"
+    )
+    lr_wsd_decay_iters: int | None = flag(None, "length of WSD's last part, in steps")
+    lr_warmup_fraction: float | None = flag(None, "warmup as a share of all steps")
+    lr_warmup_iters: int = flag(0, "warmup in steps")
+    weight_decay: float = flag(0.01, "AdamW's; not on biases and norms, as in Megatron")
+    adam_beta1: float = flag(0.9, "AdamW")
+    adam_beta2: float = flag(0.95, "AdamW")
+    adam_eps: float = flag(1e-8, "AdamW")
+    clip_grad: float = flag(1.0, "gradient norm limit; 0: off")
+
+    # Rhythm.
+    eval_interval: int | None = flag(None, "validate every so many steps (always at the start and the end)")
+    save_interval: int | None = flag(None, "checkpoint every so many steps (always after the last)")
+    save_optim: bool = flag(True, "checkpoints can be resumed; without it they hold the weights only")
+    exit_interval: int | None = flag(None, "save and stop after a step that this divides")
+    log_interval: int = flag(1, "console line every so many steps")
+    seed: int = flag(1234, "of data order and random generators")

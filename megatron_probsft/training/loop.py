@@ -1,0 +1,175 @@
+"""The run: set up, train, validate, save."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+import yaml
+from transformers import AutoTokenizer
+
+from megatron_probsft.checkpoint.hf_weights import load_hf_weights, save_hf_weights
+from megatron_probsft.checkpoint.torch_dist import hf_folder_of, load_model, newest_checkpoint
+from megatron_probsft.data.token_store import TokenStore, build_token_store
+from megatron_probsft.models.build import HFModel, check_parallelism, read_hf_model
+from megatron_probsft.objectives.registry import get_objective
+from megatron_probsft.runtime import distributed
+from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.training.batches import Batches
+from megatron_probsft.training.config import TrainConfig
+from megatron_probsft.training.reporting import Reporter
+from megatron_probsft.training.resume import check_same_run, load_state, save_state
+from megatron_probsft.training.setup import TrainState, build_gpt, build_train_state, data_parallel, layout_of
+from megatron_probsft.training.step import train_step, validate
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that is known and checked before the model is built."""
+
+    hf: HFModel
+    checkpoint: Path | None
+    train: TokenStore
+    valid: TokenStore | None
+
+
+def run(config: TrainConfig) -> TrainState:
+    """Train as `config` says; collective over all processes.
+
+    Raises:
+        UserError: anything the user can mend, before the model is built wherever it can be known.
+    """
+    save = Path(config.save)
+    hf, checkpoint = check_inputs(config)
+    distributed.initialize(
+        config.tensor_model_parallel_size, config.pipeline_model_parallel_size, seed=config.seed
+    )
+    inputs = Inputs(hf, checkpoint, *_token_stores(config, hf))
+    batches = Batches(inputs.train, config, data_parallel())
+    train_iters = batches.train_iters()
+
+    state = _build(config, inputs, train_iters)
+    save.mkdir(parents=True, exist_ok=True)
+    reporter = Reporter(save, train_iters, state.iteration, config.log_interval)
+    if checkpoint is not None and not config.finetune:
+        for note in load_state(state, checkpoint, config, inputs.train.digest):
+            reporter.say(note)
+    _train(config, state, inputs, batches, reporter)
+    reporter.close()
+    if config.save_hf and state.iteration == train_iters:
+        save_hf_weights(state.gpt, hf, Path(config.save_hf))
+        reporter.say(f"wrote {config.save_hf}")
+    return state
+
+
+def check_inputs(config: TrainConfig) -> tuple[HFModel, Path | None]:
+    """Everything that can be refused before process groups exist; reads only small files.
+
+    Raises:
+        UserError: see the README's list of refusals.
+    """
+    save = Path(config.save)
+    resuming_here = config.load is not None and Path(config.load).resolve() == save.resolve()
+    if save.exists() and not resuming_here:
+        raise UserError(f"--save {save} exists: choose a new folder, or resume it with --load {save}")
+    if config.save_hf and Path(config.save_hf).exists():
+        raise UserError(f"--save-hf {config.save_hf} exists: choose a new folder")
+    checkpoint = newest_checkpoint(Path(config.load))[0] if config.load else None
+    if checkpoint is not None and not config.finetune:
+        check_same_run(checkpoint, config)
+    hf = read_hf_model(hf_folder_of(checkpoint) if checkpoint else str(config.hf_model))
+    check_parallelism(hf.shape, layout_of(config), distributed.world_size())
+    positions = hf.shape.max_position_embeddings
+    if config.seq_length > positions:
+        raise UserError(f"--seq-length {config.seq_length} is more than the model's {positions} positions")
+    return hf, checkpoint
+
+
+def _token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenStore | None]:
+    """Tokenize on rank 0 while the others wait, then open the cache everywhere."""
+    tokenizer = AutoTokenizer.from_pretrained(hf.folder)
+    cache = Path(config.data_cache_path or Path(config.save).with_name("data_cache"))
+
+    def build(files: list[str]) -> TokenStore:
+        return build_token_store(
+            files,
+            tokenizer,
+            template=config.template,
+            seq_length=config.seq_length,
+            vocab_size=hf.shape.vocab_size,
+            truncation=config.truncation,
+            cache_dir=cache,
+            prompt_key=config.prompt_key,
+            response_key=config.response_key,
+            messages_key=config.messages_key,
+            num_workers=config.num_workers,
+            log=lambda text: print(text, flush=True) if distributed.rank() == 0 else None,
+        )
+
+    def both() -> tuple[TokenStore, TokenStore | None]:
+        return build(config.data), build(config.valid_data) if config.valid_data else None
+
+    outcome: list[tuple[TokenStore, TokenStore | None] | UserError | None] = [None]
+    if distributed.rank() == 0:
+        try:
+            outcome[0] = both()
+        except UserError as error:
+            outcome[0] = error
+    failure = [str(outcome[0]) if isinstance(outcome[0], UserError) else None]
+    dist.broadcast_object_list(failure, src=0)
+    if failure[0] is not None:
+        raise UserError(failure[0])
+    return both() if outcome[0] is None else outcome[0]  # type: ignore[return-value]
+
+
+def _build(config: TrainConfig, inputs: Inputs, train_iters: int) -> TrainState:
+    gpt = build_gpt(config, inputs.hf)
+    if inputs.checkpoint is None:
+        load_hf_weights(gpt, inputs.hf)
+    elif config.finetune:
+        load_model(gpt, inputs.checkpoint)
+    return build_train_state(config, gpt, train_iters)
+
+
+def _train(
+    config: TrainConfig, state: TrainState, inputs: Inputs, batches: Batches, reporter: Reporter
+) -> None:
+    save, train_iters = Path(config.save), batches.train_iters()
+    config_yaml = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    if distributed.rank() == 0:
+        (save / "train_config.yaml").write_text(config_yaml)
+    objective = get_objective(config.objective)
+    vocab_size = inputs.hf.shape.vocab_size
+    valid = Batches(inputs.valid, config, data_parallel()) if inputs.valid else None
+
+    def validate_now() -> None:
+        if valid is not None:
+            started = time.perf_counter()
+            means = validate(state, valid.in_order(), objective, vocab_size)
+            reporter.validation(state.iteration, means, time.perf_counter() - started)
+
+    if state.iteration == 0:
+        validate_now()
+    saved = state.iteration
+    while state.iteration < train_iters:
+        batch = batches.training_step(state.consumed_samples)
+        result = train_step(state, batch, objective, vocab_size)
+        reporter.step(state.iteration, result, len(batch.micro_batches), batch.pack_length)
+        last = state.iteration == train_iters
+        stop = _divides(config.exit_interval, state.iteration)
+        if last or _divides(config.eval_interval, state.iteration):
+            validate_now()
+        if last or stop or _divides(config.save_interval, state.iteration):
+            folder = save_state(state, save, inputs.hf.folder, config, config_yaml, inputs.train.digest)
+            saved = state.iteration
+            reporter.say(f"saved {folder}")
+        if stop and not last:
+            reporter.say(f"stopped at step {saved} by --exit-interval; continue with --load {save}")
+            return
+
+
+def _divides(interval: int | None, iteration: int) -> bool:
+    return interval is not None and iteration % interval == 0

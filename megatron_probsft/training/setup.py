@@ -1,0 +1,123 @@
+"""Model, optimizer and learning-rate schedule of a run, from Megatron-Core's parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_probsft.models.build import HFModel, Parallelism, build_model, transformer_config
+from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.optimizer_repairs import repair_distributed_optimizer
+from megatron_probsft.training.config import TrainConfig
+
+
+@dataclass
+class TrainState:
+    """What a checkpoint holds, beside the configuration."""
+
+    model: DistributedDataParallel
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+    iteration: int = 0
+    consumed_samples: int = 0
+
+    @property
+    def gpt(self) -> GPTModel:
+        """The model without its data-parallel wrapper."""
+        return self.model.module  # type: ignore[return-value]
+
+
+def layout_of(config: TrainConfig) -> Parallelism:
+    return Parallelism(
+        config.tensor_model_parallel_size, config.pipeline_model_parallel_size, config.sequence_parallel
+    )
+
+
+def build_gpt(config: TrainConfig, hf: HFModel) -> GPTModel:
+    """This rank's part of the model, its weights not yet filled."""
+    megatron = transformer_config(
+        hf.shape,
+        layout_of(config),
+        torch.bfloat16 if config.bf16 else torch.float32,
+        finalize_model_grads_func=finalize_model_grads,
+    )
+    return build_model(hf.shape, megatron)
+
+
+def build_train_state(config: TrainConfig, gpt: GPTModel, train_iters: int) -> TrainState:
+    """Wrap the model (its weights filled: main weights are copied here) for data-parallel training.
+
+    Gradients accumulate and are reduced in float32; they are divided once, by the global batch's number of
+    supervised tokens (Megatron-Core's per-token loss), so nothing averages over ranks or micro-batches.
+    """
+    ddp = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=config.use_distributed_optimizer,
+        average_in_collective=False,
+    )
+    model = DistributedDataParallel(gpt.config, ddp, gpt)
+    gpt.config.no_sync_func = model.no_sync
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            lr=config.lr,
+            min_lr=config.min_lr,
+            weight_decay=config.weight_decay,
+            adam_beta1=config.adam_beta1,
+            adam_beta2=config.adam_beta2,
+            adam_eps=config.adam_eps,
+            clip_grad=config.clip_grad,
+            bf16=config.bf16,
+            params_dtype=gpt.config.params_dtype,
+            use_distributed_optimizer=config.use_distributed_optimizer,
+        ),
+        [model],
+        use_gloo_process_groups=False,
+    )
+    repair_distributed_optimizer(optimizer)
+    gpt.config.grad_scale_func = optimizer.scale_loss
+    return TrainState(model, optimizer, _scheduler(config, optimizer, train_iters))
+
+
+def data_parallel() -> tuple[int, int]:
+    """(rank, size) in the data-parallel group."""
+    return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+
+
+def _scheduler(
+    config: TrainConfig, optimizer: MegatronOptimizer, train_iters: int
+) -> OptimizerParamScheduler:
+    warmup = config.lr_warmup_iters
+    if config.lr_warmup_fraction is not None:
+        warmup = int(config.lr_warmup_fraction * train_iters)
+    if warmup >= train_iters:
+        raise UserError(f"--lr-warmup-iters {warmup} leaves nothing of the run's {train_iters} steps")
+    if config.lr_wsd_decay_iters is not None and config.lr_wsd_decay_iters > train_iters - warmup:
+        raise UserError(
+            f"--lr-wsd-decay-iters {config.lr_wsd_decay_iters} is more than the {train_iters - warmup} steps "
+            "after warmup"
+        )
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=config.lr,
+        min_lr=config.min_lr,
+        lr_warmup_steps=warmup,
+        lr_decay_steps=train_iters,
+        lr_decay_style=config.lr_decay_style,
+        start_wd=config.weight_decay,
+        end_wd=config.weight_decay,
+        wd_incr_steps=train_iters,
+        wd_incr_style="constant",
+        wsd_decay_steps=config.lr_wsd_decay_iters,
+        lr_wsd_decay_style=config.lr_wsd_decay_style,
+    )

@@ -1,0 +1,130 @@
+"""One optimizer step, and one validation pass, through Megatron-Core's schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megatron_probsft.objectives.registry import Objective
+from megatron_probsft.runtime.distributed import tensor_group
+from megatron_probsft.training.batches import MicroBatch, StepBatch
+from megatron_probsft.training.metrics import TokenMeans, reduce_sums, token_sums
+from megatron_probsft.training.setup import TrainState
+from megatron_probsft.vocab_parallel.head import supervised_log_probs
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did; the same on every rank."""
+
+    means: TokenMeans
+    grad_norm: float
+    learning_rate: float
+
+
+def train_step(state: TrainState, batch: StepBatch, objective: Objective, vocab_size: int) -> StepResult:
+    """Forward and backward over the step's micro-batches, reduce, clip, update, advance the schedule.
+
+    The loss is Σ objective(log p) over the global batch's supervised tokens ÷ their number; Megatron-Core's
+    `finalize_model_grads` divides, once.
+    """
+    state.model.train()
+    state.model.zero_grad_buffer()
+    state.optimizer.zero_grad()
+    means = _run(state, batch, objective, vocab_size, forward_only=False)
+    learning_rate = state.optimizer.param_groups[0]["lr"]
+    _, grad_norm, _ = state.optimizer.step()  # type: ignore[misc]
+    state.scheduler.step(increment=1)
+    state.iteration += 1
+    state.consumed_samples += batch.samples
+    return StepResult(means, float(grad_norm), learning_rate)
+
+
+@torch.no_grad()
+def validate(
+    state: TrainState, batches: Iterator[StepBatch], objective: Objective, vocab_size: int
+) -> TokenMeans:
+    """Token-exact means over all batches: every sample counts once, whatever the layout."""
+    state.model.eval()
+    results = [_run(state, batch, objective, vocab_size, forward_only=True) for batch in batches]
+    tokens = sum(result.tokens for result in results)
+
+    def mean(values: list[float]) -> float:
+        weighted = (value * result.tokens for value, result in zip(values, results, strict=True))
+        return sum(weighted) / max(tokens, 1)
+
+    return TokenMeans(
+        tokens,
+        mean([result.loss for result in results]),
+        mean([result.nll for result in results]),
+        mean([result.mean_p for result in results]),
+        [mean([*column]) for column in zip(*(result.histogram for result in results), strict=True)],
+    )
+
+
+def _run(
+    state: TrainState, batch: StepBatch, objective: Objective, vocab_size: int, *, forward_only: bool
+) -> TokenMeans:
+    def forward_step(micro_batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+        micro_batch = next(micro_batches)
+        output = model(
+            micro_batch.tokens,
+            micro_batch.position_ids,
+            None,
+            packed_seq_params=_packed(micro_batch),
+            output_processor=_log_probs_at_supervised_rows,
+            output_processor_context=(micro_batch, vocab_size),
+        )
+        return output, lambda log_p: _loss(log_p, objective)
+
+    reports = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iter(batch.micro_batches),
+        model=[state.model],
+        num_microbatches=len(batch.micro_batches),
+        seq_length=batch.pack_length,
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
+    return reduce_sums([report["sums"] for report in reports])
+
+
+def _loss(
+    log_p: torch.Tensor, objective: Objective
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Megatron-Core's 3-tuple: (sum of losses, number of tokens, report)."""
+    losses = objective(log_p)
+    count = torch.tensor(log_p.numel(), dtype=torch.int, device=log_p.device)
+    return losses.sum(), count, {"sums": token_sums(losses, log_p)}
+
+
+def _log_probs_at_supervised_rows(
+    *, hidden_states: torch.Tensor, output_layer: Any, output_weight: torch.Tensor | None,
+    context: tuple[MicroBatch, int], config: Any, **_megatron_passes_more: Any,
+) -> torch.Tensor:  # fmt: skip
+    """GPTModel's output processor on the last stage: hidden states → log p `[T]` of the supervised tokens."""
+    micro_batch, vocab_size = context
+    return supervised_log_probs(
+        hidden_states,
+        output_layer.weight if output_weight is None else output_weight,
+        micro_batch.rows,
+        micro_batch.labels,
+        vocab_size=vocab_size,
+        group=tensor_group(),
+        sequence_parallel=config.sequence_parallel,
+    )
+
+
+def _packed(micro_batch: MicroBatch) -> PackedSeqParams:
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=micro_batch.cu_seqlens,
+        cu_seqlens_kv=micro_batch.cu_seqlens,
+        max_seqlen_q=micro_batch.max_seqlen,
+        max_seqlen_kv=micro_batch.max_seqlen,
+    )

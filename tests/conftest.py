@@ -1,0 +1,37 @@
+"""Shared models: small random ones, and SmolLM2 with its real weights, made once per session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+from tests.tiny_models import save_tiny_model
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """6 heads, 6 groups, 4 layers, tied: divides by TP 2 and 3 and PP 2 and 4."""
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 heads, 2 groups, 4 layers, untied, biases on q, k, v."""
+    folder = tmp_path_factory.mktemp("tiny") / "qwen2"
+    return save_tiny_model(folder, family="qwen2", tied=False, heads=8, groups=2, seed=1)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, built once from its package beside the quick start's runs."""
+    from examples.quickstart.smollm2 import build_hf_folder
+
+    return build_hf_folder(Path(__file__).parents[1] / "runs" / "models" / "SmolLM2-135M-Instruct")
