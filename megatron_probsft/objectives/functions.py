@@ -7,6 +7,7 @@ the weight on (softmax − onehot) in the gradient with respect to the logits, a
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -20,14 +21,14 @@ def negative_log_likelihood(log_p: torch.Tensor) -> torch.Tensor:
 
 def one_minus_p(log_p: torch.Tensor) -> torch.Tensor:
     """f = 1 − p, s = p. (−p with a constant added, so that the loss is ≥ 0.)"""
-    return -torch.expm1(log_p)
+    return -_expm1(log_p)
 
 
 def general_family(alpha: float) -> Loss:
     """f = (1 − p^α)/α, s = p^α. α = 1 is 1 − p; α → 0 is −log p; α < 0 leans away from the prior."""
     if alpha == 0:
         return negative_log_likelihood
-    return lambda log_p: -torch.expm1(alpha * log_p) / alpha
+    return lambda log_p: -_expm1(alpha * log_p) / alpha
 
 
 def where_p_at_least(q: float, loss: Loss) -> Loss:
@@ -38,6 +39,24 @@ def where_p_at_least(q: float, loss: Loss) -> Loss:
 def where_p_at_most(q: float, loss: Loss) -> Loss:
     """f·1[p ≤ q] (arXiv 2510.00526 eq. 4), s = s_f·1[p ≤ q]. The threshold gets no gradient."""
     return lambda log_p: _kept(log_p, log_p.detach().exp() <= _in_float32(q), loss)
+
+
+class _Expm1(torch.autograd.Function):
+    """exp(x) − 1 whose gradient is exp(x): torch's own takes expm1(x) + 1, which is 0 for p < 6e-8."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return torch.expm1(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        return grad * x.exp()
+
+
+def _expm1(x: torch.Tensor) -> torch.Tensor:
+    return _Expm1.apply(x)  # type: ignore[return-value]
 
 
 def _kept(log_p: torch.Tensor, keep: torch.Tensor, loss: Loss) -> torch.Tensor:
