@@ -1,0 +1,158 @@
+"""Three training steps: every layout against one process, and one process against plain transformers."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from megatron_probsft.data.order import sample_indices
+from tests.training_runs import config_for, records, train, write_pairs
+
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "TP 2": (2, {"tensor_model_parallel_size": 2}),
+    "TP 2 + SP": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
+    "PP 2": (2, {"pipeline_model_parallel_size": 2}),
+    "TP 2 × PP 2": (4, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}),
+    "DP 2": (2, {}),
+    "DP 2 distributed optimizer": (2, {"use_distributed_optimizer": True}),
+    "micro-batch 4": (1, {"micro_batch_size": 4}),
+    "shorter packs": (1, {"seq_length": 64}),
+}
+# f(p) written out anew, in float64.
+OBJECTIVES = {
+    "original": lambda p: -p.log(),
+    "GeneralFamily-8": lambda p: (1 - p**8) / 8,
+    "OnlyTopP-0.2": lambda p: (1 - p) * (p >= 0.2),
+    "OnlyBottomLogP-0.5": lambda p: -p.log() * (p <= 0.5),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("data") / "train.jsonl", 20)
+
+
+@pytest.fixture(scope="module")
+def one_process(
+    tiny_llama: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[dict]]:
+    folder = tmp_path_factory.mktemp("one")
+    return {
+        name: train(1, config_for(folder / name, tiny_llama, data, objective=name)) for name in OBJECTIVES
+    }
+
+
+def _compare(runs: list[dict], expected: list[dict], tolerance: float) -> None:
+    assert len(runs) == len(expected) == 3
+    for run, reference in zip(runs, expected, strict=True):
+        for key in ("loss", "nll", "mean_p", "grad_norm"):
+            assert run[key] == pytest.approx(reference[key], rel=tolerance), (run["iteration"], key)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout_equals_one_process(
+    layout: str, objective: str, one_process: dict, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    ranks, settings = LAYOUTS[layout]
+    config = config_for(tmp_path / "run", tiny_llama, data, objective=objective, **settings)
+    _compare(train(ranks, config), one_process[objective], 1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_one_process_equals_plain_transformers(
+    objective: str, one_process: dict, tiny_llama: Path, data: Path
+) -> None:
+    _compare(one_process[objective], _plain_transformers(tiny_llama, data, OBJECTIVES[objective]), 1e-4)
+
+
+def test_untied_qwen2_across_stages_and_shards(tiny_qwen2: Path, data: Path, tmp_path: Path) -> None:
+    one = train(1, config_for(tmp_path / "one", tiny_qwen2, data))
+    settings = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 4, "sequence_parallel": True}
+    _compare(train(8, config_for(tmp_path / "eight", tiny_qwen2, data, **settings)), one, 1e-5)
+    _compare(one, _plain_transformers(tiny_qwen2, data, OBJECTIVES["original"]), 1e-4)
+
+
+def test_bf16_follows_float32(one_process: dict, tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    config = config_for(
+        tmp_path / "run",
+        tiny_llama,
+        data,
+        bf16=True,
+        tensor_model_parallel_size=3,
+        use_distributed_optimizer=True,
+    )
+    _compare(train(3, config), one_process["original"], 0.05)
+
+
+def test_validation_is_token_exact(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    """Every sample once, weighted by its tokens, on two layouts; against transformers, sample by sample."""
+    settings: dict[str, Any] = {"valid_data": [str(data)], "train_iters": 1, "lr_warmup_iters": 0}
+    config_for_layout = {1: {}, 4: {"tensor_model_parallel_size": 2, "global_batch_size": 3}}
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    with torch.no_grad():
+        p = torch.cat([_label_probabilities(model, *sample) for sample in _samples(tiny_llama, data)])
+    histogram = torch.histc(p, 20, 0, 1) / len(p)
+    for ranks, more in config_for_layout.items():
+        folder = tmp_path / str(ranks)
+        train(ranks, config_for(folder, tiny_llama, data, **(settings | more)))
+        first = records(folder, "validation")[0]
+        assert first["iteration"] == 0
+        assert first["supervised_tokens"] == len(p)
+        assert first["nll"] == pytest.approx(-p.log().mean().item(), rel=1e-5)
+        assert first["mean_p"] == pytest.approx(p.mean().item(), rel=1e-5)
+        assert first["p_histogram"] == pytest.approx(histogram.tolist(), abs=1e-6)
+
+
+def _plain_transformers(folder: Path, data: Path, f: Any) -> list[dict[str, float]]:
+    """Megatron-free: samples one by one, torch's AdamW, the schedule and the clipping written out."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    samples = _samples(folder, data)
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() == 1]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-8)
+    reports = []
+    for step in range(3):
+        # warmup of one step from 0 to 1e-2, then a cosine down to 1e-3 at step 3
+        progress = max(step - 1, 0) / 2
+        rate = 0.0 if step == 0 else 1e-3 + (1e-2 - 1e-3) * 0.5 * (1 + math.cos(math.pi * progress))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        chosen = sample_indices(step * 8, 8, len(samples), 5)
+        p = torch.cat([_label_probabilities(model, *samples[i]) for i in np.asarray(chosen)]).double()
+        loss = f(p).sum() / len(p)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+        optimizer.step()
+        p = p.detach()
+        reports.append(
+            {"loss": loss.item(), "nll": -p.log().mean().item(), "mean_p": p.mean().item(), "grad_norm": norm}
+        )
+    return reports
+
+
+def _samples(folder: Path, data: Path) -> list[tuple[list[int], int]]:
+    """(token ids, length of the prompt) with the ChatML of these models written out."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    samples = []
+    for row in map(json.loads, data.read_text().splitlines()):
+        prompt = f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+        head = tokenizer(prompt, add_special_tokens=False).input_ids
+        tail = tokenizer(row["response"], add_special_tokens=False).input_ids
+        samples.append((head + tail + [tokenizer.eos_token_id], len(head)))
+    return samples
+
+
+def _label_probabilities(model: Any, token_ids: list[int], prompt_length: int) -> torch.Tensor:
+    tokens = torch.tensor([token_ids])
+    logits = model(tokens).logits[0, prompt_length - 1 : -1]
+    return logits.double().softmax(-1).gather(1, tokens[0, prompt_length:, None]).squeeze(1)
