@@ -7,6 +7,7 @@ import warnings
 warnings.filterwarnings("ignore", message="(Transformer Engine and )?Apex (are|is) not installed")
 warnings.filterwarnings("ignore", message="invalid escape sequence", category=SyntaxWarning)
 warnings.filterwarnings("ignore", message="full scope is deprecated")
+warnings.filterwarnings("ignore", message="MimoModelConfig is experimental")
 # Megatron-Core 0.19.2 uses these names, and so do we while torch 2.11 is supported.
 warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning)
 for _category in (UserWarning, FutureWarning):  # of torch's loader, about how Megatron-Core calls it

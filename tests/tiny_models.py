@@ -24,13 +24,15 @@ def save_tiny_model(
     layers: int = 4,
     heads: int = 6,
     groups: int = 6,
+    head_dim: int = 16,
+    vocab_size: int = VOCAB_SIZE,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
     """A random model with its tokenizer: weights large enough that probabilities are far from uniform."""
     torch.manual_seed(seed)
     sizes: dict[str, Any] = dict(  # noqa: C408
-        vocab_size=VOCAB_SIZE, hidden_size=heads * 16, intermediate_size=12 * heads, num_hidden_layers=layers,
+        vocab_size=vocab_size, hidden_size=heads * head_dim, intermediate_size=12 * heads, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=groups, max_position_embeddings=512,
         tie_word_embeddings=tied, initializer_range=0.15, rms_norm_eps=1e-5, dtype=dtype,
     )  # fmt: skip

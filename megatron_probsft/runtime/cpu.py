@@ -27,6 +27,7 @@ _MODULES_WITH_LITERAL_CUDA = (
     "megatron.core.optimizer.clip_grads",
     "megatron.core.optimizer.optimizer",
     "megatron.core.transformer.utils",
+    "megatron.core.utils",
     "megatron.core.dist_checkpointing.exchange_utils",
     "megatron.core.dist_checkpointing.strategies.state_dict_saver",
 )

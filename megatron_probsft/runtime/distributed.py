@@ -20,6 +20,8 @@ def initialize(
     NCCL with one GPU per local rank where CUDA is, gloo elsewhere. Collective over the world.
     """
     cpu.enable()
+    # Megatron-Core's overlap of communication and computation counts on one hardware queue.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():

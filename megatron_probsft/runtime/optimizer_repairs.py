@@ -1,6 +1,6 @@
-"""Steps around faults of Megatron-Core 0.19.2's DistributedOptimizer with torch's AdamW (no TE, no Apex).
+"""What Megatron-Core 0.19.2's optimizers need with torch's AdamW, where TE and Apex are missing.
 
-Without these a resumed run fails to load, or, worse, silently drifts: after loading, all parameters share
+Without the repairs of DistributedOptimizer a resumed run fails to load, or, worse, silently drifts: after loading, all parameters share
 one `step` tensor, so Adam's bias correction runs as many times too fast as there are parameters.
 """
 
@@ -14,11 +14,13 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer
 
 
-def repair_distributed_optimizer(optimizer: MegatronOptimizer) -> None:
-    """Mend every DistributedOptimizer inside `optimizer`; nothing to do with TE's or Apex's Adam."""
+def prepare_torch_adam(optimizer: MegatronOptimizer) -> None:
+    """Use torch's fused AdamW and mend every DistributedOptimizer; nothing to do with TE's or Apex's Adam."""
     if HAVE_APEX_OR_TE:
         return
     for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for group in inner.param_groups:
+            group["fused"] = True  # one pass over parameters and moments instead of ten
         if isinstance(inner, DistributedOptimizer):
             _start_with_zero_state(inner.optimizer)
             inner.load_state_dict = types.MethodType(_load_state_dict, inner)  # type: ignore[method-assign]

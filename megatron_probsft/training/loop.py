@@ -44,6 +44,7 @@ def run(config: TrainConfig) -> TrainState:
     """
     save = Path(config.save)
     hf, checkpoint = check_inputs(config)
+    _say(f"starting {distributed.world_size()} process(es) on {config.hf_model or config.load}")
     distributed.initialize(
         config.tensor_model_parallel_size, config.pipeline_model_parallel_size, seed=config.seed
     )
@@ -106,7 +107,7 @@ def _token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenSt
             response_key=config.response_key,
             messages_key=config.messages_key,
             num_workers=config.num_workers,
-            log=lambda text: print(text, flush=True) if distributed.rank() == 0 else None,
+            log=_say,
         )
 
     def both() -> tuple[TokenStore, TokenStore | None]:
@@ -169,6 +170,11 @@ def _train(
         if stop and not last:
             reporter.say(f"stopped at step {saved} by --exit-interval; continue with --load {save}")
             return
+
+
+def _say(text: str) -> None:
+    if distributed.rank() == 0:
+        print(text, flush=True)
 
 
 def _divides(interval: int | None, iteration: int) -> bool:

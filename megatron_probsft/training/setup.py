@@ -17,7 +17,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_probsft.models.build import HFModel, Parallelism, build_model, transformer_config
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.runtime.optimizer_repairs import repair_distributed_optimizer
+from megatron_probsft.runtime.optimizer_repairs import prepare_torch_adam
 from megatron_probsft.training.config import TrainConfig
 
 
@@ -83,7 +83,7 @@ def build_train_state(config: TrainConfig, gpt: GPTModel, train_iters: int) -> T
         [model],
         use_gloo_process_groups=False,
     )
-    repair_distributed_optimizer(optimizer)
+    prepare_torch_adam(optimizer)
     gpt.config.grad_scale_func = optimizer.scale_loss
     return TrainState(model, optimizer, _scheduler(config, optimizer, train_iters))
 

@@ -1,0 +1,200 @@
+"""From a real model to a scored model: base → SFT with two objectives → Hugging Face → vLLM → table, picture.
+
+make quickstart                                     (or, in the environment that it makes:)
+python examples/quickstart/run.py --objectives original p --steps 30
+
+Everything it does is an ordinary command of this project; they are printed as they run, and kept in
+`summary.json`, beside the table and `summary.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from rich.console import Console  # noqa: E402
+
+from examples.quickstart import summary, task  # noqa: E402
+from examples.quickstart.smollm2 import build_hf_folder  # noqa: E402
+from megatron_probsft.objectives.registry import ObjectiveError, get_objective  # noqa: E402
+from megatron_probsft.runtime.errors import UserError, one_line_errors  # noqa: E402
+
+SMOLLM2 = "SmolLM2-135M-Instruct"
+GLOBAL_BATCH_SIZE = 32
+
+
+def main() -> None:
+    args = _arguments()
+    with one_line_errors():
+        QuickStart(args).run()
+
+
+class QuickStart:
+    """The steps of the quick start; each runs a command of the project and reads what it wrote."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        for objective in args.objectives:
+            try:
+                get_objective(objective)
+            except ObjectiveError as error:
+                raise UserError(str(error)) from None
+        self.args = args
+        self.console = Console()
+        self.folder = Path(args.output)
+        self.commands: list[str] = []
+        self.started = time.perf_counter()
+
+    def run(self) -> None:
+        if self.folder.exists():  # nothing that an earlier run wrote is lost
+            stamp = datetime.fromtimestamp(self.folder.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
+            older = self.folder.rename(self.folder.with_name(f"{self.folder.name}-{stamp}"))
+            self._say(f"the earlier run is now {older}")
+        model = self._model()
+        self._say("preparing the task")
+        data = task.write_task(
+            self.folder / "data", train=self.args.steps * GLOBAL_BATCH_SIZE, heldout=self.args.heldout
+        )
+        base = self._row("base", self._score(model, "base"))
+        rows, curves = [base], {}
+        for objective in self.args.objectives:
+            began = time.perf_counter()
+            tuned = self._train(model, objective)
+            score = self._score(tuned, objective)
+            curves[objective] = records = _metrics(self._of(objective) / "megatron")
+            row = self._row(objective, score, _validations(records)[-1], time.perf_counter() - began)
+            base.update(_held_out(_validations(records)[0]))  # before the first step: the base model
+            rows.append(row)
+            summary.write(self.folder, rows, curves, self.commands, data, self._seconds())
+        summary.show(self.console, rows, data)
+        self._say(f"wrote {self.folder}/summary.json and {self.folder}/summary.png")
+
+    def _model(self) -> Path | str:
+        if self.args.model != SMOLLM2:
+            return self.args.model
+        self._say(f"building {SMOLLM2} from its package")
+        return build_hf_folder(ROOT / "runs" / "models" / SMOLLM2)
+
+    def _train(self, model: Path | str, objective: str) -> Path:
+        """Train under torchrun, then convert; the Hugging Face folder."""
+        tp, pp = self.args.tensor_model_parallel_size, self.args.pipeline_model_parallel_size
+        ranks = tp * pp * self.args.data_parallel_size
+        run, hf = self._of(objective) / "megatron", self._of(objective) / "hf"
+        self._command(
+            f"training with {objective} on {ranks} process(es)",
+            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", ranks, "--master-port", 0]
+            + ["--nnodes", 1, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+            + ["-m", "megatron_probsft.train", "--config", Path(__file__).with_name("recipe.yaml")]
+            + ["--tensor-model-parallel-size", tp, "--pipeline-model-parallel-size", pp]
+            + ["--hf-model", model, "--data", self.folder / "data" / "train.jsonl"]
+            + ["--valid-data", self.folder / "data" / "heldout.jsonl", "--objective", objective]
+            + ["--data-cache-path", self.folder / "data" / "cache"]
+            + ["--global-batch-size", GLOBAL_BATCH_SIZE, "--train-iters", self.args.steps, "--save", run],
+            {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))},
+        )
+        self._command(
+            "converting to Hugging Face",
+            [sys.executable, "tools/convert_checkpoint.py", "megatron-to-hf", "--megatron", run, "--hf", hf],
+        )
+        return hf
+
+    def _score(self, model: Path | str, name: str) -> dict[str, Any]:
+        output = self._of(name) / "score"
+        self._command(
+            f"scoring {name} with vLLM",
+            [sys.executable, "tools/evaluate.py", "--model", model, "--output", output]
+            + ["--task", self.folder / "data" / "heldout.jsonl", "--grader", "exact"]
+            + ["--max-new-tokens", task.MAX_NEW_TOKENS],
+        )
+        return json.loads((output / "summary.json").read_text())
+
+    def _row(
+        self,
+        name: str,
+        score: dict[str, Any],
+        validation: dict[str, Any] | None = None,
+        seconds: float | None = None,
+    ) -> dict[str, Any]:
+        return {
+            "name": name,
+            **(_held_out(validation) if validation else {}),
+            "accuracy": score["accuracy"],
+            "accuracy_ci95": score["accuracy_ci95"],
+            "n": score["n"],
+            "seconds": round(score["seconds"] if seconds is None else seconds, 1),
+        }
+
+    def _command(self, title: str, words: list[Any], environment: dict[str, str] | None = None) -> None:
+        words = [str(word) for word in words]
+        shown = shlex.join(["python" if word == sys.executable else word for word in words])
+        shown = " ".join([f"{key}={value}" for key, value in (environment or {}).items()] + [shown])
+        self.commands.append(shown)
+        self._say(title)
+        self.console.print(f"[dim]$ {shown}[/dim]", soft_wrap=True, highlight=False)
+        code = subprocess.run(words, cwd=ROOT, env=os.environ | (environment or {}), check=False).returncode
+        if code:
+            raise UserError(f"{title} failed with exit status {code}: see the lines above")
+
+    def _say(self, text: str) -> None:
+        minutes, seconds = divmod(int(self._seconds()), 60)
+        self.console.rule(f"[bold]{minutes:d}:{seconds:02d}  {text}", align="left")
+
+    def _of(self, name: str) -> Path:
+        return self.folder / name
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def _validations(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record for record in records if record["kind"] == "validation"]
+
+
+def _held_out(validation: dict[str, Any]) -> dict[str, float]:
+    return {"heldout_nll": validation["nll"], "heldout_mean_p": validation["mean_p"]}
+
+
+def _arguments() -> argparse.Namespace:
+    gpus = _gpus()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--objectives", nargs="+", default=["original", task.PRIOR_LEANING])
+    parser.add_argument(
+        "--model", default=SMOLLM2, help="Hugging Face folder or hub id (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=task.STEPS, help="optimizer steps (default: %(default)s)"
+    )
+    parser.add_argument("--heldout", type=int, default=task.HELDOUT, help="held-out items")
+    parser.add_argument("--tensor-model-parallel-size", type=int, default=3 if gpus == 0 or gpus >= 3 else 1)
+    parser.add_argument("--pipeline-model-parallel-size", type=int, default=1)
+    parser.add_argument("--data-parallel-size", type=int, default=1)
+    parser.add_argument("--output", default=str(ROOT / "runs" / "quickstart"))
+    return parser.parse_args()
+
+
+def _gpus() -> int:
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
+    return len(listed.stdout.splitlines())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""A step's samples to equal packs for every data-parallel rank, and a pack to a micro-batch."""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_probsft.data.token_store import TokenStore
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """packs[rank][micro_batch]: positions into the step's samples, ascending; possibly none.
+
+    pack_length: the length all packs are padded to.
+    """
+
+    packs: list[list[list[int]]]
+    pack_length: int
+
+
+def plan_step(
+    lengths: np.ndarray, dp_size: int, capacity: int, align: int = 1, microbatch_multiple: int = 1
+) -> StepPlan:
+    """Partition a step's samples, whole, into packs; a pure function of its arguments.
+
+    `lengths` int `[n]`: each sample's positions, its tokens − 1. Every rank gets the same number of packs, a
+    multiple of `microbatch_multiple` and as few as packs of `capacity` permit; then the longest pack is made
+    as short as can be found. `pack_length` is its length rounded up to a multiple of `align`.
+
+    Raises ValueError: a sample longer than `capacity`, or an argument below 1.
+    """
+    if min(dp_size, capacity, align, microbatch_multiple) < 1 or min(lengths, default=1) < 1:
+        raise ValueError(f"not positive: {dp_size=} {capacity=} {align=} {microbatch_multiple=} or a length")
+    if max(lengths, default=0) > capacity:
+        raise ValueError(f"a sample of {max(lengths)} positions does not fit a pack of {capacity}")
+    sizes: list[int] = np.asarray(lengths).tolist()
+    descending = [(sizes[i], i) for i in np.argsort(-np.asarray(lengths), kind="stable").tolist()]
+
+    unit = dp_size * microbatch_multiple
+    packs = _best_fit(descending, capacity)
+    count = max(1, -(-len(packs) // unit)) * unit
+    fewest = max(1, -(-_fewest(np.sort(lengths), capacity) // unit)) * unit
+    for fewer in range(fewest, count, unit):
+        spread = _longest_to_emptiest(descending, fewer)
+        if _longest(spread, sizes) <= capacity:
+            packs, count = spread, fewer
+            break
+    packs = _shorten(packs, descending, sizes, count)
+    pack_length = max(1, -(-_longest(packs, sizes) // align)) * align
+
+    # Deal them out by size, there and back, so that the ranks' sums are near each other.
+    packs = sorted(packs + [[] for _ in range(count - len(packs))], key=lambda p: (-_sum(p, sizes), p))
+    ranks: list[list[list[int]]] = [[] for _ in range(dp_size)]
+    for turn, first in enumerate(range(0, count, dp_size)):
+        order = range(dp_size) if turn % 2 == 0 else reversed(range(dp_size))
+        for rank, pack in zip(order, packs[first : first + dp_size], strict=True):
+            ranks[rank].append(sorted(pack))
+    return StepPlan(ranks, pack_length)
+
+
+def make_microbatch(
+    store: TokenStore, indices: Sequence[int], pack_length: int
+) -> dict[str, np.ndarray | int]:
+    """One pack as arrays; `indices` are the data set indices of its samples.
+
+    tokens int64 `[pack_length]`: the samples' inputs, `tokens[:-1]`, then zeros. labels int64
+    `[pack_length]`: the same sample's next token where that is trained, else −100. position_ids int64
+    `[pack_length]`: from 0 in each sample and in the padding. cu_seqlens int32 `[k + 1]`: where samples
+    start, from 0 to pack_length; padding, if any, is the last segment. max_seqlen: the longest segment.
+
+    Raises ValueError if the samples do not fit.
+    """
+    tokens = np.zeros(pack_length, np.int64)
+    labels = np.full(pack_length, IGNORED, np.int64)
+    ends = [0]
+    for index in indices:
+        sample, trained = store.sample(index)
+        start, end = ends[-1], ends[-1] + len(sample) - 1
+        if end > pack_length:
+            raise ValueError(f"samples {list(indices)} do not fit a pack of {pack_length} positions")
+        tokens[start:end] = sample[:-1]
+        labels[start:end] = np.where(trained[1:], sample[1:], IGNORED)
+        ends.append(end)
+    if ends[-1] < pack_length:
+        ends.append(pack_length)
+    cu_seqlens = np.asarray(ends, np.int32)
+    segments = np.diff(cu_seqlens)
+    position_ids = np.arange(pack_length) - np.repeat(cu_seqlens[:-1].astype(np.int64), segments)
+    return {
+        "tokens": tokens,
+        "labels": labels,
+        "position_ids": position_ids,
+        "cu_seqlens": cu_seqlens,
+        "max_seqlen": int(segments.max()),
+    }
+
+
+def _fewest(ascending: np.ndarray, capacity: int) -> int:
+    """A lower bound on the packs needed (Martello and Toth's L2).
+
+    For any s: of the samples of at least s, those over capacity − s are alone, and those over half the
+    capacity are each in another pack, whose room the rest may use.
+    """
+    before = np.concatenate([[0], np.cumsum(ascending)])
+    half = np.searchsorted(ascending, capacity // 2, "right")
+    smallest = np.unique(np.append(ascending[:half], 0))
+    first = np.searchsorted(ascending, smallest, "left")
+    alone = np.searchsorted(ascending, capacity - smallest, "right")
+    room = (alone - half) * capacity - (before[alone] - before[half])
+    over = before[half] - before[first] - room
+    return int(np.max(len(ascending) - half + np.maximum(0, -(-over // capacity))))
+
+
+def _shorten(
+    packs: list[list[int]], descending: list[tuple[int, int]], sizes: list[int], count: int
+) -> list[list[int]]:
+    """At most `count` packs with a longest as short as found: binary search on the capacity of best fit."""
+    spread = _longest_to_emptiest(descending, count)
+    best = min(packs, spread, key=lambda p: _longest(p, sizes))
+    high = _longest(best, sizes)
+    low = max(-(-sum(sizes) // count), max(sizes, default=0))
+    while low < high:
+        middle = (low + high) // 2
+        tried = _best_fit(descending, middle)
+        if len(tried) <= count:
+            best, high = tried, _longest(tried, sizes)
+        else:
+            low = middle + 1
+    return best
+
+
+def _best_fit(descending: list[tuple[int, int]], capacity: int) -> list[list[int]]:
+    """Each sample, longest first, to the fullest pack that still holds it; opens packs as needed."""
+    packs: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free positions, pack), ascending
+    for size, sample in descending:
+        place = bisect_left(room, (size, -1))
+        if place == len(room):
+            free, pack = capacity, len(packs)
+            packs.append([])
+        else:
+            free, pack = room.pop(place)
+        packs[pack].append(sample)
+        insort(room, (free - size, pack))
+    return packs
+
+
+def _longest_to_emptiest(descending: list[tuple[int, int]], count: int) -> list[list[int]]:
+    packs: list[list[int]] = [[] for _ in range(count)]
+    sums = [(0, pack) for pack in range(count)]
+    for size, sample in descending:
+        used, pack = heapq.heappop(sums)
+        packs[pack].append(sample)
+        heapq.heappush(sums, (used + size, pack))
+    return packs
+
+
+def _sum(pack: list[int], sizes: list[int]) -> int:
+    return sum(sizes[sample] for sample in pack)
+
+
+def _longest(packs: list[list[int]], sizes: list[int]) -> int:
+    return max((_sum(pack, sizes) for pack in packs), default=0)

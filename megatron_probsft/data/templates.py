@@ -1,0 +1,171 @@
+"""Text to tokens and back to what is trained: one definition for training and for generation.
+
+A template is "chat", the tokenizer's own chat template, or "plain", the tokenizer's own encoding of the
+prompt (with BOS where the tokenizer adds it). What is trained is told by position, never by token value: in
+many tokenizers pad, EOS and the end of a turn are one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+
+from megatron_probsft.runtime.errors import UserError
+
+TEMPLATES = ("chat", "plain")
+_ROLES = ("system", "user", "assistant", "tool")
+
+
+def encode_prompt(tokenizer: Any, prompt: str, template: str) -> list[int]:
+    """Token ids up to where generation starts. Raises UserError as `check_template` does."""
+    check_template(tokenizer, template)
+    return _encode_prompts(tokenizer, [prompt], template)[0]
+
+
+def encode_pair(tokenizer: Any, prompt: str, response: str, template: str) -> tuple[list[int], list[bool]]:
+    """Tokens and, for each, whether it is trained.
+
+    The tokens are those of the prompt, those of the response, encoded by itself, and EOS; the response's and
+    EOS are trained: len(response tokens) + 1 of them. Raises UserError as `check_template` does.
+    """
+    return encode_pairs(tokenizer, [prompt], [response], template)[0]
+
+
+def encode_messages(
+    tokenizer: Any, messages: Sequence[dict[str, Any]], template: str
+) -> tuple[list[int], list[bool]]:
+    """Tokens of a conversation and, for each, whether it is trained.
+
+    Every assistant turn is trained, with the tokens that end it but without white space after them. If the
+    last message is an assistant's, the tokens end with it and EOS, as those of `encode_pair` do.
+
+    Raises UserError: unknown role, content that is no string or an empty assistant turn, no assistant turn
+    or it comes first, the "plain" template, and what the chat template itself refuses.
+    """
+    check_template(tokenizer, template, conversations=True)
+    return encode_segments(tokenizer, [split_messages(tokenizer, messages)])[0]
+
+
+def check_template(tokenizer: Any, template: str, *, conversations: bool = False) -> None:
+    """UserError unless this tokenizer can encode with this template."""
+    if template not in TEMPLATES:
+        raise UserError(f"--template {template} is unknown: use {' or '.join(TEMPLATES)}")
+    if conversations and template != "chat":
+        raise UserError(f"--template {template} takes prompt and response: messages need --template chat")
+    if template == "chat":
+        try:
+            tokenizer.get_chat_template()
+        except ValueError:
+            raise UserError("the tokenizer has no (default) chat template: use --template plain") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no EOS token: set eos_token in its tokenizer_config.json")
+
+
+def encode_pairs(
+    tokenizer: Any, prompts: Sequence[str], responses: Sequence[str], template: str
+) -> list[tuple[list[int], list[bool]]]:
+    """`encode_pair` of each, in one call of the tokenizer for all prompts and one for all responses."""
+    check_template(tokenizer, template)
+    return [
+        (start + end + [tokenizer.eos_token_id], [False] * len(start) + [True] * (len(end) + 1))
+        for start, end in zip(
+            _encode_prompts(tokenizer, prompts, template), _token_ids(tokenizer, responses), strict=True
+        )
+    ]
+
+
+def split_messages(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> list[tuple[str, bool]]:
+    """A conversation as (text, trained) segments; a trained last one is to be followed by EOS."""
+    _check_messages(messages)
+    segments: list[tuple[str, bool]] = []
+    done = ""  # what the segments hold so far, as the template renders it
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = _render(tokenizer, messages[:index], add_generation_prompt=True)
+        segments.append((_after(done, prompt), False))
+        if index == len(messages) - 1:
+            return [*segments, (message["content"], True)]
+        done = _render(tokenizer, messages[: index + 1]).rstrip()
+        segments.append((_after(prompt, done), True))
+    return [*segments, (_after(done, _render(tokenizer, messages)), False)]
+
+
+def encode_segments(
+    tokenizer: Any, conversations: Sequence[Sequence[tuple[str, bool]]]
+) -> list[tuple[list[int], list[bool]]]:
+    """Tokens and trained flags of each result of `split_messages`, in one call of the tokenizer."""
+    ids = iter(_token_ids(tokenizer, [text for segments in conversations for text, _ in segments]))
+    encoded = []
+    for segments in conversations:
+        tokens: list[int] = []
+        flags: list[bool] = []
+        for _, trained in segments:
+            new = next(ids)
+            tokens += new
+            flags += [trained] * len(new)
+        if segments[-1][1]:
+            tokens.append(tokenizer.eos_token_id)
+            flags.append(True)
+        encoded.append((tokens, flags))
+    return encoded
+
+
+def _encode_prompts(tokenizer: Any, prompts: Sequence[str], template: str) -> list[list[int]]:
+    if template == "chat":
+        texts = [
+            _render(tokenizer, [{"role": "user", "content": p}], add_generation_prompt=True) for p in prompts
+        ]
+        return _token_ids(tokenizer, texts)
+    ids = _token_ids(tokenizer, prompts, add_special_tokens=True)
+    appended = _appended(tokenizer)
+    return [one[: len(one) - appended] for one in ids]
+
+
+def _appended(tokenizer: Any) -> int:
+    """How many special tokens (EOS) the tokenizer puts after a text: generation starts before them."""
+    mask = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    return mask[::-1].index(0) if 0 in mask else 0
+
+
+def _token_ids(tokenizer: Any, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
+    return tokenizer(
+        list(texts), add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False
+    )["input_ids"]
+
+
+def _render(
+    tokenizer: Any, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = False
+) -> str:
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except TemplateError as error:
+        raise UserError(f"the chat template refuses the messages: {str(error).splitlines()[0]}") from None
+
+
+def _after(start: str, text: str) -> str:
+    if not text.startswith(start):
+        raise UserError(
+            "the chat template renders an earlier turn differently once later turns follow: "
+            "split the conversation into samples that end with the assistant turn to train"
+        )
+    return text[len(start) :]
+
+
+def _check_messages(messages: Sequence[dict[str, Any]]) -> None:
+    for number, message in enumerate(messages, start=1):
+        role, content = message.get("role"), message.get("content")
+        if role not in _ROLES:
+            raise UserError(f"message {number} has the role {role!r}: use one of {', '.join(_ROLES)}")
+        if not isinstance(content, str):
+            raise UserError(f"message {number} has content of type {type(content).__name__}, not a string")
+        if role == "assistant" and not content:
+            raise UserError(f"message {number} is an empty assistant turn")
+    if messages and messages[0]["role"] == "assistant":
+        raise UserError("message 1 is an assistant turn: start with a system or user message")
+    if not any(message["role"] == "assistant" for message in messages):
+        raise UserError("there is no assistant turn to train on")

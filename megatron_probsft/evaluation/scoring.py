@@ -1,0 +1,42 @@
+"""From graded samples to an accuracy with its 95 % interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
+
+
+def score(correct: Sequence[Sequence[bool]], seed: int) -> tuple[float, tuple[float, float]]:
+    """Accuracy and its 95 % interval; `correct` holds, per problem, its samples' grades, the same number each.
+
+    The accuracy is the mean over problems and samples. With one sample per problem the interval is Wilson's;
+    with several, whose grades depend on each other, problems are resampled: `bootstrap_interval`.
+    """
+    means = [sum(samples) / len(samples) for samples in correct]
+    if max(map(len, correct)) == 1:
+        interval = wilson_interval(round(sum(means)), len(means))
+    else:
+        interval = bootstrap_interval(means, seed)
+    return sum(means) / len(means), interval
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's score interval without continuity correction, 95 %: keeps to [0, 1] and is no point at 0 of n."""
+    p, z2 = successes / trials, Z95 * Z95
+    middle = (p + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = Z95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))
+    low = 0.0 if successes == 0 else middle - half
+    high = 1.0 if successes == trials else middle + half
+    return low, high
+
+
+def bootstrap_interval(means: Sequence[float], seed: int, resamples: int = 10_000) -> tuple[float, float]:
+    """Percentile bootstrap of the mean over problems, 95 %; a function of (means, seed)."""
+    values, generator = np.asarray(means), np.random.default_rng(seed)
+    resampled = [values[generator.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,118 @@
+"""vLLM's side of `vllm_runner`: token ids in, token ids out.
+
+Run by file path, `python vllm_process.py REQUEST.json RESPONSE.json PROGRESS_FD`, with an interpreter that may
+know vLLM and the standard library only. Writes "finished-requests generated-tokens" lines to the descriptor;
+when nobody reads them any more, it ends. When vLLM fails the response is {"error": what}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+MIN_KV_BYTES = 64 << 20
+MAX_CONCURRENCY = 256
+CPU_BLOCK = 128  # tokens per block of vLLM's KV cache on CPU
+
+
+class Progress:
+    def __init__(self, descriptor: int) -> None:
+        os.set_inheritable(descriptor, False)
+        self._descriptor, self._last = descriptor, 0.0
+
+    def __call__(self, finished: int, tokens: int) -> None:
+        if time.monotonic() - self._last > 0.2:
+            self._last = time.monotonic()
+            os.write(self._descriptor, f"{finished} {tokens}\n".encode())
+
+
+def run(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    started = time.perf_counter()
+    from vllm import platforms
+
+    settings: dict[str, Any] = {}
+    if platforms.current_platform.device_type == "cpu":
+        if shutil.which("lscpu") is None:
+            return {"error": "vLLM on CPU calls lscpu, which is not on PATH: install util-linux"}
+        os.environ["TORCH_COMPILE_DISABLE"] = "1"  # no C++ compiler needed
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        settings = {"enforce_eager": True, "kv_cache_memory_bytes": _kv_bytes(request)}
+
+    import vllm
+    from vllm.sampling_params import RequestOutputKind
+
+    llm = vllm.LLM(
+        model=request["model"],
+        dtype=request["dtype"],
+        tensor_parallel_size=request["tensor_parallel_size"],
+        max_model_len=request["max_model_len"],
+        max_num_seqs=MAX_CONCURRENCY,
+        seed=0,  # the default; every request brings its own
+        skip_tokenizer_init=True,
+        **settings,
+    )
+    engine, ready = llm.llm_engine, time.perf_counter()
+    generations: dict[str, dict[str, Any]] = {}
+    for index, (prompt, seeds) in enumerate(zip(request["prompts"], request["seeds"], strict=True)):
+        for sample, seed in enumerate(seeds):
+            generations[f"{index}/{sample}"] = {"tokens": [], "finish_reason": None}
+            sampling = vllm.SamplingParams(
+                temperature=request["temperature"],
+                max_tokens=request["max_new_tokens"],
+                stop_token_ids=request["stop_token_ids"],
+                seed=seed,
+                detokenize=False,
+                output_kind=RequestOutputKind.DELTA,
+            )
+            tokens_prompt: Any = {"type": "token", "prompt_token_ids": prompt}
+            engine.add_request(f"{index}/{sample}", tokens_prompt, sampling)
+    finished = tokens = 0
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            new, generation = output.outputs[0], generations[output.request_id]
+            generation["tokens"] += new.token_ids
+            tokens += len(new.token_ids)
+            if output.finished:
+                generation["finish_reason"] = new.finish_reason
+                finished += 1
+        progress(finished, tokens)
+    return {
+        "generations": list(generations.values()),
+        "dtype": str(llm.model_config.dtype).removeprefix("torch."),
+        "device": platforms.current_platform.get_device_name(),
+        "vllm": vllm.__version__,
+        "startup_seconds": ready - started,
+        "generation_seconds": time.perf_counter() - ready,
+    }
+
+
+def _kv_bytes(request: dict[str, Any]) -> int:
+    """Room for all requests at once, but for one at least and within half of the free memory."""
+    blocks = -(-request["max_model_len"] // CPU_BLOCK) + 1
+    one = blocks * CPU_BLOCK * request["kv_bytes_per_token"]
+    wanted = one * min(sum(map(len, request["seeds"])), MAX_CONCURRENCY)
+    available = next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith("MemAvailable")
+    )
+    return max(MIN_KV_BYTES, one, min(wanted, available // 2))
+
+
+def main() -> None:
+    try:
+        response = run(json.loads(Path(sys.argv[1]).read_text()), Progress(int(sys.argv[3])))
+    except Exception as error:
+        traceback.print_exc()
+        response = {"error": f"{type(error).__name__}: {error}"}
+    Path(sys.argv[2]).write_text(json.dumps(response))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Generate with vLLM in a process of its own: token ids in, token ids out, on CPU and CUDA alike.
+
+vLLM initialises torch.distributed, seeds the global generators and may need another interpreter than the
+trainer (in NGC containers it has an environment of its own): `PROBSFT_VLLM_PYTHON` names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_probsft.runtime.errors import UserError
+
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",  # the model is a folder
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "PYTHONSAFEPATH": "1",  # the modules beside vllm_process.py are none of vLLM's
+}
+_SIGNALS = {-signal.SIGKILL: "killed, perhaps for want of memory", -signal.SIGTERM: "terminated"}
+MAX_ERROR = 300  # characters
+_ERROR = re.compile(r"\b((?:[A-Z]\w*)?(?:Error|Exception|Interrupt)): (.*\S)")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Tokens, with the one that ended it if finish_reason is "stop"; "length": cut at max_new_tokens."""
+
+    tokens: list[int]
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Generated:
+    """`generations[problem][sample]`, and what made them."""
+
+    generations: list[list[Generation]]
+    dtype: str
+    device: str
+    vllm: str
+    startup_seconds: float
+    generation_seconds: float
+
+
+def generate(
+    model_dir: Path,
+    prompts: Sequence[list[int]],
+    seeds: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_token_ids: Sequence[int],
+    log: Path,
+    temperature: float = 0.0,
+    dtype: str = "auto",
+    tensor_parallel_size: int = 1,
+    max_model_len: int | None = None,
+    kv_bytes_per_token: int,
+) -> Generated:
+    """One generation for each seed of each prompt: greedy at temperature 0, else a function of its seed.
+
+    Args:
+        seeds: per prompt, one seed for each sample wanted.
+        log: file for all that vLLM prints; progress goes to the terminal, one line every 5 s if it is none.
+        max_model_len: longest prompt + max_new_tokens unless given.
+        kv_bytes_per_token: sizes the KV cache on CPU; see `kv_bytes_per_token`.
+
+    Raises:
+        UserError: vLLM failed, with its last error and the log's path.
+    """
+    request = {
+        "model": str(model_dir.resolve()), "prompts": list(prompts), "seeds": [list(s) for s in seeds],
+        "max_new_tokens": max_new_tokens, "stop_token_ids": list(stop_token_ids), "temperature": temperature,
+        "dtype": dtype, "tensor_parallel_size": tensor_parallel_size,
+        "max_model_len": max_model_len or max(map(len, prompts)) + max_new_tokens,
+        "kv_bytes_per_token": kv_bytes_per_token,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="probsft-vllm-") as folder:
+        request_file, response_file = Path(folder, "request.json"), Path(folder, "response.json")
+        request_file.write_text(json.dumps(request))
+        status = _run_process(request_file, response_file, log, sum(map(len, seeds)))
+        if not response_file.exists():
+            what = _last_error(log) or "no error in its log"
+            raise UserError(f"vLLM ended with status {status}, {_SIGNALS.get(status, what)} (log: {log})")
+        response = json.loads(response_file.read_text())
+    if "error" in response:
+        error = " ".join(response["error"].split())
+        if "root cause" in error:  # of a process that vLLM started
+            error = _last_error(log) or error
+        raise UserError(f"vLLM: {error[:MAX_ERROR]} (log: {log})")
+    flat = iter(response.pop("generations"))
+    generations = [[Generation(**next(flat)) for _ in samples] for samples in seeds]
+    return Generated(generations, **response)
+
+
+def kv_bytes_per_token(config: Any) -> int:
+    """Keys and values of one token in all layers, in float32; of a Hugging Face text model's config."""
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 2 * config.num_hidden_layers * groups * head_dim * 4
+
+
+def _run_process(request: Path, response: Path, log: Path, total: int) -> int:
+    python = os.environ.get("PROBSFT_VLLM_PYTHON") or sys.executable
+    if shutil.which(python) is None:
+        raise UserError(f"PROBSFT_VLLM_PYTHON={python} is not an executable interpreter")
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb", buffering=0) as progress, log.open("wb") as log_file:
+        try:
+            process = subprocess.Popen(
+                [python, str(Path(__file__).with_name("vllm_process.py")),
+                 str(request), str(response), str(writer)],
+                env=_ENVIRONMENT | os.environ, stdin=subprocess.DEVNULL, stdout=log_file,
+                stderr=subprocess.STDOUT, pass_fds=[writer], start_new_session=True,
+            )  # fmt: skip
+        finally:
+            os.close(writer)
+        try:
+            return _follow(process, progress.fileno(), total)
+        finally:  # also the engine and workers that vLLM started, and on Ctrl-C
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _follow(process: subprocess.Popen[bytes], progress: int, total: int) -> int:
+    """Show progress until the process ends; its exit status."""
+    display, started, first = _Display(), time.monotonic(), None
+    while (status := process.poll()) is None:
+        if select.select([progress], [], [], 0.5)[0]:
+            received = os.read(progress, 65536)
+            if not received:  # closed: the process is about to end
+                process.wait()
+                continue
+            finished, tokens = map(int, received.split(b"\n")[-2].split())
+            now = time.monotonic()
+            first = first or now
+            speed = tokens / max(now - first, 1e-3)
+            left = (now - first) / finished * (total - finished) if finished else None
+            eta = datetime.timedelta(seconds=round(left)) if left is not None else "unknown"
+            display.show(f"vLLM: {finished}/{total} generations | {speed:,.0f} tokens/s | ETA {eta}")
+        elif first is None:
+            display.show(f"vLLM: starting, {time.monotonic() - started:.0f} s")
+    display.close()
+    return status
+
+
+class _Display:
+    """One line rewritten in place on a terminal; elsewhere a new line every 5 s."""
+
+    def __init__(self) -> None:
+        self._terminal, self._last = sys.stdout.isatty(), time.monotonic()
+
+    def show(self, text: str) -> None:
+        if self._terminal:
+            print(f"\r\033[K{text}", end="", flush=True)
+        elif time.monotonic() - self._last > 5:
+            self._last = time.monotonic()
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self._terminal:
+            print("\r\033[K", end="", flush=True)
+
+
+def _last_error(log: Path) -> str | None:
+    """The last error that names a cause, on one line."""
+    lines = log.read_text(errors="replace").splitlines()
+    errors = [match for line in lines if (match := _ERROR.search(line)) and "root cause" not in line]
+    return f"{errors[-1][1]}: {errors[-1][2]}" if errors else None

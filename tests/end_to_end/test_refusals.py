@@ -1,0 +1,158 @@
+"""Every mistake a user can make ends in one clear line and exit status 2, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_probsft import train
+from tests.tiny_models import save_tiny_model
+from tests.training_runs import write_pairs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("data") / "train.jsonl", 20)
+
+
+def _main(argv: list[str], world_size: int, stderr: Path) -> int:
+    """Run the trainer's main in a forked process; its exit status. (A second import costs 10 s.)"""
+    process = os.fork()
+    if process == 0:
+        sys.stderr = stderr.open("w")
+        os.environ["WORLD_SIZE"] = str(world_size)
+        sys.argv = ["train", *argv]
+        status = 70
+        try:
+            train.main()
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def _refused(folder: Path, message: str, argv: list[str], world_size: int = 1) -> None:
+    status = _main(argv, world_size, folder / "stderr")
+    lines = [line for line in (folder / "stderr").read_text().splitlines() if line.startswith("error: ")]
+    assert status == 2, (folder / "stderr").read_text()
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (folder / "run").exists()
+
+
+def _flags(folder: Path, model: Path, data: Path, *more: str) -> list[str]:
+    return [
+        "--hf-model", str(model), "--data", str(data), "--save", str(folder / "run"), "--train-iters", "1",
+        "--global-batch-size", "4", "--data-cache-path", str(folder / "cache"), "--seq-length", "128", *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "world_size", "message"),
+    [
+        (["--objective", "GeneralFamly-8"], 1, "did you mean GeneralFamily-α"),
+        (["--objective", "OnlyTopP-1.5"], 1, "out of range (0 ≤ q < 1)"),
+        (["--prompt-key", "extra_info.question"], 1, "extra_info.question"),
+        (["--response-key", "answer"], 1, "answer"),
+        (["--seq-length", "8"], 1, "--truncation"),
+        (["--tensor-model-parallel-size", "4"], 4, "possible: 1, 2, 3, 6"),
+        (["--pipeline-model-parallel-size", "3"], 3, "4 layers do not divide"),
+        (["--tensor-model-parallel-size", "2"], 3, "3 processes do not divide"),
+        (["--seq-length", "1024"], 1, "more than the model's 512 positions"),
+        (["--load", "somewhere"], 1, "give one of --hf-model"),
+        (["--learning-rate", "1"], 1, "unknown flag --learning-rate"),
+        (["--lr", "-1"], 1, "--lr must be more than 0"),
+        (["--data", "nowhere.jsonl"], 1, "nowhere.jsonl"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_flags(
+    more: list[str], world_size: int, message: str, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    _refused(tmp_path, message, _flags(tmp_path, tiny_llama, data, *more), world_size)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"prompt": "a", "response": ', '["a", "b"]', '{"prompt": "a", "response": 3}', '{"prompt": "a"}'],
+)
+def test_malformed_row_names_file_and_line(line: str, tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    good = data.read_text().splitlines()
+    bad.write_text("\n".join([*good[:6], line, *good[6:]]) + "\n")
+    _refused(tmp_path, "bad.jsonl", _flags(tmp_path, tiny_llama, bad))
+    assert "7" in (tmp_path / "stderr").read_text()
+
+
+def test_label_out_of_the_models_vocabulary(data: Path, tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model", vocab_size=100)
+    _refused(tmp_path, "vocabulary", _flags(tmp_path, model, data))
+
+
+def test_unsupported_architecture(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    config = json.loads((tiny_llama / "config.json").read_text())
+    config.update(architectures=["FalconForCausalLM"], model_type="falcon")
+    (model / "config.json").write_text(json.dumps(config))
+    _refused(
+        tmp_path, "'FalconForCausalLM' is not supported; supported: Llama", _flags(tmp_path, model, data)
+    )
+    config.update(architectures=["LlamaForCausalLM"], model_type="llama")
+    config["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+    (model / "config.json").write_text(json.dumps(config))
+    _refused(tmp_path, "rope scaling", _flags(tmp_path, model, data))
+
+
+def test_missing_and_truncated_models_and_checkpoints(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    _refused(tmp_path, "no config.json", _flags(tmp_path, tmp_path / "nothing", data))
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in tiny_llama.iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    _refused(tmp_path, "truncated or damaged", _flags(tmp_path, model, data))
+    flags = _flags(tmp_path, model, data)[2:]
+    _refused(tmp_path, "does not exist", ["--load", str(tmp_path / "nowhere"), *flags])
+
+
+def test_a_run_folder_that_exists(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    flags = _flags(tmp_path, tiny_llama, data)
+    flags[flags.index(str(tmp_path / "run"))] = str(tmp_path / "other")
+    _refused(tmp_path, "other exists", flags)
+
+
+def test_unknown_yaml_keys_and_wrong_types(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    for text, message in (
+        ("learning_rate: 1", "unknown key 'learning_rate'"),
+        ("lr: fast", "lr should be float, got 'fast'"),
+        ("bf16: 1", "bf16 should be bool"),
+        ("template: alpaca", "template must be one of chat, plain"),
+        ("- lr", "must hold keys and values"),
+    ):
+        recipe.write_text(text)
+        _refused(tmp_path, message, _flags(tmp_path, tiny_llama, data, "--config", str(recipe)))
+
+
+def test_under_torchrun_one_rank_speaks(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    """Real torchrun, an error found by rank 0 while the others wait for the data."""
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "response": ""}\n')
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--nnodes", "1",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "megatron_probsft.train",
+        "--tensor-model-parallel-size", "2", *_flags(tmp_path, tiny_llama, tmp_path / "bad.jsonl"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")], done.stderr
+    assert "Traceback" not in done.stderr.split("error: ")[0]
