@@ -9,6 +9,7 @@ OUTPUT/summary.json       accuracy with its 95 % interval, and all settings; OUT
 import argparse
 import hashlib
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +149,7 @@ def encode(
     if args.max_model_len and positions and args.max_model_len > positions:
         raise UserError(f"--max-model-len {args.max_model_len} exceeds the model's {positions} positions")
     room = args.max_model_len or positions
+    limit = f"--max-model-len {room}" if args.max_model_len else f"the model's {room} positions"
     prompts = []
     for problem in problems:
         tokens = encode_prompt(tokenizer, problem.prompt, args.template)
@@ -156,14 +158,14 @@ def encode(
         if room and len(tokens) + args.max_new_tokens > room:
             raise UserError(
                 f"{problem.where}: {len(tokens)} prompt tokens and --max-new-tokens {args.max_new_tokens} "
-                f"exceed {'--max-model-len' if args.max_model_len else 'the model positions:'} {room}"
+                f"exceed {limit}"
             )
         prompts.append(tokens)
     return prompts
 
 
 def sample_seed(seed: int, index: int, sample: int) -> int:
-    """One for each problem and sample (a shared one correlates their noise); below 2^53, exact in any JSON."""
+    """One per problem and sample, as a shared one correlates their noise; below 2^53, exact in any JSON."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{index}/{sample}".encode(), digest_size=6).digest())
 
 
@@ -181,8 +183,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("limit", "samples", "max_new_tokens", "tensor_parallel_size", "max_model_len"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    if not args.temperature >= 0:
-        raise UserError(f"--temperature must be at least 0, got {args.temperature}")
+    if not 0 <= args.temperature < math.inf:
+        raise UserError(f"--temperature must be a number of at least 0, got {args.temperature}")
     if args.samples > 1 and args.temperature == 0:
         raise UserError(f"--samples {args.samples} at temperature 0 are all alike: set --temperature, as 1.0")
     if (args.output / "summary.json").exists():

@@ -80,43 +80,56 @@ class QuickStart:
         summary.show(self.console, rows, data)
         self._say(f"wrote {self.folder}/summary.json and {self.folder}/summary.png")
 
-    def _model(self) -> Path | str:
+    def _model(self) -> Path:
         if self.args.model != SMOLLM2:
-            return self.args.model
+            from megatron_probsft.models.build import read_hf_model
+
+            return read_hf_model(self.args.model).folder
         self._say(f"building {SMOLLM2} from its package")
         return build_hf_folder(ROOT / "runs" / "models" / SMOLLM2)
 
-    def _train(self, model: Path | str, objective: str) -> Path:
+    def _train(self, model: Path, objective: str) -> Path:
         """Train under torchrun, then convert; the Hugging Face folder."""
         tp, pp = self.args.tensor_model_parallel_size, self.args.pipeline_model_parallel_size
         ranks = tp * pp * self.args.data_parallel_size
         run, hf = self._of(objective) / "megatron", self._of(objective) / "hf"
+        flags = {
+            "--config": Path(__file__).with_name("recipe.yaml"),
+            "--tensor-model-parallel-size": tp,
+            "--pipeline-model-parallel-size": pp,
+            "--hf-model": model,
+            "--data": self.folder / "data" / "train.jsonl",
+            "--valid-data": self.folder / "data" / "heldout.jsonl",
+            "--data-cache-path": self.folder / "data" / "cache",
+            "--objective": objective,
+            "--global-batch-size": GLOBAL_BATCH_SIZE,
+            "--train-iters": self.args.steps,
+            "--save": run,
+        }
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
         self._command(
             f"training with {objective} on {ranks} process(es)",
-            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", ranks, "--master-port", 0]
-            + ["--nnodes", 1, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-            + ["-m", "megatron_probsft.train", "--config", Path(__file__).with_name("recipe.yaml")]
-            + ["--tensor-model-parallel-size", tp, "--pipeline-model-parallel-size", pp]
-            + ["--hf-model", model, "--data", self.folder / "data" / "train.jsonl"]
-            + ["--valid-data", self.folder / "data" / "heldout.jsonl", "--objective", objective]
-            + ["--data-cache-path", self.folder / "data" / "cache"]
-            + ["--global-batch-size", GLOBAL_BATCH_SIZE, "--train-iters", self.args.steps, "--save", run],
+            [sys.executable, *torchrun, "-m", "megatron_probsft.train", *_words(flags)],
             {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))},
         )
+        convert = {"--megatron": run, "--hf": hf}
         self._command(
             "converting to Hugging Face",
-            [sys.executable, "tools/convert_checkpoint.py", "megatron-to-hf", "--megatron", run, "--hf", hf],
+            [sys.executable, "tools/convert_checkpoint.py", "megatron-to-hf", *_words(convert)],
         )
         return hf
 
-    def _score(self, model: Path | str, name: str) -> dict[str, Any]:
+    def _score(self, model: Path, name: str) -> dict[str, Any]:
         output = self._of(name) / "score"
-        self._command(
-            f"scoring {name} with vLLM",
-            [sys.executable, "tools/evaluate.py", "--model", model, "--output", output]
-            + ["--task", self.folder / "data" / "heldout.jsonl", "--grader", "exact"]
-            + ["--max-new-tokens", task.MAX_NEW_TOKENS],
-        )
+        flags = {
+            "--model": model,
+            "--task": self.folder / "data" / "heldout.jsonl",
+            "--output": output,
+            "--grader": "exact",
+            "--dtype": "bfloat16",
+            "--max-new-tokens": task.MAX_NEW_TOKENS,
+        }
+        self._command(f"scoring {name} with vLLM", [sys.executable, "tools/evaluate.py", *_words(flags)])
         return json.loads((output / "summary.json").read_text())
 
     def _row(
@@ -155,6 +168,10 @@ class QuickStart:
 
     def _seconds(self) -> float:
         return time.perf_counter() - self.started
+
+
+def _words(flags: dict[str, Any]) -> list[Any]:
+    return [word for pair in flags.items() for word in pair]
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""The quick start's task: sums and differences of two numbers of one or two digits, from reasoning-gym.
+"""The quick start's task: sums and differences of two two-digit numbers, from reasoning-gym's chain_sum.
 
-The model answers in one line, "27 + 46 = 73". Most of that it can copy from the question, and so trusts early;
-the digits of the result it must learn.
+The model is to answer in one line, "27 + 46 = 73". Most of that it can copy from the question, with some
+confidence from the start; the digits of the result it must learn. One-digit numbers are left out: they make
+only 200 questions, which would run out and leave training and held-out items unlike each other.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ STEPS = 24
 HELDOUT = 200
 MAX_NEW_TOKENS = 24
 PRIOR_LEANING = "p"
-_CONFIG = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
-_TRIES = 20  # per question asked for: after that, the generator is taken to have no new ones
+_CONFIG = {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}
+_TRIES = 5  # per question asked for: after that, the generator is taken to have no new ones
 
 
 def write_task(folder: Path, *, train: int, heldout: int = HELDOUT, seed: int = 7) -> dict[str, Any]:
     """Write `train.jsonl` and `heldout.jsonl`, which share no question; returns what they are.
 
-    Keys: `prompt`, `response` (trained on) and `answer` (what the grader `exact` compares with: the response).
-    The held-out questions depend on the seed and their number only, not on `train`.
+    Keys: `prompt`, `response` (trained on) and `answer` (what the grader `exact` wants: the response).
+    27 + 46 and 46 + 27 count as one question. The held-out questions do not depend on `train`.
 
     Raises:
         UserError: the generator has fewer different questions.
@@ -40,7 +41,7 @@ def write_task(folder: Path, *, train: int, heldout: int = HELDOUT, seed: int = 
             f"chain_sum gave {len(items)} different questions of {heldout + train}: ask for fewer"
         )
     parts = {"heldout": items[:heldout], "train": items[heldout:]}
-    if {item["prompt"] for item in parts["heldout"]} & {item["prompt"] for item in parts["train"]}:
+    if {_question(row) for row in parts["heldout"]} & {_question(row) for row in parts["train"]}:
         raise RuntimeError("training and held-out items share a question")
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in parts.items():
@@ -58,10 +59,17 @@ def write_task(folder: Path, *, train: int, heldout: int = HELDOUT, seed: int = 
 def _different_items(tries: int, seed: int) -> Iterator[dict[str, str]]:
     seen = set()
     for item in create_dataset("chain_sum", size=tries, seed=seed, **_CONFIG):
-        if item["question"] not in seen:
-            seen.add(item["question"])
-            response = f"{item['metadata']['expression']} = {item['answer']}"
-            yield {"prompt": item["question"], "response": response, "answer": response}
+        response = f"{item['metadata']['expression']} = {item['answer']}"
+        row = {"prompt": item["question"], "response": response, "answer": response}
+        if _question(row) not in seen:
+            seen.add(_question(row))
+            yield row
+
+
+def _question(row: dict[str, str]) -> tuple[str, ...]:
+    """The operator and its terms, those of a sum in one order."""
+    first, operator, second = row["response"].split(" = ")[0].split(" ")
+    return (operator, *(sorted((first, second)) if operator == "+" else (first, second)))
 
 
 def _write(file: Path, rows: list[dict[str, str]]) -> None:

@@ -2,7 +2,7 @@
 
 exact    the same text, but for white space at both ends
 number   the last number of the generation equals the answer as a number ("1,234.0" equals "1234")
-math     math-verify finds an expression in the generation that equals the answer ("\\boxed{1/2}" equals "0.5")
+math     math-verify finds an expression in the generation equal to the answer ("\\boxed{1/2}" and "0.5")
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ Grader = Callable[[str, str], bool]
 
 MATH_SECONDS = 30.0  # math-verify stops most runaway expressions by itself after 5 s a step
 MATH_MEMORY = 4 << 30
-_NUMBER = re.compile(r"(?:(?<![\w.)])[-+−])?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?:\.?[0-9]+(?:[eE][-+]?[0-9]{1,3})?)")  # fmt: skip
+_INTEGER = r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+"
+_NUMBER = re.compile(  # a minus after a digit, a letter or a bracket is a subtraction
+    rf"(?:(?<![\w.)])[-+−])?(?:(?:{_INTEGER})(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]{{1,3}})?"
+)
 
 
 def get_grader(name: str) -> Grader:
     """`grade(generation, answer) -> bool`, which raises UserError for an answer nothing could be equal to."""
     if name not in GRADERS:
-        near = difflib.get_close_matches(name, GRADERS, cutoff=0.4)
+        near = difflib.get_close_matches(name, GRADERS)
         raise UserError(
             f"--grader {name} is unknown: "
             + (f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(GRADERS)}")
@@ -74,7 +77,9 @@ class _MathWorker:
     def ask(self, generation: str, answer: str) -> str:
         if self._process is None:
             self._start()
-        assert self._process and self._process.stdin and self._process.stdout
+        assert self._process
+        assert self._process.stdin
+        assert self._process.stdout
         try:
             self._process.stdin.write(json.dumps([generation, answer]).encode() + b"\n")
             self._process.stdin.flush()

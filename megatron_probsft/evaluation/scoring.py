@@ -11,7 +11,7 @@ Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
 
 def score(correct: Sequence[Sequence[bool]], seed: int) -> tuple[float, tuple[float, float]]:
-    """Accuracy and its 95 % interval; `correct` holds, per problem, its samples' grades, the same number each.
+    """Accuracy and its 95 % interval; `correct` holds, per problem, its samples' grades, equally many.
 
     The accuracy is the mean over problems and samples. With one sample per problem the interval is Wilson's;
     with several, whose grades depend on each other, problems are resampled: `bootstrap_interval`.
@@ -25,7 +25,7 @@ def score(correct: Sequence[Sequence[bool]], seed: int) -> tuple[float, tuple[fl
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's score interval without continuity correction, 95 %: keeps to [0, 1] and is no point at 0 of n."""
+    """Wilson's score interval, 95 %, without continuity correction: within [0, 1], no point at 0 of n."""
     p, z2 = successes / trials, Z95 * Z95
     middle = (p + z2 / (2 * trials)) / (1 + z2 / trials)
     half = Z95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))

@@ -1,8 +1,8 @@
 """vLLM's side of `vllm_runner`: token ids in, token ids out.
 
-Run by file path, `python vllm_process.py REQUEST.json RESPONSE.json PROGRESS_FD`, with an interpreter that may
-know vLLM and the standard library only. Writes "finished-requests generated-tokens" lines to the descriptor;
-when nobody reads them any more, it ends. When vLLM fails the response is {"error": what}.
+Run by file path, `python vllm_process.py REQUEST.json RESPONSE.json PROGRESS_FD`, with an interpreter that
+may know vLLM and the standard library only. Writes lines "finished-requests their-tokens all-tokens" to the
+descriptor; when nobody reads them any more, it ends. When vLLM fails the response is {"error": what}.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Progress:
         os.set_inheritable(descriptor, False)
         self._descriptor, self._last = descriptor, 0.0
 
-    def __call__(self, finished: int, tokens: int) -> None:
+    def __call__(self, *counts: int) -> None:
         if time.monotonic() - self._last > 0.2:
             self._last = time.monotonic()
-            os.write(self._descriptor, f"{finished} {tokens}\n".encode())
+            os.write(self._descriptor, (" ".join(map(str, counts)) + "\n").encode())
 
 
 def run(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -58,6 +58,7 @@ def run(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
         **settings,
     )
     engine, ready = llm.llm_engine, time.perf_counter()
+    progress(0, 0, 0)
     generations: dict[str, dict[str, Any]] = {}
     for index, (prompt, seeds) in enumerate(zip(request["prompts"], request["seeds"], strict=True)):
         for sample, seed in enumerate(seeds):
@@ -72,16 +73,18 @@ def run(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
             )
             tokens_prompt: Any = {"type": "token", "prompt_token_ids": prompt}
             engine.add_request(f"{index}/{sample}", tokens_prompt, sampling)
-    finished = tokens = 0
+    finished = finished_tokens = tokens = 0
     while engine.has_unfinished_requests():
-        for output in engine.step():
+        outputs: list[Any] = engine.step()
+        for output in outputs:
             new, generation = output.outputs[0], generations[output.request_id]
             generation["tokens"] += new.token_ids
             tokens += len(new.token_ids)
             if output.finished:
                 generation["finish_reason"] = new.finish_reason
                 finished += 1
-        progress(finished, tokens)
+                finished_tokens += len(generation["tokens"])
+        progress(finished, finished_tokens, tokens)
     return {
         "generations": list(generations.values()),
         "dtype": str(llm.model_config.dtype).removeprefix("torch."),

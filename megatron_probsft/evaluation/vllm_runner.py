@@ -91,7 +91,7 @@ def generate(
     with tempfile.TemporaryDirectory(prefix="probsft-vllm-") as folder:
         request_file, response_file = Path(folder, "request.json"), Path(folder, "response.json")
         request_file.write_text(json.dumps(request))
-        status = _run_process(request_file, response_file, log, sum(map(len, seeds)))
+        status = _run_process(request_file, response_file, log, sum(map(len, seeds)), max_new_tokens)
         if not response_file.exists():
             what = _last_error(log) or "no error in its log"
             raise UserError(f"vLLM ended with status {status}, {_SIGNALS.get(status, what)} (log: {log})")
@@ -114,7 +114,7 @@ def kv_bytes_per_token(config: Any) -> int:
     return 2 * config.num_hidden_layers * groups * head_dim * 4
 
 
-def _run_process(request: Path, response: Path, log: Path, total: int) -> int:
+def _run_process(request: Path, response: Path, log: Path, total: int, max_new_tokens: int) -> int:
     python = os.environ.get("PROBSFT_VLLM_PYTHON") or sys.executable
     if shutil.which(python) is None:
         raise UserError(f"PROBSFT_VLLM_PYTHON={python} is not an executable interpreter")
@@ -130,31 +130,34 @@ def _run_process(request: Path, response: Path, log: Path, total: int) -> int:
         finally:
             os.close(writer)
         try:
-            return _follow(process, progress.fileno(), total)
+            return _follow(process, progress.fileno(), total, max_new_tokens)
         finally:  # also the engine and workers that vLLM started, and on Ctrl-C
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
-def _follow(process: subprocess.Popen[bytes], progress: int, total: int) -> int:
+def _follow(process: subprocess.Popen[bytes], progress: int, total: int, max_new_tokens: int) -> int:
     """Show progress until the process ends; its exit status."""
     display, started, first = _Display(), time.monotonic(), None
     while (status := process.poll()) is None:
-        if select.select([progress], [], [], 0.5)[0]:
-            received = os.read(progress, 65536)
-            if not received:  # closed: the process is about to end
-                process.wait()
-                continue
-            finished, tokens = map(int, received.split(b"\n")[-2].split())
-            now = time.monotonic()
-            first = first or now
-            speed = tokens / max(now - first, 1e-3)
-            left = (now - first) / finished * (total - finished) if finished else None
-            eta = datetime.timedelta(seconds=round(left)) if left is not None else "unknown"
-            display.show(f"vLLM: {finished}/{total} generations | {speed:,.0f} tokens/s | ETA {eta}")
-        elif first is None:
-            display.show(f"vLLM: starting, {time.monotonic() - started:.0f} s")
+        if not select.select([progress], [], [], 0.5)[0]:
+            if first is None:
+                display.show(f"vLLM: starting, {time.monotonic() - started:.0f} s")
+            continue
+        received = os.read(progress, 65536)
+        if not received:  # closed: the process is about to end
+            process.wait()
+            continue
+        finished, finished_tokens, tokens = map(int, received.split(b"\n")[-2].split())
+        first = first or time.monotonic()
+        speed = tokens / max(time.monotonic() - first, 1e-3)
+        mean_length = finished_tokens / finished if finished else max_new_tokens
+        left = max(0.0, mean_length * total - tokens) / max(speed, 1e-3)
+        display.show(
+            f"vLLM: {finished}/{total} generations | {speed:,.0f} tokens/s"
+            f" | ETA {datetime.timedelta(seconds=round(left)) if tokens else 'unknown'}"
+        )
     display.close()
     return status
 

@@ -1,7 +1,8 @@
 """What Megatron-Core 0.19.2's optimizers need with torch's AdamW, where TE and Apex are missing.
 
-Without the repairs of DistributedOptimizer a resumed run fails to load, or, worse, silently drifts: after loading, all parameters share
-one `step` tensor, so Adam's bias correction runs as many times too fast as there are parameters.
+Without the repairs of DistributedOptimizer a resumed run fails to load or, worse, silently drifts: after
+loading, all parameters share one `step` tensor, so the bias correction runs as many times too fast as there
+are parameters.
 """
 
 from __future__ import annotations

@@ -17,7 +17,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def _convert(direction: str, hf: Path, megatron: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "tools/convert_checkpoint.py", direction, "--hf", str(hf), "--megatron", str(megatron)]
+    command = [
+        sys.executable,
+        "tools/convert_checkpoint.py",
+        direction,
+        "--hf",
+        str(hf),
+        "--megatron",
+        str(megatron),
+    ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def test_tokenizer_and_language(smollm2: Path) -> None:
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
-    model = AutoModelForCausalLM.from_pretrained(smollm2)
+    model: Any = AutoModelForCausalLM.from_pretrained(smollm2)
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     generated = model.generate(**prompt, max_new_tokens=1, do_sample=False)
     assert tokenizer.decode(generated[0, -1:]) == " Paris"

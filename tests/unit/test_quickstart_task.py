@@ -18,13 +18,15 @@ def test_no_question_is_in_both_files_nor_twice(tmp_path: Path) -> None:
     assert len(set(trained)) == len(trained) == 1500
     assert len(set(held)) == len(held) == 200
     assert not set(trained) & set(held)
+    digits = {len(number) for prompt in trained + held for number in re.findall(r"\d+", prompt)}
+    assert digits == {2}  # the same kind of question in both
     assert [file.name for file in sorted(tmp_path.iterdir())] == ["heldout.jsonl", "train.jsonl"]
 
 
 def test_answers_are_right(tmp_path: Path) -> None:
     write_task(tmp_path, train=500, heldout=200)
     for row in _rows(tmp_path / "train.jsonl") + _rows(tmp_path / "heldout.jsonl"):
-        expression = re.fullmatch(r"State the final answer .*: (\d+(?: [+-] \d+)+) =", row["prompt"])
+        expression = re.fullmatch(r"State the final answer .*: (\d+ [+-] \d+) =", row["prompt"])
         assert expression
         assert row["response"] == row["answer"] == f"{expression[1]} = {_total(expression[1])}"
 
@@ -51,7 +53,11 @@ def _rows(file: Path) -> list[dict[str, str]]:
 
 
 def _questions(file: Path) -> list[str]:
-    return [row["prompt"] for row in _rows(file)]
+    """The prompts, with a sum's terms in ascending order."""
+    return [
+        re.sub(r"(\d+) \+ (\d+)", lambda m: " + ".join(sorted(m.groups(), key=int)), row["prompt"])
+        for row in _rows(file)
+    ]
 
 
 def _total(expression: str) -> int:

@@ -1,0 +1,89 @@
+"""Real vLLM on a tiny random Llama: greedy tokens are transformers' own, samples differ, seeds reproduce."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from megatron_probsft.evaluation.vllm_runner import generate, kv_bytes_per_token
+from tests.tiny_models import VOCAB_SIZE, save_tiny_tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """head_dim 32 is the smallest that vLLM knows on CPU; two query heads share one key head."""
+    folder = tmp_path_factory.mktemp("tiny") / "llama"
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256, tie_word_embeddings=True,
+        initializer_range=0.15, dtype=torch.float32,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    save_tiny_tokenizer(folder)
+    return folder
+
+
+def test_greedy_tokens_equal_transformers(model: Path, tmp_path: Path) -> None:
+    reference: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, 320, (n,), generator=generator).tolist() for n in (1, 5, 17, 40, 150)]
+
+    def greedy(prompt: list[int], stop: list[int]) -> list[int]:
+        ids = torch.tensor([prompt])
+        output = reference.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24, eos_token_id=stop,
+            pad_token_id=0,
+        )  # fmt: skip
+        return output[0, len(prompt) :].tolist()
+
+    stop = greedy(prompts[0], [VOCAB_SIZE - 1])[3]  # met after at most four tokens of the first prompt
+    result = generate(
+        model, prompts, [[7]] * len(prompts), max_new_tokens=24, stop_token_ids=[stop], dtype="float32",
+        log=tmp_path / "vllm.log", kv_bytes_per_token=kv_bytes_per_token(reference.config),
+    )  # fmt: skip
+    assert [samples[0].tokens for samples in result.generations] == [greedy(p, [stop]) for p in prompts]
+    for (one,) in result.generations:
+        assert one.finish_reason == ("stop" if one.tokens[-1] == stop else "length")
+    assert len(result.generations[0][0].tokens) <= 4
+    assert result.dtype == "float32"
+
+
+def test_samples_differ_and_are_reproduced(model: Path, tmp_path: Path) -> None:
+    row = {"question": "what is one and two?", "answer": 3}
+    (tmp_path / "task.jsonl").write_text((json.dumps(row) + "\n") * 3)
+
+    def run(name: str) -> list[dict[str, Any]]:
+        output = tmp_path / name
+        flags = f"--model {model} --task {tmp_path}/task.jsonl --output {output} --prompt-key question"
+        flags += " --grader number --limit 2 --samples 2 --temperature 1 --max-new-tokens 16"
+        result = subprocess.run(
+            [sys.executable, ROOT / "tools" / "evaluate.py", *flags.split()], capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        assert "accuracy" in result.stdout
+        return [json.loads(line) for line in (output / "generations.jsonl").read_text().splitlines()]
+
+    first, second = run("first"), run("second")
+    assert first == second
+    assert [(line["index"], line["sample"]) for line in first] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert len({line["generation"] for line in first}) == 4  # two samples of two identical prompts
+    assert len({line["seed"] for line in first}) == 4
+    assert {line["answer"] for line in first} == {"3"}
+    assert all(line["finish_reason"] == "length" or line["tokens"] < 16 for line in first)
+
+    summary = json.loads((tmp_path / "first" / "summary.json").read_text())
+    assert (summary["n"], summary["samples"], summary["grader"]) == (2, 2, "number")
+    assert summary["accuracy"] == sum(line["correct"] for line in first) / 4
+    low, high = summary["accuracy_ci95"]
+    assert low <= summary["accuracy"] <= high
+    assert summary["generated_tokens"] == sum(line["tokens"] for line in first)

@@ -1,0 +1,151 @@
+"""Templates: the tokens are the tokenizer's own, and exactly the responses and their ends are trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+
+from megatron_probsft.data.templates import encode_messages, encode_pair, encode_pairs, encode_prompt
+from megatron_probsft.runtime.errors import UserError
+from tests.tiny_models import save_tiny_tokenizer
+
+USER = {"role": "user", "content": "what is one and two?"}
+GOOD = {"role": "assistant", "content": "it is three."}
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Any:
+    """pad == EOS == <|im_end|>, the token that also ends every turn."""
+    return save_tiny_tokenizer(tmp_path)
+
+
+def add_specials(tokenizer: Any, pattern: str) -> None:
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=pattern, special_tokens=[("<|endoftext|>", 0), ("<|im_end|>", 2)]
+    )
+
+
+def test_chat_prompt_is_what_the_tokenizer_renders(tokenizer: Any) -> None:
+    ids = encode_prompt(tokenizer, "what is one?", "chat")
+    assert ids == tokenizer.apply_chat_template(
+        [{"role": "user", "content": "what is one?"}], add_generation_prompt=True, return_dict=False
+    )
+    assert tokenizer.decode(ids) == "<|im_start|>user\nwhat is one?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_plain_prompt_has_the_tokenizers_bos_but_never_its_eos(tokenizer: Any) -> None:
+    bare = tokenizer("one and two", add_special_tokens=False)["input_ids"]
+    assert encode_prompt(tokenizer, "one and two", "plain") == bare
+    add_specials(tokenizer, "<|endoftext|> $A")
+    assert encode_prompt(tokenizer, "one and two", "plain") == [0, *bare]
+    add_specials(tokenizer, "<|endoftext|> $A <|im_end|>")
+    assert tokenizer("one and two")["input_ids"] == [0, *bare, 2]
+    assert encode_prompt(tokenizer, "one and two", "plain") == [0, *bare]
+    assert encode_prompt(tokenizer, "one<|im_end|>", "plain")[-1] == 2  # the prompt's own
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_a_pair_trains_its_response_and_eos_by_position(tokenizer: Any, template: str) -> None:
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    # The prompt holds the EOS token too, several times: it must not be trained.
+    prompt, response = "one <|im_end|> two<|im_end|>", " three. it is"
+    tokens, trained = encode_pair(tokenizer, prompt, response, template)
+    answer = tokenizer(response, add_special_tokens=False)["input_ids"]
+    assert [t for t, flag in zip(tokens, trained, strict=True) if flag] == [*answer, tokenizer.eos_token_id]
+    assert sum(trained) == len(answer) + 1
+    assert trained == sorted(trained)
+    assert tokens[: -len(answer) - 1] == encode_prompt(tokenizer, prompt, template)
+
+
+def test_special_tokens_of_the_tokenizer_stay_out_of_responses(tokenizer: Any) -> None:
+    add_specials(tokenizer, "<|endoftext|> $A <|im_end|>")
+    tokens, trained = encode_pair(tokenizer, "one", "two", "plain")
+    assert (tokens.count(0), tokens.count(2)) == (1, 1)
+    assert sum(trained) == len(tokenizer("two", add_special_tokens=False)["input_ids"]) + 1
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_a_batch_is_the_same_as_one_by_one(tokenizer: Any, template: str) -> None:
+    prompts, responses = ["one", "", "what is the sum\n\n"], ["it is", "\n three", "<|im_end|> é"]
+    assert encode_pairs(tokenizer, prompts, responses, template) == [
+        encode_pair(tokenizer, p, r, template) for p, r in zip(prompts, responses, strict=True)
+    ]
+
+
+def test_a_single_turn_conversation_is_a_pair(tokenizer: Any) -> None:
+    pair = encode_pair(tokenizer, USER["content"], "\nit is <|im_end|> ", "chat")
+    message = {"role": "assistant", "content": "\nit is <|im_end|> "}
+    assert encode_messages(tokenizer, [USER, message], "chat") == pair
+
+
+def test_every_assistant_turn_is_trained_and_nothing_else(tokenizer: Any) -> None:
+    system = {"role": "system", "content": "sum"}
+    more = {"role": "user", "content": "and one?"}
+    end = {"role": "assistant", "content": "four"}
+    messages = [system, USER, GOOD, more, end]
+    tokens, trained = encode_messages(tokenizer, messages, "chat")
+    whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert tokenizer.decode(tokens) == whole.rstrip()
+    labels = [t for t, flag in zip(tokens, trained, strict=True) if flag]
+    assert tokenizer.decode(labels) == "it is three.<|im_end|>four<|im_end|>"
+    assert (tokens[-1], trained[-1]) == (tokenizer.eos_token_id, True)
+
+
+def test_the_end_of_turn_may_differ_from_eos(tokenizer: Any) -> None:
+    tokenizer.eos_token = "<|endoftext|>"  # as in Qwen2.5's base models
+    tokens, trained = encode_messages(tokenizer, [USER, GOOD, USER, GOOD], "chat")
+    labels = [t for t, flag in zip(tokens, trained, strict=True) if flag]
+    assert tokenizer.decode(labels) == "it is three.<|im_end|>it is three.<|endoftext|>"
+
+
+def test_a_conversation_may_end_with_the_user(tokenizer: Any) -> None:
+    tokens, trained = encode_messages(tokenizer, [USER, GOOD, USER], "chat")
+    assert tokenizer.decode(tokens) == tokenizer.apply_chat_template([USER, GOOD, USER], tokenize=False)
+    assert (
+        tokenizer.decode([t for t, f in zip(tokens, trained, strict=True) if f]) == "it is three.<|im_end|>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([USER, {"role": "robot", "content": "x"}], "message 2 has the role 'robot'"),
+        ([USER, {"role": "assistant", "content": None}], "message 2 has content of type NoneType"),
+        ([USER, {"role": "assistant", "content": [{"type": "text"}]}], "content of type list"),
+        ([USER, {"role": "assistant", "content": ""}], "message 2 is an empty assistant turn"),
+        ([USER], "no assistant turn"),
+        ([GOOD, USER, GOOD], "message 1 is an assistant turn"),
+    ],
+)
+def test_bad_messages(tokenizer: Any, messages: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        encode_messages(tokenizer, messages, "chat")
+
+
+def test_what_the_chat_template_refuses_or_rewrites(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(UserError, match="the chat template refuses the messages: System role not supported"):
+        encode_messages(tokenizer, [USER, GOOD], "chat")
+    # Earlier answers are shortened once there are later turns, as reasoning models' templates do.
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}:{{ m.content if loop.last else m.content[:2] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    with pytest.raises(UserError, match="renders an earlier turn differently"):
+        encode_messages(tokenizer, [USER, GOOD, USER, GOOD], "chat")
+
+
+def test_templates_that_do_not_fit_the_tokenizer(tokenizer: Any) -> None:
+    with pytest.raises(UserError, match="--template vicuna is unknown: use chat or plain"):
+        encode_prompt(tokenizer, "p", "vicuna")
+    with pytest.raises(UserError, match="messages need --template chat"):
+        encode_messages(tokenizer, [USER, GOOD], "plain")
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match=r"no .*chat template: use --template plain"):
+        encode_pair(tokenizer, "p", "r", "chat")
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="no EOS token"):
+        encode_pair(tokenizer, "p", "r", "plain")
