@@ -16,12 +16,12 @@ RUN uv venv --python python3.12 /opt/vllm \
  && uv pip install --no-cache --python /opt/vllm "$(grep -o 'vllm==[0-9.]*' pyproject.toml | head -1)"
 ENV PROBSFT_VLLM_PYTHON=/opt/vllm/bin/python
 
-# What the container brings stays as it is: every package that it has is written down as a constraint, and
-# megatron-core goes in without the requirements that would pull another torch.
+# What the container brings stays as it is: its versions become constraints of our installation.
 COPY . .
-RUN pip freeze --exclude-editable | grep -E '^(torch|transformer.engine|apex|flash.attn|triton|nvidia)' \
-      | sed -n 's/^\([A-Za-z0-9_.-]*\)==\([^ ]*\)$/\1==\2/p' > /tmp/container.txt \
- && pip install --no-cache-dir --constraint /tmp/container.txt --editable '.[quickstart,dev]' \
- && python -c "import torch, transformer_engine.pytorch; print(torch.__version__)"
+RUN ours='^(torch|transformer.engine|apex|flash.attn|triton|nvidia)' \
+ && pip list --format=freeze | grep -iE "$ours" > /tmp/container.txt \
+ && uv pip install --no-cache --system --break-system-packages --constraint /tmp/container.txt \
+      --override requirements/overrides-cuda.txt --editable '.[quickstart,dev]' \
+ && pip list --format=freeze | grep -iE "$ours" | diff /tmp/container.txt -
 
 CMD ["bash"]

@@ -52,7 +52,7 @@ class QuickStart:
                 raise UserError(str(error)) from None
         self.args = args
         self.console = Console()
-        self.folder = Path(args.output)
+        self.folder = Path(args.output).resolve()
         self.commands: list[str] = []
         self.started = time.perf_counter()
 
@@ -78,13 +78,14 @@ class QuickStart:
             rows.append(row)
             summary.write(self.folder, rows, curves, self.commands, data, self._seconds())
         summary.show(self.console, rows, data)
-        self._say(f"wrote {self.folder}/summary.json and {self.folder}/summary.png")
+        self._say("done")
+        self.console.print(f"wrote summary.json and summary.png into {self.folder}", soft_wrap=True)
 
     def _model(self) -> Path:
         if self.args.model != SMOLLM2:
             from megatron_probsft.models.build import read_hf_model
 
-            return read_hf_model(self.args.model).folder
+            return read_hf_model(self.args.model).folder.resolve()
         self._say(f"building {SMOLLM2} from its package")
         return build_hf_folder(ROOT / "runs" / "models" / SMOLLM2)
 
@@ -149,8 +150,8 @@ class QuickStart:
         }
 
     def _command(self, title: str, words: list[Any], environment: dict[str, str] | None = None) -> None:
-        words = [str(word) for word in words]
-        shown = shlex.join(["python" if word == sys.executable else word for word in words])
+        words = [str(word).removeprefix(f"{ROOT}/") for word in words]  # as typed in the project's folder
+        shown = shlex.join(["python" if word.endswith("bin/python") else word for word in words])
         shown = " ".join([f"{key}={value}" for key, value in (environment or {}).items()] + [shown])
         self.commands.append(shown)
         self._say(title)

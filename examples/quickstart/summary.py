@@ -12,6 +12,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -55,7 +57,7 @@ def write(
     plt.close("all")
 
 
-def _draw(curves: dict[str, list[dict[str, Any]]]) -> plt.Figure:
+def _draw(curves: dict[str, list[dict[str, Any]]]) -> Figure:
     figure, (nll, mean_p, histogram) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     before: list[float] = []
     for objective, records in curves.items():
@@ -77,5 +79,5 @@ def _draw(curves: dict[str, list[dict[str, Any]]]) -> plt.Figure:
     return figure
 
 
-def _steps(axis: plt.Axes, shares: list[float], **style: Any) -> None:
+def _steps(axis: Axes, shares: list[float], **style: Any) -> None:
     axis.stairs(shares, np.linspace(0, 1, len(shares) + 1), lw=1.3, **style)

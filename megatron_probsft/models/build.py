@@ -18,7 +18,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from transformers import AutoConfig, PretrainedConfig
 
 from megatron_probsft.models.family import Family, ModelShape, family_of
-from megatron_probsft.models.local_layers import local_block_spec
+from megatron_probsft.models.local_layers import PackedRotary, local_block_spec
 from megatron_probsft.runtime.errors import UserError
 
 
@@ -163,6 +163,8 @@ def build_model(shape: ModelShape, config: TransformerConfig) -> GPTModel:
         rope_scaling=shape.rope_scaling_factor is not None,
         rope_scaling_factor=shape.rope_scaling_factor or 8.0,
     )
+    if not use_transformer_engine():
+        PackedRotary.attach(model)
     return model.to(torch.cuda.current_device())
 
 

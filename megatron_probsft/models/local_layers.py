@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.models.common.embeddings import RotaryEmbedding
+from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
@@ -41,6 +43,36 @@ class RMSNorm(torch.nn.RMSNorm):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+class PackedRotary(torch.nn.Module):
+    """Rotary angles of every position of a pack at once, instead of sequence by sequence in every layer.
+
+    Megatron-Core takes angles `[t, 1, 1, d]` for packs of t positions too; it only has no way to hand
+    position_ids to the embedding, so `attach` catches them at the model's door.
+    """
+
+    def __init__(self, rotary: RotaryEmbedding) -> None:
+        super().__init__()
+        self._rotary = rotary
+        self._position_ids: torch.Tensor | None = None
+
+    @classmethod
+    def attach(cls, model: GPTModel) -> None:
+        """Let `model(tokens, position_ids, …)` use angles by position wherever it is given a pack."""
+        packed = cls(model.rotary_pos_emb)  # type: ignore[arg-type]
+        model.rotary_pos_emb = packed  # type: ignore[assignment]
+        model.register_forward_pre_hook(lambda _, args: setattr(packed, "_position_ids", args[1]))
+
+    def get_rotary_seq_len(self, *args: Any, **kwargs: Any) -> int:
+        return self._rotary.get_rotary_seq_len(*args, **kwargs)
+
+    def forward(self, max_seq_len: int, packed_seq: bool = False, **kwargs: Any) -> torch.Tensor:
+        angles = self._rotary(max_seq_len, packed_seq=packed_seq, **kwargs)
+        if not packed_seq:
+            return angles
+        assert self._position_ids is not None
+        return angles[self._position_ids.flatten()]
 
 
 class PackedAttention(MegatronModule):

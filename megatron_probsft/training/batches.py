@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,6 +75,10 @@ class Batches:
         for first in range(0, len(self._store), size):
             yield self._step(np.arange(first, min(first + size, len(self._store))))
 
+    def steps_in_order(self) -> int:
+        """How many steps `in_order` gives."""
+        return math.ceil(len(self._store) / self._config.global_batch_size)
+
     def _step(self, indices: np.ndarray) -> StepBatch:
         capacity = self._config.seq_length * self._config.micro_batch_size
         plan = plan_step(self._store.lengths[indices] - 1, self._size, capacity, self._align)
@@ -84,7 +89,7 @@ class Batches:
         return StepBatch(micro_batches, plan.pack_length, len(indices))
 
     def _micro_batch(self, indices: np.ndarray, pack_length: int) -> MicroBatch:
-        arrays = make_microbatch(self._store, indices.tolist(), pack_length)
+        arrays: dict[str, Any] = make_microbatch(self._store, indices.tolist(), pack_length)
         rows = np.flatnonzero(arrays["labels"] >= 0)
 
         def on_device(array: np.ndarray) -> torch.Tensor:

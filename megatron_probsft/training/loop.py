@@ -149,7 +149,8 @@ def _train(
     def validate_now() -> None:
         if valid is not None:
             started = time.perf_counter()
-            means = validate(state, valid.in_order(), objective, vocab_size)
+            batches_left = reporter.progress("validation", valid.in_order(), valid.steps_in_order())
+            means = validate(state, batches_left, objective, vocab_size)
             reporter.validation(state.iteration, means, time.perf_counter() - started)
 
     if state.iteration == 0:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import datetime
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from megatron_probsft.runtime.distributed import rank
 from megatron_probsft.training.metrics import TokenMeans
 from megatron_probsft.training.step import StepResult
+
+T = TypeVar("T")
 
 
 class Reporter:
@@ -33,6 +36,17 @@ class Reporter:
         """A line of its own."""
         if self._active:
             print(text, flush=True)
+
+    def progress(self, title: str, items: Iterator[T], total: int) -> Iterator[T]:
+        """Pass the items on; a line with the time left about every 5 s."""
+        started = last = time.perf_counter()
+        for done, item in enumerate(items):
+            now = time.perf_counter()
+            if done and now - last > 5:
+                last = now
+                eta = datetime.timedelta(seconds=round((now - started) / done * (total - done)))
+                self.say(f"{title}: {done}/{total} | ETA {eta}")
+            yield item
 
     def step(self, iteration: int, result: StepResult, micro_batches: int, pack_length: int) -> None:
         """One optimizer step: console every log_interval, JSON and TensorBoard always."""
