@@ -126,7 +126,7 @@ class QuickStart:
             "--model": model,
             "--task": self.folder / "data" / "heldout.jsonl",
             "--output": output,
-            "--grader": "exact",
+            "--grader": task.GRADER,
             "--dtype": "bfloat16",
             "--max-new-tokens": task.MAX_NEW_TOKENS,
         }

@@ -3,6 +3,9 @@
 The model is to answer in one line, "27 + 46 = 73". Most of that it can copy from the question, with some
 confidence from the start; the digits of the result it must learn. One-digit numbers are left out: they make
 only 200 questions, which would run out and leave training and held-out items unlike each other.
+
+Scored is the last number of what the model says: the base model answers in sentences, and is not to fail for
+its form.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from megatron_probsft.runtime.errors import UserError
 
 STEPS = 24
 HELDOUT = 200
+GRADER = "number"
 MAX_NEW_TOKENS = 24
 PRIOR_LEANING = "p"
 _CONFIG = {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}
@@ -29,7 +33,7 @@ _TRIES = 5  # per question asked for: after that, the generator is taken to have
 def write_task(folder: Path, *, train: int, heldout: int = HELDOUT, seed: int = 7) -> dict[str, Any]:
     """Write `train.jsonl` and `heldout.jsonl`, which share no question; returns what they are.
 
-    Keys: `prompt`, `response` (trained on) and `answer` (what the grader `exact` wants: the response).
+    Keys: `prompt`, `response` (trained on) and `answer` (the number alone, for the grader).
     27 + 46 and 46 + 27 count as one question. The held-out questions do not depend on `train`.
 
     Raises:
@@ -60,7 +64,7 @@ def _different_items(tries: int, seed: int) -> Iterator[dict[str, str]]:
     seen = set()
     for item in create_dataset("chain_sum", size=tries, seed=seed, **_CONFIG):
         response = f"{item['metadata']['expression']} = {item['answer']}"
-        row = {"prompt": item["question"], "response": response, "answer": response}
+        row = {"prompt": item["question"], "response": response, "answer": item["answer"]}
         if _question(row) not in seen:
             seen.add(_question(row))
             yield row

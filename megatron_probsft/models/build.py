@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,12 @@ def read_hf_model(folder: str | Path) -> HFModel:
         if path.exists() or str(folder).startswith((".", "/")) or str(folder).count("/") != 1:
             raise UserError(f"{folder} is not a Hugging Face model folder: it has no config.json")
         path = _download(str(folder))
+    try:
+        raw = json.loads((path / "config.json").read_text())
+    except ValueError as error:
+        raise UserError(f"{path / 'config.json'} is not valid JSON: {error}") from None
+    family = family_of((raw.get("architectures") or ["(none)"])[0])
     config = AutoConfig.from_pretrained(path)
-    family = family_of(config)
     return HFModel(path, config, family, family.shape(config))
 
 

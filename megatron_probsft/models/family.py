@@ -63,8 +63,8 @@ class Family:
     rules: Callable[[ModelShape], list[WeightRule]]
 
 
-def family_of(config: PretrainedConfig) -> Family:
-    """The family that serves `config.architectures[0]`.
+def family_of(architecture: str) -> Family:
+    """The family that serves an architecture, as config.json names it.
 
     Raises:
         UserError: the architecture is not supported; the message lists those that are.
@@ -72,7 +72,6 @@ def family_of(config: PretrainedConfig) -> Family:
     from megatron_probsft.models import llama, qwen2
 
     families = (llama.FAMILY, qwen2.FAMILY)
-    architecture = (getattr(config, "architectures", None) or ["(none)"])[0]
     for family in families:
         if architecture in family.architectures:
             return family

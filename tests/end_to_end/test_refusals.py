@@ -65,7 +65,7 @@ def _flags(folder: Path, model: Path, data: Path, *more: str) -> list[str]:
         (["--tensor-model-parallel-size", "4"], 4, "possible: 1, 2, 3, 6"),
         (["--pipeline-model-parallel-size", "3"], 3, "4 layers do not divide"),
         (["--tensor-model-parallel-size", "2"], 3, "3 processes do not divide"),
-        (["--seq-length", "1024"], 1, "more than the model's 512 positions"),
+        (["--seq-length", "2048"], 1, "more than the model's 1024 positions"),
         (["--load", "somewhere"], 1, "give one of --hf-model"),
         (["--learning-rate", "1"], 1, "unknown flag --learning-rate"),
         (["--lr", "-1"], 1, "--lr must be more than 0"),
