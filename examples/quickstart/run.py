@@ -32,7 +32,7 @@ from megatron_probsft.objectives.registry import ObjectiveError, get_objective  
 from megatron_probsft.runtime.errors import UserError, one_line_errors  # noqa: E402
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
-GLOBAL_BATCH_SIZE = 32
+GLOBAL_BATCH_SIZE = 24
 
 
 def main() -> None:
