@@ -79,6 +79,7 @@ def write_shards(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path, pref
         if shard:
             file = f"{prefix}-{len(set(weight_map.values())) + 1:05d}.safetensors"
             save_file(shard, folder / file, metadata={"format": "pt"})
+            (folder / file).chmod(0o644)  # safetensors writes for the owner only
             weight_map.update(dict.fromkeys(shard, file))
             shard.clear()
 
@@ -126,5 +127,8 @@ def set_dtype(folder: Path, dtype: torch.dtype) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
     key = "dtype" if "dtype" in config else "torch_dtype"
-    config[key] = str(dtype).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.")
+    if config.get(key) == name:
+        return
+    config[key] = name
     path.write_text(json.dumps(config, indent=2) + "\n")

@@ -32,7 +32,7 @@ class TrainConfig:
     response_key: str = flag("response", "column of the response")
     messages_key: str = flag("messages", "column of chat messages, used where there is no prompt column")
     truncation: Literal["error", "drop", "left", "right"] = flag("error", "for samples over --seq-length")
-    data_cache_path: str | None = flag(None, "folder for tokenized data (default: <save>/data_cache)")
+    data_cache_path: str | None = flag(None, "folder for tokenized data (default: data_cache beside --save)")
     num_workers: int | None = flag(None, "tokenizer processes (default: up to 8, by rows and cores)")
 
     # Objective.

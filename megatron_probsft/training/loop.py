@@ -53,11 +53,11 @@ def run(config: TrainConfig) -> TrainState:
     train_iters = batches.train_iters()
 
     state = _build(config, inputs, train_iters)
-    save.mkdir(parents=True, exist_ok=True)
-    reporter = Reporter(save, train_iters, state.iteration, config.log_interval)
     if checkpoint is not None and not config.finetune:
         for note in load_state(state, checkpoint, config, inputs.train.digest):
-            reporter.say(note)
+            _say(note)
+    save.mkdir(parents=True, exist_ok=True)
+    reporter = Reporter(save, train_iters, state.iteration, config.log_interval)
     _train(config, state, inputs, batches, reporter)
     reporter.close()
     if config.save_hf and state.iteration == train_iters:
@@ -70,7 +70,7 @@ def check_inputs(config: TrainConfig) -> tuple[HFModel, Path | None]:
     """Everything that can be refused before process groups exist; reads only small files.
 
     Raises:
-        UserError: see the README's list of refusals.
+        UserError: a folder that exists or is missing, an unsupported model, a layout that does not divide.
     """
     save = Path(config.save)
     resuming_here = config.load is not None and Path(config.load).resolve() == save.resolve()

@@ -89,6 +89,8 @@ def test_other_settings_or_data_are_refused(stopped: Path, data: Path, tmp_path:
     _refused(stopped, data, "--objective was original .* and is now p", objective="p")
     _refused(stopped, data, "--global-batch-size was 8", global_batch_size=4)
     _refused(stopped, data, "--seed was 5", seed=6)
+    _refused(stopped, data, "--lr was 0.01", lr=2e-2)
+    _refused(stopped, data, "--train-iters was 3", train_iters=9)
     other = write_pairs(tmp_path / "other.jsonl", 20, seed=9)
     _refused(stopped, other, "trained on other data")
 
