@@ -1,98 +1,86 @@
 """From an objective's name to a differentiable function of log p.
 
-Names parse as in the public code of "Beyond Log Likelihood" (arXiv 2510.00526): `original`, `logp`, `p`,
-`GeneralFamily-α`, `OnlyTopP-q`, `OnlyBottomP-q`, `OnlyTopLogP-q`, `OnlyBottomLogP-q`.
+The names of the public code of "Beyond Log Likelihood" (arXiv 2510.00526) parse as there: `original`, `logp`,
+`p`, `GeneralFamily-α`, `OnlyTopP-q`, `OnlyBottomP-q`, `OnlyTopLogP-q`, `OnlyBottomLogP-q`. All names, with
+their formulas: `python -m megatron_probsft.objectives`.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
 
-import torch
+from megatron_probsft.objectives import functions, weighted  # noqa: F401  (imported to register)
+from megatron_probsft.objectives.check import check_objective
+from megatron_probsft.objectives.families import FAMILIES, Family
+from megatron_probsft.objectives.objective import STATISTICS, Objective, ObjectiveError, gradient_weight
+from megatron_probsft.objectives.user_functions import user_objective
 
-from megatron_probsft.objectives import functions
+__all__ = ["STATISTICS", "Objective", "ObjectiveError", "get_objective", "gradient_weight"]
 
-Loss = Callable[[torch.Tensor], torch.Tensor]
+_NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|nan)(?=-|$)", re.IGNORECASE)
 
-
-class ObjectiveError(ValueError):
-    """An unknown objective name, or a parameter out of its range; the message is one line."""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """`loss = objective(log_p)`: `[T]` float32 → `[T]` float32, differentiable, minimised."""
-
-    name: str
-    loss: Loss
-
-    def __call__(self, log_p: torch.Tensor) -> torch.Tensor:
-        return self.loss(log_p)
-
-
-@dataclass(frozen=True)
-class _Range:
-    """Valid parameter values, as a test and in words."""
-
-    letter: str
-    words: str
-    contains: Callable[[float], bool]
-
-
-_ALPHA = _Range("α", "finite (0 is −log p)", lambda value: abs(value) < float("inf"))
-_TOP = _Range("q", "0 ≤ q < 1", lambda q: 0 <= q < 1)
-_BOTTOM = _Range("q", "0 < q ≤ 1", lambda q: 0 < q <= 1)
-
-_PLAIN: dict[str, Loss] = {
-    "original": functions.negative_log_likelihood,
-    "logp": functions.negative_log_likelihood,
-    "p": functions.one_minus_p,
-}
-_WITH_PARAMETER: dict[str, tuple[_Range, Callable[[float], Loss]]] = {
-    "GeneralFamily": (_ALPHA, functions.general_family),
-    "OnlyTopP": (_TOP, lambda q: functions.where_p_at_least(q, functions.one_minus_p)),
-    "OnlyBottomP": (_BOTTOM, lambda q: functions.where_p_at_most(q, functions.one_minus_p)),
-    "OnlyTopLogP": (_TOP, lambda q: functions.where_p_at_least(q, functions.negative_log_likelihood)),
-    "OnlyBottomLogP": (_BOTTOM, lambda q: functions.where_p_at_most(q, functions.negative_log_likelihood)),
-}
+# Known only to be refused with the reason: s = p·(1 + log p) < 0 for p < 1/e.
+_P_LOG_P = Objective("PLogP", lambda log_p: -log_p.exp() * log_p)
 
 
 def get_objective(name: str) -> Objective:
-    """Parse `name` or `name-parameter`, e.g. `original`, `GeneralFamily-8`, `OnlyTopP-0.2`.
+    """Parse `Name` or `Name-number[-number]`, e.g. `original`, `GeneralFamily-8`, `TALR-0.5-0.01`.
 
-    A negative α is written with its own sign: `GeneralFamily--0.5`.
+    Numbers carry their own sign and may have an exponent: `GeneralFamily--0.5`, `GeneralFamily-1e-6`. A name
+    with a colon, `package.module:function`, is a user's own function (`user_functions.user_objective`).
 
     Raises:
-        ObjectiveError: the name is unknown (the nearest right ones are suggested), the parameter is
-            missing, not a number, not wanted, or out of its range.
+        ObjectiveError: the name is unknown (the nearest right ones are suggested); a number is missing, not a
+            number, not wanted, or out of its range; the user's function cannot be used.
     """
-    if name in _PLAIN:
-        return Objective(name, _PLAIN[name])
-    family, dash, text = name.partition("-")
-    if family in _PLAIN:
-        raise ObjectiveError(f"objective {family!r} takes no parameter, got {name!r}")
-    if family not in _WITH_PARAMETER:
+    if ":" in name:
+        return user_objective(name)
+    if name == _P_LOG_P.name:
+        check_objective(_P_LOG_P, "stop the gradient of the factor, p.detach(), which is the objective DFT")
+    stem, dash, text = name.partition("-")
+    forms = [family for family in FAMILIES if family.name == stem]
+    if not forms:
         raise ObjectiveError(_unknown(name))
-    valid, build = _WITH_PARAMETER[family]
-    if not dash or not text:
-        raise ObjectiveError(
-            f"objective {family!r} needs a parameter: {family}-{valid.letter} with {valid.words}"
-        )
-    try:
-        value = float(text)
-    except ValueError:
-        raise ObjectiveError(f"objective {name!r}: {text!r} is not a number ({valid.words})") from None
-    if not valid.contains(value):
-        raise ObjectiveError(f"objective {name!r}: {valid.letter} = {text} is out of range ({valid.words})")
-    return Objective(name, build(value))
+    longest = max(forms, key=lambda family: len(family.letters))
+    if dash and not longest.letters:
+        raise ObjectiveError(f"objective {stem!r} takes no parameter, got {name!r}")
+    texts = _numbers(name, text, longest) if text else []
+    family = next((family for family in forms if len(family.letters) == len(texts)), None)
+    if family is None or (dash and not text):
+        raise ObjectiveError(_wrong_count(longest, len(texts)))
+    numbers = [float(number) for number in texts]
+    if not family.in_range(*numbers):
+        values = ", ".join(f"{letter} = {text}" for letter, text in zip(family.letters, texts, strict=True))
+        raise ObjectiveError(f"objective {name!r}: {values} is out of range ({family.range})")
+    return family.objective(name, numbers)
+
+
+def _numbers(name: str, text: str, family: Family) -> list[str]:
+    """Split at the dashes between numbers, not at those inside."""
+    numbers, position = [], 0
+    while position <= len(text):
+        match = _NUMBER.match(text, position)
+        if match is None:
+            raise ObjectiveError(f"objective {name!r}: {text[position:]!r} is not a number ({family.range})")
+        numbers.append(match.group())
+        position = match.end() + 1
+    return numbers
+
+
+def _wrong_count(family: Family, got: int) -> str:
+    count = len(family.letters)
+    wanted = "a parameter" if count == 1 else f"{count} parameters"
+    hint = f"{family.pattern} with {family.range}, e.g. {family.example}"
+    if got < count:
+        return f"objective {family.name!r} needs {wanted}: {hint}"
+    return f"objective {family.name!r} takes {wanted}, got {got}: {hint}"
 
 
 def _unknown(name: str) -> str:
-    known = [*_PLAIN, *(f"{family}-{valid.letter}" for family, (valid, _) in _WITH_PARAMETER.items())]
-    family = name.partition("-")[0].lower()
-    stems = {key.partition("-")[0].lower(): key for key in known}
-    near = [stems[stem] for stem in difflib.get_close_matches(family, stems, n=2, cutoff=0.5)]
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"unknown objective {name!r}; {hint}known: {', '.join(known)}"
+    stem = name.partition("-")[0].lower()
+    near = difflib.get_close_matches(stem, [family.name.lower() for family in FAMILIES], n=2, cutoff=0.5)
+    meant = [family.pattern for family in FAMILIES if family.name.lower() in near]
+    hint = f"did you mean {' or '.join(meant)}? " if near else ""
+    known = ", ".join(family.pattern for family in FAMILIES)
+    return f"unknown objective {name!r}; {hint}known: {known}, package.module:function"

@@ -1,0 +1,73 @@
+"""The table of registered loss functions, each filed under its name by the decorator `register`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from megatron_probsft.objectives.objective import ARGUMENTS, Loss, Objective, statistics_of
+
+
+@dataclass(frozen=True)
+class Family:
+    """A registered loss: `pattern` is `Name` or `Name-letter[-letter]`, `example` a name that fits it."""
+
+    pattern: str
+    example: str
+    function: Loss
+    in_range: Callable[..., bool]
+    formula: str
+    weight: str
+    range: str
+    citation: str
+
+    @property
+    def name(self) -> str:
+        return self.pattern.split("-")[0]
+
+    @property
+    def letters(self) -> list[str]:
+        return self.pattern.split("-")[1:]
+
+    def objective(self, name: str, numbers: list[float]) -> Objective:
+        """The objective `name`, with `numbers` for the letters."""
+        parameters = [
+            p for p in inspect.signature(self.function).parameters if p not in ("log_p", *ARGUMENTS)
+        ]
+        loss = partial(self.function, **dict(zip(parameters, numbers, strict=True)))
+        return Objective(name, loss, statistics_of(loss), self.formula, self.weight, self.citation)
+
+
+FAMILIES: list[Family] = []
+
+
+def register(
+    pattern: str, example: str, in_range: Callable[..., bool] = lambda: True
+) -> Callable[[Loss], Loss]:
+    """File a loss function under `pattern`.
+
+    The function takes log_p, then the statistics it needs, then one number per letter of the pattern. Its
+    docstring holds the listing's texts, a line each: `f = …`, `s = …`, `Range: …` (if there are letters) and
+    `Source: …`. `in_range` is `Range` as a test of the numbers.
+    """
+
+    def file(function: Loss) -> Loss:
+        texts = dict(re.findall(r"^\s*(f =|s =|Range:|Source:) (.+)$", function.__doc__ or "", re.MULTILINE))
+        FAMILIES.append(
+            Family(
+                pattern,
+                example,
+                function,
+                in_range,
+                formula=texts["f ="],
+                weight=texts["s ="],
+                range=texts.get("Range:", ""),
+                citation=texts["Source:"],
+            )
+        )
+        return function
+
+    return file

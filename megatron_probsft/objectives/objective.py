@@ -1,0 +1,69 @@
+"""What an objective is: a loss of log p, the statistics it needs, and its gradient weight."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Loss = Callable[..., torch.Tensor]
+
+# What a loss may ask for beside log p, `[T]` each, none with a gradient: `entropy` float32, in nats, and
+# `collision` float32 = Σ_v p_v², both of the whole softmax; `correct` bool, whether the label is the argmax.
+STATISTICS = ("entropy", "collision", "correct")
+ARGUMENTS = (*STATISTICS, "vocab_size")  # `vocab_size` is one int
+
+
+class ObjectiveError(ValueError):
+    """A name that gives no objective, or a function that should not be minimised; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`losses = objective(log_p, **statistics)`: `[T]` float32 → `[T]` float32, differentiable, minimised.
+
+    `needs` names the statistics that must be handed in, of `ARGUMENTS`; others may be, and are not passed on.
+    The texts are for people: f, its gradient weight s(p) = −f′(p)·p, and where it is from.
+    """
+
+    name: str
+    loss: Loss
+    needs: tuple[str, ...] = ()
+    formula: str = ""
+    weight: str = ""
+    citation: str = ""
+
+    def __call__(self, log_p: torch.Tensor, **statistics: Any) -> torch.Tensor:
+        return self.loss(log_p, **{name: statistics[name] for name in self.needs})
+
+
+def gradient_weight(objective: Objective, log_p: torch.Tensor, **statistics: Any) -> torch.Tensor:
+    """s = −∂f/∂log p by autograd, statistics fixed: `[T]` float32 → `[T]` float32.
+
+    The gradient of f with respect to the logits is s·(softmax − onehot), arXiv 2510.00526 eq. 3.
+    """
+    leaf = log_p.detach().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(objective(leaf, **statistics).sum(), leaf)
+    return -gradient
+
+
+def statistics_of(loss: Loss) -> tuple[str, ...]:
+    """The statistics that `loss` asks for: its parameters after `log_p`, by name.
+
+    Other parameters are left alone if they have a default.
+
+    Raises:
+        ObjectiveError: the first parameter is not `log_p`, or another one is neither known nor has a default.
+    """
+    parameters = list(inspect.signature(loss).parameters.values())
+    if not parameters or parameters[0].name != "log_p":
+        raise ObjectiveError("its first parameter must be log_p, the logarithm of the label's probability")
+    named = [p for p in parameters[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    for parameter in named:
+        if parameter.name not in ARGUMENTS and parameter.default is parameter.empty:
+            raise ObjectiveError(f"unknown statistic {parameter.name!r}; known: {', '.join(ARGUMENTS)}")
+    return tuple(parameter.name for parameter in named if parameter.name in ARGUMENTS)
