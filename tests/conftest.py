@@ -8,6 +8,14 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Triton decides at import whether its kernels are interpreted; child processes decide anew.
+os.environ["TRITON_INTERPRET"] = "1"
+import triton.experimental.gluon  # noqa: F401  (which the interpreter imports late)
+
+import megatron_probsft.vocab_parallel.triton_kernels  # noqa: F401
+
+del os.environ["TRITON_INTERPRET"]
+
 import pytest
 import torch
 

@@ -63,6 +63,7 @@ def check(config: TrainConfig) -> None:
         "tensor_model_parallel_size", "pipeline_model_parallel_size", "seq_length", "global_batch_size",
         "micro_batch_size", "train_iters", "train_epochs", "eval_interval", "save_interval",
         "exit_interval", "log_interval", "lr", "adam_eps", "num_workers", "lr_wsd_decay_iters",
+        "loss_chunk_tokens",
     )  # fmt: skip
     for name in positive:
         value = getattr(config, name)

@@ -38,6 +38,14 @@ class TrainConfig:
     # Objective.
     objective: str = flag("original", "original, logp, p, GeneralFamily-α, OnlyTopP-q, OnlyBottomP-q, …")
 
+    loss_path: Literal["auto", "materialized", "fused"] = flag(
+        "auto",
+        "logits of a micro-batch's supervised tokens. materialized: all at once; fused: --loss-chunk-tokens "
+        "at a time; auto: fused where they are more than that",
+    )
+    loss_chunk_tokens: int = flag(4096, "tokens whose logits the fused head holds at a time")
+    loss_kernels: Literal["auto", "torch", "triton"] = flag("auto", "auto: triton on CUDA, torch elsewhere")
+
     # Parallel layout.
     tensor_model_parallel_size: int = flag(1, "processes that share each layer")
     pipeline_model_parallel_size: int = flag(1, "groups of layers on different processes")

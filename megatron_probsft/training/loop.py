@@ -23,7 +23,8 @@ from megatron_probsft.training.config import TrainConfig
 from megatron_probsft.training.reporting import Reporter
 from megatron_probsft.training.resume import check_same_run, load_state, save_state
 from megatron_probsft.training.setup import TrainState, build_gpt, build_train_state, data_parallel, layout_of
-from megatron_probsft.training.step import train_step, validate
+from megatron_probsft.training.step import Criterion, train_step, validate
+from megatron_probsft.vocab_parallel.head import HeadOptions
 
 
 @dataclass(frozen=True)
@@ -142,15 +143,18 @@ def _train(
     config_yaml = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
     if distributed.rank() == 0:
         (save / "train_config.yaml").write_text(config_yaml)
-    objective = get_objective(config.objective)
-    vocab_size = inputs.hf.shape.vocab_size
+    criterion = Criterion(
+        get_objective(config.objective),
+        inputs.hf.shape.vocab_size,
+        HeadOptions(config.loss_path, config.loss_chunk_tokens, config.loss_kernels),
+    )
     valid = Batches(inputs.valid, config, data_parallel()) if inputs.valid else None
 
     def validate_now() -> None:
         if valid is not None:
             started = time.perf_counter()
             batches_left = reporter.progress("validation", valid.in_order(), valid.steps_in_order())
-            means = validate(state, batches_left, objective, vocab_size)
+            means = validate(state, batches_left, criterion)
             reporter.validation(state.iteration, means, time.perf_counter() - started)
 
     if state.iteration == 0:
@@ -158,7 +162,7 @@ def _train(
     saved = state.iteration
     while state.iteration < train_iters:
         batch = batches.training_step(state.consumed_samples)
-        result = train_step(state, batch, objective, vocab_size)
+        result = train_step(state, batch, criterion)
         reporter.step(state.iteration, result, len(batch.micro_batches), batch.pack_length)
         last = state.iteration == train_iters
         stop = _divides(config.exit_interval, state.iteration)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,17 @@ from megatron_probsft.runtime.distributed import tensor_group
 from megatron_probsft.training.batches import MicroBatch, StepBatch
 from megatron_probsft.training.metrics import TokenMeans, reduce_sums, token_sums
 from megatron_probsft.training.setup import TrainState
-from megatron_probsft.vocab_parallel.head import supervised_log_probs
+from megatron_probsft.vocab_parallel.fused_head import Tokens
+from megatron_probsft.vocab_parallel.head import HeadOptions, supervised_loss
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What is minimised over the vocabulary, and how it is computed."""
+
+    objective: Objective
+    vocab_size: int
+    head: HeadOptions = HeadOptions()
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class StepResult:
     learning_rate: float
 
 
-def train_step(state: TrainState, batch: StepBatch, objective: Objective, vocab_size: int) -> StepResult:
+def train_step(state: TrainState, batch: StepBatch, criterion: Criterion) -> StepResult:
     """Forward and backward over the step's micro-batches, reduce, clip, update, advance the schedule.
 
     The loss is Σ objective(log p) over the global batch's supervised tokens ÷ their number; Megatron-Core's
@@ -36,7 +46,7 @@ def train_step(state: TrainState, batch: StepBatch, objective: Objective, vocab_
     state.model.train()
     state.model.zero_grad_buffer()
     state.optimizer.zero_grad()
-    means = _run(state, batch, objective, vocab_size, forward_only=False)
+    means = _run(state, batch, criterion, forward_only=False)
     learning_rate = state.optimizer.param_groups[0]["lr"]
     _, grad_norm, _ = state.optimizer.step()  # type: ignore[misc]
     state.scheduler.step(increment=1)
@@ -46,12 +56,10 @@ def train_step(state: TrainState, batch: StepBatch, objective: Objective, vocab_
 
 
 @torch.no_grad()
-def validate(
-    state: TrainState, batches: Iterator[StepBatch], objective: Objective, vocab_size: int
-) -> TokenMeans:
+def validate(state: TrainState, batches: Iterator[StepBatch], criterion: Criterion) -> TokenMeans:
     """Token-exact means over all batches: every sample counts once, whatever the layout."""
     state.model.eval()
-    results = [_run(state, batch, objective, vocab_size, forward_only=True) for batch in batches]
+    results = [_run(state, batch, criterion, forward_only=True) for batch in batches]
     tokens = sum(result.tokens for result in results)
 
     def mean(values: list[float]) -> float:
@@ -67,20 +75,20 @@ def validate(
     )
 
 
-def _run(
-    state: TrainState, batch: StepBatch, objective: Objective, vocab_size: int, *, forward_only: bool
-) -> TokenMeans:
-    def forward_step(micro_batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+def _run(state: TrainState, batch: StepBatch, criterion: Criterion, *, forward_only: bool) -> TokenMeans:
+    def forward_step(
+        micro_batches: Iterator[MicroBatch], model: torch.nn.Module
+    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple]]:
         micro_batch = next(micro_batches)
+        head = _Head(micro_batch, criterion)
         output = model(
             micro_batch.tokens,
             micro_batch.position_ids,
             None,
             packed_seq_params=_packed(micro_batch),
-            output_processor=_log_probs_at_supervised_rows,
-            output_processor_context=(micro_batch, vocab_size),
+            output_processor=head,
         )
-        return output, lambda log_p: _loss(log_p, objective)
+        return output, head.report
 
     reports = get_forward_backward_func()(
         forward_step_func=forward_step,
@@ -94,30 +102,39 @@ def _run(
     return reduce_sums([report["sums"] for report in reports])
 
 
-def _loss(
-    log_p: torch.Tensor, objective: Objective
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Megatron-Core's 3-tuple: (sum of losses, number of tokens, report)."""
-    losses = objective(log_p)
-    count = torch.tensor(log_p.numel(), dtype=torch.int, device=log_p.device)
-    return losses.sum(), count, {"sums": token_sums(losses, log_p)}
+class _Head:
+    """A micro-batch's way from the last stage's hidden states to what Megatron-Core's schedule wants."""
 
+    def __init__(self, micro_batch: MicroBatch, criterion: Criterion) -> None:
+        self._micro_batch = micro_batch
+        self._criterion = criterion
+        self._tokens: Tokens | None = None
 
-def _log_probs_at_supervised_rows(
-    *, hidden_states: torch.Tensor, output_layer: Any, output_weight: torch.Tensor | None,
-    context: tuple[MicroBatch, int], config: Any, **_megatron_passes_more: Any,
-) -> torch.Tensor:  # fmt: skip
-    """GPTModel's output processor on the last stage: hidden states → log p `[T]` of the supervised tokens."""
-    micro_batch, vocab_size = context
-    return supervised_log_probs(
-        hidden_states,
-        output_layer.weight if output_weight is None else output_weight,
-        micro_batch.rows,
-        micro_batch.labels,
-        vocab_size=vocab_size,
-        group=tensor_group(),
-        sequence_parallel=config.sequence_parallel,
-    )
+    def __call__(
+        self, *, hidden_states: torch.Tensor, output_layer: Any, output_weight: torch.Tensor | None,
+        config: Any, **_megatron_passes_more: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        """GPTModel's output processor on the last stage: hidden states → Σ f(log p), a scalar."""
+        one = torch.ones((), device=hidden_states.device)
+        total, self._tokens = supervised_loss(
+            hidden_states,
+            output_layer.weight if output_weight is None else output_weight,
+            self._micro_batch.rows,
+            self._micro_batch.labels,
+            self._criterion.objective,
+            vocab_size=self._criterion.vocab_size,
+            group=tensor_group(),
+            sequence_parallel=config.sequence_parallel,
+            options=self._criterion.head,
+            grad_scale=one if config.grad_scale_func is None else config.grad_scale_func(one),
+        )
+        return total
+
+    def report(self, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Megatron-Core's 3-tuple: (sum of losses, number of tokens, report)."""
+        assert self._tokens is not None
+        count = torch.tensor(len(self._tokens.losses), dtype=torch.int, device=total.device)
+        return total, count, {"sums": token_sums(self._tokens.losses, self._tokens.log_p)}
 
 
 def _packed(micro_batch: MicroBatch) -> PackedSeqParams:
