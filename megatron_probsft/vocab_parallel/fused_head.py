@@ -10,7 +10,7 @@ import torch
 from megatron_probsft.objectives.registry import Objective
 from megatron_probsft.vocab_parallel.shards import PendingSoftmax, Shard, write_gradient
 
-_CPU_ROWS = 4096
+_CPU_ROWS = 512
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,10 @@ def shard_statistics(
     stats[:, 0] = _LOWEST
     if columns == 0:  # a shard of padding only
         return stats
-    scratch = _scratch(logits, columns)
-    for rows, count in _blocks(local_labels != -100, len(scratch)):
-        x = logits[rows, :columns]
-        z = scratch[:count]
-        z.copy_(x)
+    active, memory = logits[:, :columns], _scratch(logits, columns)
+    for rows, count in _blocks(local_labels != -100, len(memory)):
+        scratch = memory[:count]
+        z = _float32(_rows(active, rows), scratch)
         # A row of −inf only: exp(−inf − lowest) = 0, where −inf − (−inf) would be NaN.
         highest = z.amax(1).clamp_(min=_LOWEST)
         block = stats.new_empty(count, stats.shape[1])
@@ -49,7 +48,7 @@ def shard_statistics(
         block[:, 2] = torch.where(local_labels[rows] >= 0, label, 0.0)
         if "correct" in needs:
             block[:, 3 + needs.index("correct")] = z.argmax(1).float()
-        z.sub_(highest[:, None])
+        z = torch.sub(z, highest[:, None], out=scratch)
         # −104: exp is 0 in float32, and 0 · (−inf) would be NaN.
         shifted = z.clamp(min=-104) if "entropy" in needs else None
         z.mul_(_LOG2_E).exp2_()  # exp itself is three times slower in torch's CPU build
@@ -80,25 +79,34 @@ def write_gradient(
         upstream: `[T]` float32, d loss / d log p. Where it is 0 the row is not read, only zeroed.
     """
     alive = upstream != 0
-    scratch = _scratch(logits, columns)
+    active, memory = logits[:, :columns], _scratch(logits, columns)
     offset = -log_total * _LOG2_E
     at_label = -upstream * torch.expm1(log_p)  # upstream · (1 − p), exact where p is near 1
-    for rows, count in _blocks(alive, len(scratch)):
-        x = logits[rows, :columns]
-        z = scratch[:count]
-        z.copy_(x)
+    for rows, count in _blocks(alive, len(memory)):
+        x = _rows(active, rows)
+        scratch = memory[:count]
         # Small differences first: exact where a logit is near the maximum.
-        z.sub_(highest[rows, None])
-        torch.add(offset[rows, None], z, alpha=_LOG2_E, out=z)
-        z.exp2_().mul_(-upstream[rows, None])
+        z = torch.sub(_float32(x, scratch), highest[rows, None], out=scratch)
+        torch.add(offset[rows, None], z, alpha=_LOG2_E, out=z).exp2_()
+        gradient = torch.mul(z, -upstream[rows, None], out=x if x.dtype == torch.float32 else z)
         (owned,) = (local_labels[rows] >= 0).nonzero(as_tuple=True)
-        z[owned, local_labels[rows][owned]] = at_label[rows][owned]
-        if isinstance(rows, slice):
-            x.copy_(z)
-        else:
-            logits[rows, :columns] = z.to(logits.dtype)
+        gradient[owned, local_labels[rows][owned]] = at_label[rows][owned]
+        if gradient is not x:
+            x.copy_(gradient)
+        if not isinstance(rows, slice):
+            active.index_copy_(0, rows, x)
     logits[:, columns:] = 0
     logits.index_fill_(0, (~alive).nonzero().squeeze(1), 0.0)
+
+
+def _rows(logits: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
+    """A view for a slice, a copy for a list of rows."""
+    return logits[rows] if isinstance(rows, slice) else logits.index_select(0, rows)
+
+
+def _float32(x: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
+    """x itself if it is float32, else its copy in scratch."""
+    return x if x.dtype == torch.float32 else scratch.copy_(x)
 
 
 def _scratch(logits: torch.Tensor, columns: int) -> torch.Tensor:
