@@ -10,6 +10,7 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 
 from megatron_probsft.objectives.registry import ObjectiveError, get_objective
@@ -86,6 +87,10 @@ def check(config: TrainConfig) -> None:
     require(
         (config.lr_decay_style == "WSD") == (config.lr_wsd_decay_iters is not None),
         "--lr-wsd-decay-iters belongs to --lr-decay-style WSD, and WSD needs it",
+    )
+    require(
+        config.loss_kernels != "triton" or torch.cuda.is_available(),
+        "--loss-kernels triton needs a CUDA device: leave it at auto here",
     )
     try:
         get_objective(config.objective)

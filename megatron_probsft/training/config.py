@@ -40,8 +40,8 @@ class TrainConfig:
 
     loss_path: Literal["auto", "materialized", "fused"] = flag(
         "auto",
-        "logits of a micro-batch's supervised tokens. materialized: all at once; fused: --loss-chunk-tokens "
-        "at a time; auto: fused where they are more than that",
+        "logits of a micro-batch's supervised tokens. fused: --loss-chunk-tokens at a time, with gradients "
+        "made in the forward pass; materialized: all at once; auto: fused",
     )
     loss_chunk_tokens: int = flag(4096, "tokens whose logits the fused head holds at a time")
     loss_kernels: Literal["auto", "torch", "triton"] = flag("auto", "auto: triton on CUDA, torch elsewhere")

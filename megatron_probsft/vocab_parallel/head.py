@@ -24,7 +24,7 @@ class HeadOptions:
 
     path: LossPath = "auto"
     """materialized: all logits of the micro-batch's supervised tokens at once. fused: a chunk at a time.
-    auto: fused if they are more than one chunk and the weight has Megatron's main_grad."""
+    auto: fused, unless a trainable weight has no main_grad (Megatron's DDP gives it)."""
     chunk_tokens: int = 4096
     """Rows of logits that the fused head holds."""
     kernels: Kernels = "auto"
@@ -74,7 +74,7 @@ def supervised_loss(
     selected = hidden_states.flatten(0, 1).index_select(0, rows)  # a copy: the fused head may overwrite it
     if group is not None and not sequence_parallel:
         selected = tensor_parallel.copy_to_tensor_model_parallel_region(selected, group=group)
-    if _is_fused(options, weight, len(labels)):
+    if _is_fused(options.path, weight):
         return fused_head_loss(
             selected,
             weight,
@@ -100,8 +100,8 @@ def supervised_loss(
     return losses.sum(), Tokens(losses.detach(), log_p.detach(), values)
 
 
-def _is_fused(options: HeadOptions, weight: torch.Tensor, tokens: int) -> bool:
-    if options.path != "auto":
-        return options.path == "fused"
-    has_main_grad = hasattr(weight, "main_grad") or not torch.is_grad_enabled()
-    return tokens > options.chunk_tokens and has_main_grad
+def _is_fused(path: LossPath, weight: torch.Tensor) -> bool:
+    if path != "auto":
+        return path == "fused"
+    wants_gradient = weight.requires_grad and torch.is_grad_enabled()
+    return hasattr(weight, "main_grad") or not wants_gradient

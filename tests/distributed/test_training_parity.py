@@ -25,12 +25,10 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "DP 2 distributed optimizer": (2, {"use_distributed_optimizer": True}),
     "micro-batch 4": (1, {"micro_batch_size": 4}),
     "shorter packs": (1, {"seq_length": 64}),
-    "fused head": (1, {"loss_path": "fused", "loss_chunk_tokens": 7}),
-    "PP 2 fused head": (2, {"pipeline_model_parallel_size": 2, "loss_path": "fused"}),
-    "DP 2 distributed optimizer fused head": (
-        2,
-        {"use_distributed_optimizer": True, "loss_chunk_tokens": 16},
-    ),
+    "small loss chunks": (1, {"loss_chunk_tokens": 7}),
+    "PP 2 small loss chunks": (2, {"pipeline_model_parallel_size": 2, "loss_chunk_tokens": 16}),
+    "materialized": (1, {"loss_path": "materialized"}),
+    "PP 2 materialized": (2, {"pipeline_model_parallel_size": 2, "loss_path": "materialized"}),
 }
 # f(p) written out anew, in float64.
 OBJECTIVES = {
@@ -85,6 +83,22 @@ def test_untied_qwen2_across_stages_and_shards(tiny_qwen2: Path, data: Path, tmp
     settings = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 4, "sequence_parallel": True}
     _compare(train(8, config_for(tmp_path / "eight", tiny_qwen2, data, **settings)), one, 1e-5)
     _compare(one, _plain_transformers(tiny_qwen2, data, OBJECTIVES["original"]), 1e-4)
+
+
+def half_entropy_weight(log_p: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
+    """A user's own objective; takes a statistic of the whole vocabulary."""
+    return -log_p * (1 + entropy / 2)
+
+
+@pytest.mark.parametrize("objective", ["EAFT-1", f"{__name__}:half_entropy_weight"])
+def test_statistics_across_shards_and_a_users_own_function(
+    objective: str, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    one = train(1, config_for(tmp_path / "one", tiny_llama, data, objective=objective))
+    layout = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "loss_chunk_tokens": 16}
+    _compare(
+        train(4, config_for(tmp_path / "four", tiny_llama, data, objective=objective, **layout)), one, 1e-5
+    )
 
 
 def test_ten_steps_with_the_fused_head_equal_the_materialized_path(

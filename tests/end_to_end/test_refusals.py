@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from megatron_probsft import train
 from tests.tiny_models import save_tiny_model
@@ -24,6 +25,7 @@ def _main(argv: list[str], world_size: int, stderr: Path) -> int:
     """Run the trainer's main in a forked process; its exit status. (A second import costs 10 s.)"""
     process = os.fork()
     if process == 0:
+        torch.set_num_threads(1)  # the parent's thread pool does not live on in a fork
         sys.stderr = stderr.open("w")
         os.environ["WORLD_SIZE"] = str(world_size)
         sys.argv = ["train", *argv]
@@ -59,6 +61,10 @@ def _flags(folder: Path, model: Path, data: Path, *more: str) -> list[str]:
     [
         (["--objective", "GeneralFamly-8"], 1, "did you mean GeneralFamily-α"),
         (["--objective", "OnlyTopP-1.5"], 1, "out of range (0 ≤ q < 1)"),
+        (["--objective", "PLogP"], 1, "which is the objective DFT"),
+        (["--objective", "json:nothing"], 1, "has no function 'nothing'"),
+        (["--loss-chunk-tokens", "0"], 1, "--loss-chunk-tokens must be more than 0"),
+        (["--loss-kernels", "triton"], 1, "needs a CUDA device"),
         (["--prompt-key", "extra_info.question"], 1, "extra_info.question"),
         (["--response-key", "answer"], 1, "answer"),
         (["--seq-length", "8"], 1, "--truncation"),
