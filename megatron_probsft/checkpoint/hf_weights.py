@@ -76,7 +76,10 @@ def save_hf_weights(model: GPTModel, hf: HFModel, target: Path) -> None:
         UserError: the target exists.
     """
     part = target.with_name(target.name + ".part")
-    is_writer = dist.get_rank(tensor_group()) == 0 and parallel_state.get_data_parallel_rank() == 0
+    is_writer = (
+        dist.get_rank(tensor_group()) == 0
+        and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
+    )
     if target.exists():
         raise UserError(f"{target} exists: choose another folder, or remove it")
     if dist.get_rank() == 0:

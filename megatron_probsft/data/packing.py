@@ -65,8 +65,24 @@ def plan_step(
     return StepPlan(ranks, pack_length)
 
 
+def plan_unpacked(lengths: np.ndarray, dp_size: int, micro_batch_size: int, align: int = 1) -> StepPlan:
+    """`micro_batch_size` samples per micro-batch in the order given, all padded to the step's longest.
+
+    The same number of micro-batches on every rank. `pack_length` is micro_batch_size × the longest sample
+    rounded up to a multiple of `align`.
+    """
+    longest = -(-int(max(lengths, default=1)) // align) * align
+    each = max(1, -(-len(lengths) // (dp_size * micro_batch_size)))
+    starts = np.arange(dp_size * each).reshape(dp_size, each) * micro_batch_size
+    packs = [
+        [[*range(start, min(start + micro_batch_size, len(lengths)))] for start in row]
+        for row in starts.tolist()
+    ]
+    return StepPlan(packs, longest * micro_batch_size)
+
+
 def make_microbatch(
-    store: TokenStore, indices: Sequence[int], pack_length: int
+    store: TokenStore, indices: Sequence[int], pack_length: int, sample_multiple: int = 1
 ) -> dict[str, np.ndarray | int]:
     """One pack as arrays; `indices` are the data set indices of its samples.
 
@@ -74,6 +90,7 @@ def make_microbatch(
     `[pack_length]`: the same sample's next token where that is trained, else −100. position_ids int64
     `[pack_length]`: from 0 in each sample and in the padding. cu_seqlens int32 `[k + 1]`: where samples
     start, from 0 to pack_length; padding, if any, is the last segment. max_seqlen: the longest segment.
+    Each sample is padded at its end to a multiple of `sample_multiple`, which must divide `pack_length`.
 
     Raises ValueError if the samples do not fit.
     """
@@ -87,7 +104,7 @@ def make_microbatch(
             raise ValueError(f"samples {list(indices)} do not fit a pack of {pack_length} positions")
         tokens[start:end] = sample[:-1]
         labels[start:end] = np.where(trained[1:], sample[1:], IGNORED)
-        ends.append(end)
+        ends.append(start + -(-(end - start) // sample_multiple) * sample_multiple)
     if ends[-1] < pack_length:
         ends.append(pack_length)
     cu_seqlens = np.asarray(ends, np.int32)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,9 @@ class Parallelism:
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
     sequence_parallel: bool = False
+    context_parallel_size: int = 1
+    decoder_first_pipeline_num_layers: int | None = None
+    decoder_last_pipeline_num_layers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,15 @@ def check_parallelism(shape: ModelShape, layout: Parallelism, world_size: int) -
     Raises:
         UserError: names every problem with the sizes that would be right.
     """
-    tp, pp = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
-    if world_size % (tp * pp):
+    tp, pp, cp = (
+        layout.tensor_model_parallel_size,
+        layout.pipeline_model_parallel_size,
+        layout.context_parallel_size,
+    )
+    if world_size % (tp * pp * cp):
         raise UserError(
-            f"{world_size} processes do not divide into tensor × pipeline parallel groups of {tp} × {pp}: "
-            f"start a multiple of {tp * pp} with torchrun --nproc-per-node"
+            f"{world_size} processes do not divide into tensor × pipeline × context parallel groups of "
+            f"{tp} × {pp} × {cp}: start a multiple of {tp * pp * cp} with torchrun --nproc-per-node"
         )
     for name, size in (
         ("attention heads", shape.num_attention_heads),
@@ -85,14 +92,29 @@ def check_parallelism(shape: ModelShape, layout: Parallelism, world_size: int) -
                 f"the model's {size} {name} do not divide by --tensor-model-parallel-size {tp}; "
                 f"possible: {', '.join(map(str, fits))}"
             )
-    if shape.num_layers % pp:
-        fits = [n for n in range(1, shape.num_layers + 1) if shape.num_layers % n == 0]
-        raise UserError(
-            f"the model's {shape.num_layers} layers do not divide by --pipeline-model-parallel-size {pp}; "
-            f"possible: {', '.join(map(str, fits))}"
-        )
+    _check_stages(shape.num_layers, layout)
     if layout.sequence_parallel and tp == 1:
         raise UserError("--sequence-parallel needs --tensor-model-parallel-size of 2 or more")
+
+
+def _check_stages(layers: int, layout: Parallelism) -> None:
+    pp = layout.pipeline_model_parallel_size
+    first, last = layout.decoder_first_pipeline_num_layers, layout.decoder_last_pipeline_num_layers
+    given = [count for count in (first, last) if count is not None]
+    if not given and layers % pp:
+        fits = [n for n in range(1, layers + 1) if layers % n == 0]
+        raise UserError(
+            f"the model's {layers} layers do not divide by --pipeline-model-parallel-size {pp}; "
+            f"possible: {', '.join(map(str, fits))}; or say how many the first or the last stage takes: "
+            "--decoder-first-pipeline-num-layers, --decoder-last-pipeline-num-layers"
+        )
+    stages, rest = pp - len(given), layers - sum(given)
+    if given and (pp < 2 or min(given) < 1 or rest < stages or (rest % stages if stages else rest)):
+        raise UserError(
+            f"{layers} layers with {first if first is not None else 'as many'} on the first and "
+            f"{last if last is not None else 'as many'} on the last of {pp} pipeline stages leave {rest} for "
+            f"the other {stages}: they must divide evenly, at least one each"
+        )
 
 
 def padded_vocab_size(shape: ModelShape, tp: int) -> int:
@@ -109,10 +131,12 @@ def transformer_config(
     shape: ModelShape,
     layout: Parallelism,
     dtype: torch.dtype,
-    *,
-    finalize_model_grads_func: Callable | None = None,
+    **training: Any,
 ) -> TransformerConfig:
-    """Megatron-Core's configuration for this model: dropout off, losses divided once by the token count."""
+    """Megatron-Core's configuration for this model: dropout off, losses divided once by the token count.
+
+    `training` goes to TransformerConfig as it is: recompute settings, finalize_model_grads_func.
+    """
     fused = use_transformer_engine()
     return TransformerConfig(
         num_layers=shape.num_layers,
@@ -134,6 +158,9 @@ def transformer_config(
         bf16=dtype == torch.bfloat16,
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        num_layers_in_first_pipeline_stage=layout.decoder_first_pipeline_num_layers,
+        num_layers_in_last_pipeline_stage=layout.decoder_last_pipeline_num_layers,
+        context_parallel_size=layout.context_parallel_size,
         sequence_parallel=layout.sequence_parallel,
         calculate_per_token_loss=True,
         use_cpu_initialization=not torch.cuda.is_available(),
@@ -145,7 +172,7 @@ def transformer_config(
         gradient_accumulation_fusion=False,
         deallocate_pipeline_outputs=True,
         batch_p2p_comm=torch.cuda.is_available(),
-        finalize_model_grads_func=finalize_model_grads_func,
+        **training,
     )
 
 

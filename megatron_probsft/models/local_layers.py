@@ -15,6 +15,10 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn.attention.bias import causal_lower_right
+
+from megatron_probsft.models.context_parallel import gather_pack, local_pieces
+from megatron_probsft.runtime.distributed import context_group
 
 
 def local_block_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
@@ -81,6 +85,8 @@ class PackedAttention(MegatronModule):
     Takes what Transformer Engine's DotProductAttention takes for `qkv_format="thd"`: query
     `[t, heads, head_dim]`, key and value `[t, groups, head_dim]` of this tensor-parallel rank and
     `cu_seqlens_q` `[n + 1]`. Without packed_seq_params: `[s, b, heads, head_dim]`, b sequences of length s.
+    Under context parallelism t counts this rank's part of the pack (see `context_parallel`), cu_seqlens the
+    whole pack's; collectives: keys and values are all-gathered, their gradients reduce-scattered.
 
     Returns:
         `[t, heads × head_dim]`, or `[s, b, heads × head_dim]`, in the dtype of query.
@@ -98,7 +104,6 @@ class PackedAttention(MegatronModule):
         super().__init__(config=config)
         assert attn_mask_type == AttnMaskType.causal
         assert attention_type == "self"
-        assert config.context_parallel_size == 1
         assert config.attention_dropout == 0.0
         self.softmax_scale = softmax_scale
 
@@ -119,14 +124,29 @@ class PackedAttention(MegatronModule):
             heads_first = [tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)]
             return self._attend(*heads_first).permute(2, 0, 1, 3).flatten(2).to(dtype)
         bounds = packed_seq_params.cu_seqlens_q.tolist()
-        lengths = [end - start for start, end in itertools.pairwise(bounds)]
-        heads_first = [
-            tensor.transpose(0, 1).unsqueeze(0).split(lengths, dim=2) for tensor in (query, key, value)
+        # (first position, end, first position of the sequence) of each run of consecutive queries
+        pieces = [(start, end, start) for start, end in itertools.pairwise(bounds)]
+        if self.config.context_parallel_size > 1:
+            group = context_group()
+            pieces = local_pieces(bounds, group.rank(), group.size())
+            key, value = gather_pack(torch.stack([key, value], dim=1), bounds, group).unbind(1)
+        lengths = [end - start for start, end, _ in pieces]
+        query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
+        outputs = [
+            self._attend(part, key[:, :, first:end], value[:, :, first:end])
+            for part, (_, end, first) in zip(query.split(lengths, dim=2), pieces, strict=True)
         ]
-        outputs = [self._attend(q, k, v) for q, k, v in zip(*heads_first, strict=True)]
         return torch.cat(outputs, dim=2).squeeze(0).transpose(0, 1).flatten(1).to(dtype)
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """The queries are the last ones of the keys' positions."""
+        whole = q.shape[2] == k.shape[2]
         return F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=self.softmax_scale, enable_gqa=q.shape[1] != k.shape[1]
+            q,
+            k,
+            v,
+            attn_mask=None if whole else causal_lower_right(q.shape[2], k.shape[2]),
+            is_causal=whole,
+            scale=self.softmax_scale,
+            enable_gqa=q.shape[1] != k.shape[1],
         )

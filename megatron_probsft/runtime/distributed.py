@@ -13,7 +13,11 @@ from megatron_probsft.runtime import cpu
 
 
 def initialize(
-    tensor_model_parallel_size: int = 1, pipeline_model_parallel_size: int = 1, seed: int = 1234
+    tensor_model_parallel_size: int = 1,
+    pipeline_model_parallel_size: int = 1,
+    context_parallel_size: int = 1,
+    *,
+    seed: int = 1234,
 ) -> None:
     """Join torchrun's processes (or run alone), build Megatron's groups and seed its generators.
 
@@ -33,6 +37,7 @@ def initialize(
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_model_parallel_size,
         pipeline_model_parallel_size=pipeline_model_parallel_size,
+        context_parallel_size=context_parallel_size,
         create_gloo_process_groups=False,
     )
     torch.manual_seed(seed)
@@ -56,8 +61,13 @@ def pipeline_group() -> dist.ProcessGroup:
     return parallel_state.get_pipeline_model_parallel_group()  # type: ignore[return-value]
 
 
+def context_group() -> dist.ProcessGroup:
+    """The ranks that share each sequence."""
+    return parallel_state.get_context_parallel_group()  # type: ignore[return-value]
+
+
 def data_group() -> dist.ProcessGroup:
-    """The ranks that hold the same weights and see different samples."""
+    """The ranks that hold the same weights and see different samples, or different parts of them."""
     return parallel_state.get_data_parallel_group(with_context_parallel=True)  # type: ignore[return-value]
 
 

@@ -64,7 +64,7 @@ def check(config: TrainConfig) -> None:
         "tensor_model_parallel_size", "pipeline_model_parallel_size", "seq_length", "global_batch_size",
         "micro_batch_size", "train_iters", "train_epochs", "eval_interval", "save_interval",
         "exit_interval", "log_interval", "lr", "adam_eps", "num_workers", "lr_wsd_decay_iters",
-        "loss_chunk_tokens",
+        "loss_chunk_tokens", "context_parallel_size", "recompute_num_layers",
     )  # fmt: skip
     for name in positive:
         value = getattr(config, name)
@@ -87,6 +87,24 @@ def check(config: TrainConfig) -> None:
     require(
         (config.lr_decay_style == "WSD") == (config.lr_wsd_decay_iters is not None),
         "--lr-wsd-decay-iters belongs to --lr-decay-style WSD, and WSD needs it",
+    )
+    require(
+        config.packing or not config.fixed_pack_length,
+        "--fixed-pack-length is a way of packing: not with --no-packing",
+    )
+    cp = config.context_parallel_size
+    require(
+        cp == 1 or config.seq_length % (2 * cp) == 0,
+        f"--seq-length {config.seq_length} must be a multiple of 2 × --context-parallel-size, {2 * cp}",
+    )
+    require(
+        not config.overlap_param_gather or (config.use_distributed_optimizer and config.overlap_grad_reduce),
+        "--overlap-param-gather needs --use-distributed-optimizer and --overlap-grad-reduce",
+    )
+    require(
+        (config.recompute_granularity == "full") == (config.recompute_method is not None)
+        and (config.recompute_method is None) == (config.recompute_num_layers is None),
+        "--recompute-granularity full needs --recompute-method and --recompute-num-layers, and only it does",
     )
     require(
         config.loss_kernels != "triton" or torch.cuda.is_available(),
@@ -122,7 +140,7 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None
 def _type_of(field: dataclasses.Field) -> tuple[type, bool, list[str] | None]:
     """(scalar type, is a list, allowed values) of a field's annotation."""
     annotation = typing.get_type_hints(TrainConfig)[field.name]
-    if isinstance(annotation, types.UnionType):  # X | None
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):  # X | None
         annotation = next(arg for arg in typing.get_args(annotation) if arg is not type(None))
     if typing.get_origin(annotation) is list:
         return typing.get_args(annotation)[0], True, None

@@ -11,17 +11,19 @@ import numpy as np
 import torch
 
 from megatron_probsft.data.order import sample_indices
-from megatron_probsft.data.packing import make_microbatch, plan_step
+from megatron_probsft.data.packing import make_microbatch, plan_step, plan_unpacked
 from megatron_probsft.data.token_store import TokenStore
+from megatron_probsft.models.context_parallel import local_positions
+from megatron_probsft.runtime.distributed import context_group
 from megatron_probsft.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One pack on the current device; s is the step's pack length.
+    """One pack on the current device; s is the step's pack length, s' = s / cp this rank's part of it.
 
-    tokens, position_ids `[1, s]` int64; cu_seqlens `[n + 1]` int32; rows `[T]` int64, the supervised
-    positions; labels `[T]` int64, their next tokens.
+    tokens `[1, s']`, position_ids `[1, s]` int64; cu_seqlens `[n + 1]` int32, of the whole pack; rows `[T]`
+    int64, the supervised positions among the s'; labels `[T]` int64, their next tokens.
     """
 
     tokens: torch.Tensor
@@ -40,6 +42,8 @@ class StepBatch:
     pack_length: int
     samples: int
     """Samples of the whole step, over all ranks."""
+    efficiency: float
+    """Real tokens ÷ computed tokens, over all ranks."""
 
 
 class Batches:
@@ -49,8 +53,11 @@ class Batches:
         self._store = store
         self._config = config
         self._rank, self._size = data_parallel
-        # Sequence parallelism cuts every pack into equal parts.
-        self._align = config.tensor_model_parallel_size if config.sequence_parallel else 1
+        # Context parallelism cuts every sample into 2·cp parts, sequence parallelism every pack.
+        self._sample_multiple = 2 * config.context_parallel_size if config.context_parallel_size > 1 else 1
+        self._align = self._sample_multiple
+        if config.sequence_parallel:
+            self._align *= config.tensor_model_parallel_size
 
     def total_samples(self) -> int:
         """Samples the run trains on, over all epochs."""
@@ -81,25 +88,40 @@ class Batches:
 
     def _step(self, indices: np.ndarray) -> StepBatch:
         capacity = self._config.seq_length * self._config.micro_batch_size
-        plan = plan_step(self._store.lengths[indices] - 1, self._size, capacity, self._align)
-        packs = plan.packs[self._rank]
+        multiple = self._sample_multiple
+        real = self._store.lengths[indices] - 1
+        lengths = -(-real // multiple) * multiple
+        if self._config.packing:
+            plan = plan_step(lengths, self._size, capacity, self._align)
+            length = capacity if self._config.fixed_pack_length else plan.pack_length
+        else:
+            plan = plan_unpacked(lengths, self._size, self._config.micro_batch_size, self._align)
+            length = plan.pack_length
+            multiple = length // self._config.micro_batch_size  # pads every sample to the longest
         micro_batches = [
-            self._micro_batch(indices[np.asarray(pack, int)], plan.pack_length) for pack in packs
+            self._micro_batch(indices[np.asarray(pack, int)], length, multiple)
+            for pack in plan.packs[self._rank]
         ]
-        return StepBatch(micro_batches, plan.pack_length, len(indices))
+        computed = length * len(micro_batches) * self._size
+        return StepBatch(micro_batches, length, len(indices), float(real.sum()) / computed)
 
-    def _micro_batch(self, indices: np.ndarray, pack_length: int) -> MicroBatch:
-        arrays: dict[str, Any] = make_microbatch(self._store, indices.tolist(), pack_length)
-        rows = np.flatnonzero(arrays["labels"] >= 0)
+    def _micro_batch(self, indices: np.ndarray, pack_length: int, sample_multiple: int) -> MicroBatch:
+        arrays: dict[str, Any] = make_microbatch(self._store, indices.tolist(), pack_length, sample_multiple)
+        tokens, labels = arrays["tokens"], arrays["labels"]
+        if self._config.context_parallel_size > 1:
+            group = context_group()
+            here = local_positions(arrays["cu_seqlens"].tolist(), group.rank(), group.size()).numpy()
+            tokens, labels = tokens[here], labels[here]
+        rows = np.flatnonzero(labels >= 0)
 
         def on_device(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(array).to(torch.cuda.current_device(), non_blocking=True)
 
         return MicroBatch(
-            tokens=on_device(arrays["tokens"])[None],
+            tokens=on_device(tokens)[None],
             position_ids=on_device(arrays["position_ids"])[None],
             cu_seqlens=on_device(arrays["cu_seqlens"]),
             max_seqlen=arrays["max_seqlen"],
             rows=on_device(rows),
-            labels=on_device(arrays["labels"][rows]),
+            labels=on_device(labels[rows]),
         )

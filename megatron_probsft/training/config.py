@@ -49,13 +49,28 @@ class TrainConfig:
     # Parallel layout.
     tensor_model_parallel_size: int = flag(1, "processes that share each layer")
     pipeline_model_parallel_size: int = flag(1, "groups of layers on different processes")
+    context_parallel_size: int = flag(1, "processes that share each sequence")
+    decoder_first_pipeline_num_layers: int | None = flag(None, "layers of the first stage, if special")
+    decoder_last_pipeline_num_layers: int | None = flag(None, "layers of the last stage, if special")
     sequence_parallel: bool = flag(False, "cut norms and residuals along the sequence over the TP group")
     use_distributed_optimizer: bool = flag(False, "shard optimizer states over data-parallel ranks")
+
+    overlap_grad_reduce: bool = flag(False, "reduce gradients while the backward pass goes on")
+    overlap_param_gather: bool = flag(False, "gather weights while the forward pass goes on")
+    recompute_granularity: Literal["full", "selective"] | None = flag(
+        None, "activations made anew in backward: full: of whole layers; selective: of attention"
+    )
+    recompute_method: Literal["uniform", "block"] | None = flag(
+        None, "full: groups of --recompute-num-layers; or that many layers of each stage"
+    )
+    recompute_num_layers: int | None = flag(None, "see --recompute-method")
 
     # Batch and length.
     seq_length: int = flag(2048, "longest sample, in tokens")
     global_batch_size: int = flag(256, "samples per optimizer step")
     micro_batch_size: int = flag(1, "a pack holds up to this many × seq_length tokens")
+    packing: bool = flag(True, "--no-packing pads micro-batch-size samples to the step's longest instead")
+    fixed_pack_length: bool = flag(False, "pad packs to micro-batch-size × seq-length, for one kernel shape")
     train_iters: int | None = flag(None, "optimizer steps")
     train_epochs: float | None = flag(None, "passes over the data, instead of --train-iters")
 

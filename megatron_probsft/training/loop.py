@@ -47,7 +47,10 @@ def run(config: TrainConfig) -> TrainState:
     hf, checkpoint = check_inputs(config)
     _say(f"starting {distributed.world_size()} process(es) on {config.hf_model or config.load}")
     distributed.initialize(
-        config.tensor_model_parallel_size, config.pipeline_model_parallel_size, seed=config.seed
+        config.tensor_model_parallel_size,
+        config.pipeline_model_parallel_size,
+        config.context_parallel_size,
+        seed=config.seed,
     )
     inputs = Inputs(hf, checkpoint, *_token_stores(config, hf))
     batches = Batches(inputs.train, config, data_parallel())

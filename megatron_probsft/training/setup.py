@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -38,9 +39,8 @@ class TrainState:
 
 
 def layout_of(config: TrainConfig) -> Parallelism:
-    return Parallelism(
-        config.tensor_model_parallel_size, config.pipeline_model_parallel_size, config.sequence_parallel
-    )
+    names = (field.name for field in dataclasses.fields(Parallelism))
+    return Parallelism(**{name: getattr(config, name) for name in names})
 
 
 def build_gpt(config: TrainConfig, hf: HFModel) -> GPTModel:
@@ -50,6 +50,9 @@ def build_gpt(config: TrainConfig, hf: HFModel) -> GPTModel:
         layout_of(config),
         torch.bfloat16 if config.bf16 else torch.float32,
         finalize_model_grads_func=finalize_model_grads,
+        recompute_granularity=config.recompute_granularity,
+        recompute_method=config.recompute_method,
+        recompute_num_layers=config.recompute_num_layers,
     )
     return build_model(hf.shape, megatron)
 
@@ -63,6 +66,8 @@ def build_train_state(config: TrainConfig, gpt: GPTModel, train_iters: int) -> T
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=config.use_distributed_optimizer,
+        overlap_grad_reduce=config.overlap_grad_reduce,
+        overlap_param_gather=config.overlap_param_gather,
         average_in_collective=False,
     )
     model = DistributedDataParallel(gpt.config, ddp, gpt)
@@ -79,6 +84,7 @@ def build_train_state(config: TrainConfig, gpt: GPTModel, train_iters: int) -> T
             bf16=config.bf16,
             params_dtype=gpt.config.params_dtype,
             use_distributed_optimizer=config.use_distributed_optimizer,
+            overlap_param_gather=config.overlap_param_gather,
         ),
         [model],
         use_gloo_process_groups=False,

@@ -116,6 +116,9 @@ class _Head:
     ) -> torch.Tensor:  # fmt: skip
         """GPTModel's output processor on the last stage: hidden states → Σ f(log p), a scalar."""
         one = torch.ones((), device=hidden_states.device)
+        # The layer itself is not called: with --overlap-param-gather its hook waits for its weight.
+        for hook in output_layer._forward_pre_hooks.values():
+            hook(output_layer, ())
         total, self._tokens = supervised_loss(
             hidden_states,
             output_layer.weight if output_weight is None else output_weight,
@@ -142,6 +145,9 @@ def _packed(micro_batch: MicroBatch) -> PackedSeqParams:
         qkv_format="thd",
         cu_seqlens_q=micro_batch.cu_seqlens,
         cu_seqlens_kv=micro_batch.cu_seqlens,
+        # The samples' padding to what context parallelism divides is part of them: after their last token.
+        cu_seqlens_q_padded=micro_batch.cu_seqlens,
+        cu_seqlens_kv_padded=micro_batch.cu_seqlens,
         max_seqlen_q=micro_batch.max_seqlen,
         max_seqlen_kv=micro_batch.max_seqlen,
     )

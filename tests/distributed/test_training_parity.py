@@ -23,6 +23,43 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "PP 4": (4, {"pipeline_model_parallel_size": 4}),  # middle stages, tied embeddings
     "DP 2": (2, {}),
     "DP 2 distributed optimizer": (2, {"use_distributed_optimizer": True}),
+    "CP 2": (2, {"context_parallel_size": 2}),
+    "CP 4": (4, {"context_parallel_size": 4}),
+    "TP 2 × CP 2 + SP": (
+        4,
+        {"tensor_model_parallel_size": 2, "context_parallel_size": 2, "sequence_parallel": True},
+    ),
+    "PP 2 × CP 2": (4, {"pipeline_model_parallel_size": 2, "context_parallel_size": 2}),
+    "PP 3, uneven": (
+        3,
+        {"pipeline_model_parallel_size": 3, "decoder_first_pipeline_num_layers": 2},
+    ),
+    "PP 2, 3 + 1": (2, {"pipeline_model_parallel_size": 2, "decoder_last_pipeline_num_layers": 1}),
+    "DP 2 distributed optimizer, overlaps": (
+        2,
+        {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
+    ),
+    "full recompute": (
+        1,
+        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+    ),
+    "TP 2, full recompute of a block": (
+        2,
+        {
+            "tensor_model_parallel_size": 2,
+            "recompute_granularity": "full",
+            "recompute_method": "block",
+            "recompute_num_layers": 2,
+        },
+    ),
+    "selective recompute": (1, {"recompute_granularity": "selective"}),
+    "no packing": (1, {"packing": False, "micro_batch_size": 3}),
+    "DP 2 × CP 2, no packing": (
+        4,
+        {"packing": False, "micro_batch_size": 2, "context_parallel_size": 2},
+    ),
+    "PP 4, no packing": (4, {"pipeline_model_parallel_size": 4, "packing": False}),
+    "fixed pack length": (2, {"pipeline_model_parallel_size": 2, "fixed_pack_length": True}),
     "micro-batch 4": (1, {"micro_batch_size": 4}),
     "shorter packs": (1, {"seq_length": 64}),
     "small loss chunks": (1, {"loss_chunk_tokens": 7}),
@@ -31,6 +68,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "PP 2 materialized": (2, {"pipeline_model_parallel_size": 2, "loss_path": "materialized"}),
 }
 # f(p) written out anew, in float64.
+UNPACKED = ["TP 2 + SP", "TP 2 × PP 2", "PP 3, uneven", "CP 2", "DP 2 distributed optimizer, overlaps"]
 OBJECTIVES = {
     "original": lambda p: -p.log(),
     "GeneralFamily-8": lambda p: (1 - p**8) / 8,
@@ -69,6 +107,16 @@ def test_layout_equals_one_process(
     ranks, settings = LAYOUTS[layout]
     config = config_for(tmp_path / "run", tiny_llama, data, objective=objective, **settings)
     _compare(train(ranks, config), one_process[objective], 1e-5)
+
+
+@pytest.mark.parametrize("layout", UNPACKED)
+def test_layout_without_packing_equals_one_process_with_it(
+    layout: str, one_process: dict, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    ranks, settings = LAYOUTS[layout]
+    settings = settings | {"packing": False, "micro_batch_size": 2}
+    config = config_for(tmp_path / "run", tiny_llama, data, objective="GeneralFamily-8", **settings)
+    _compare(train(ranks, config), one_process["GeneralFamily-8"], 1e-5)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
