@@ -65,6 +65,7 @@ def run(config: TrainConfig) -> TrainState:
     _train(config, state, inputs, batches, reporter)
     reporter.close()
     if config.save_hf and state.iteration == train_iters:
+        state.gather_weights()
         save_hf_weights(state.gpt, hf, Path(config.save_hf))
         reporter.say(f"wrote {config.save_hf}")
     return state

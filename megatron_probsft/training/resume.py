@@ -38,6 +38,7 @@ def save_state(
     Raises:
         UserError: the disk is full or the folder cannot be written; earlier checkpoints stay whole.
     """
+    state.gather_weights()
     content = _content(state, config, data_digest, is_loading=False)
     try:
         return torch_dist.save_checkpoint(run_folder, state.iteration, content, hf_folder, config_yaml)
@@ -120,12 +121,12 @@ def _layout() -> dict[str, int]:
     return {
         "tensor": parallel_state.get_tensor_model_parallel_world_size(),
         "pipeline": parallel_state.get_pipeline_model_parallel_world_size(),
-        "data": parallel_state.get_data_parallel_world_size(),
+        "data": parallel_state.get_data_parallel_world_size(with_context_parallel=True),
     }
 
 
 def _generators() -> ShardedObject:
-    """This rank's generator states, one object per (pipeline, tensor, data) rank."""
+    """This rank's generator states, one object per (pipeline, tensor, data × context) rank."""
     states = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -137,7 +138,7 @@ def _generators() -> ShardedObject:
     ranks = (
         parallel_state.get_pipeline_model_parallel_rank(),
         parallel_state.get_tensor_model_parallel_rank(),
-        parallel_state.get_data_parallel_rank(),
+        parallel_state.get_data_parallel_rank(with_context_parallel=True),
     )
     return ShardedObject(
         "rng", states, (layout["pipeline"], layout["tensor"], layout["data"]), ranks, replica_id=0

@@ -37,6 +37,14 @@ class TrainState:
         """The model without its data-parallel wrapper."""
         return self.model.module  # type: ignore[return-value]
 
+    def gather_weights(self) -> None:
+        """Make this rank's weights whole, before they are read: --overlap-param-gather does it in forward.
+
+        Collective over the data-parallel group where that is on.
+        """
+        if self.model.ddp_config.overlap_param_gather:
+            self.model.start_param_sync(force_sync=True)
+
 
 def layout_of(config: TrainConfig) -> Parallelism:
     names = (field.name for field in dataclasses.fields(Parallelism))
