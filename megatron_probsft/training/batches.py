@@ -32,6 +32,8 @@ class MicroBatch:
     max_seqlen: int
     rows: torch.Tensor
     labels: torch.Tensor
+    supervised_tokens: int
+    """Of the whole pack, over the context-parallel ranks that share it."""
 
 
 @dataclass(frozen=True)
@@ -124,4 +126,5 @@ class Batches:
             max_seqlen=arrays["max_seqlen"],
             rows=on_device(rows),
             labels=on_device(labels[rows]),
+            supervised_tokens=int((arrays["labels"] >= 0).sum()),
         )

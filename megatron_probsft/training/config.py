@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+Denominator = Literal["tokens", "kept-tokens", "microbatch-mean", "microbatch-sum"]
+
 
 def flag(default: Any, text: str) -> Any:
     """A dataclass field that becomes a command line flag and a YAML key."""
@@ -38,6 +40,9 @@ class TrainConfig:
     # Objective.
     objective: str = flag("original", "original, logp, p, GeneralFamily-α, OnlyTopP-q, OnlyBottomP-q, …")
 
+    loss_denominator: Denominator = flag(
+        "tokens", "global token mean; the others reproduce other trainers, see training/denominators.py"
+    )
     loss_path: Literal["auto", "materialized", "fused"] = flag(
         "auto",
         "logits of a micro-batch's supervised tokens. fused: --loss-chunk-tokens at a time, with gradients "

@@ -151,6 +151,7 @@ def _train(
         get_objective(config.objective),
         inputs.hf.shape.vocab_size,
         HeadOptions(config.loss_path, config.loss_chunk_tokens, config.loss_kernels),
+        config.loss_denominator,
     )
     valid = Batches(inputs.valid, config, data_parallel()) if inputs.valid else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,9 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_probsft.objectives.registry import Objective
 from megatron_probsft.runtime.distributed import tensor_group
+from megatron_probsft.training import denominators
 from megatron_probsft.training.batches import MicroBatch, StepBatch
+from megatron_probsft.training.config import Denominator
 from megatron_probsft.training.metrics import TokenMeans, reduce_sums, token_sums
 from megatron_probsft.training.setup import TrainState
 from megatron_probsft.vocab_parallel.fused_head import Tokens
@@ -26,6 +29,7 @@ class Criterion:
     objective: Objective
     vocab_size: int
     head: HeadOptions = HeadOptions()
+    denominator: Denominator = "tokens"
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class StepResult:
 def train_step(state: TrainState, batch: StepBatch, criterion: Criterion) -> StepResult:
     """Forward and backward over the step's micro-batches, reduce, clip, update, advance the schedule.
 
-    The loss is Σ objective(log p) over the global batch's supervised tokens ÷ their number; Megatron-Core's
-    `finalize_model_grads` divides, once.
+    The loss is Σ objective(log p) over the global batch's supervised tokens ÷ their number (or as
+    `criterion.denominator` says); Megatron-Core's `finalize_model_grads` divides, once.
     """
     state.model.train()
     state.model.zero_grad_buffer()
@@ -58,6 +62,7 @@ def train_step(state: TrainState, batch: StepBatch, criterion: Criterion) -> Ste
 @torch.no_grad()
 def validate(state: TrainState, batches: Iterator[StepBatch], criterion: Criterion) -> TokenMeans:
     """Token-exact means over all batches: every sample counts once, whatever the layout."""
+    criterion = dataclasses.replace(criterion, denominator="tokens")
     state.model.eval()
     results = [_run(state, batch, criterion, forward_only=True) for batch in batches]
     tokens = sum(result.tokens for result in results)
@@ -80,7 +85,7 @@ def _run(state: TrainState, batch: StepBatch, criterion: Criterion, *, forward_o
         micro_batches: Iterator[MicroBatch], model: torch.nn.Module
     ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple]]:
         micro_batch = next(micro_batches)
-        head = _Head(micro_batch, criterion)
+        head = _Head(micro_batch, criterion, is_first=micro_batch is batch.micro_batches[0])
         output = model(
             micro_batch.tokens,
             micro_batch.position_ids,
@@ -105,9 +110,10 @@ def _run(state: TrainState, batch: StepBatch, criterion: Criterion, *, forward_o
 class _Head:
     """A micro-batch's way from the last stage's hidden states to what Megatron-Core's schedule wants."""
 
-    def __init__(self, micro_batch: MicroBatch, criterion: Criterion) -> None:
+    def __init__(self, micro_batch: MicroBatch, criterion: Criterion, *, is_first: bool) -> None:
         self._micro_batch = micro_batch
         self._criterion = criterion
+        self._is_first = is_first
         self._tokens: Tokens | None = None
 
     def __call__(
@@ -128,16 +134,24 @@ class _Head:
             vocab_size=self._criterion.vocab_size,
             group=tensor_group(),
             sequence_parallel=config.sequence_parallel,
+            token_weights=denominators.token_weights(self._criterion.denominator, self._micro_batch),
             options=self._criterion.head,
             grad_scale=one if config.grad_scale_func is None else config.grad_scale_func(one),
         )
         return total
 
     def report(self, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Megatron-Core's 3-tuple: (sum of losses, number of tokens, report)."""
+        """Megatron-Core's 3-tuple: (sum of losses, what to divide by, report)."""
         assert self._tokens is not None
-        count = torch.tensor(len(self._tokens.losses), dtype=torch.int, device=total.device)
-        return total, count, {"sums": token_sums(self._tokens.losses, self._tokens.log_p)}
+        count = denominators.count(
+            self._criterion.denominator,
+            self._micro_batch,
+            self._tokens,
+            self._criterion.objective,
+            self._criterion.vocab_size,
+            is_first=self._is_first,
+        )
+        return total, count, {"sums": token_sums(self._tokens.losses, self._tokens.log_p, count)}
 
 
 def _packed(micro_batch: MicroBatch) -> PackedSeqParams:

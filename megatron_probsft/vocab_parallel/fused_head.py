@@ -92,7 +92,8 @@ class _FusedHead(torch.autograd.Function):
         needs = per_token_needs(objective)
         lanes = 1 if shard.ranks == 1 else 2
         size = max(1, min(chunk_tokens // lanes, len(labels)))
-        memory = [hidden.new_empty(size, weight.shape[0]) for _ in range(lanes)]
+        pieces = [slice(i, i + size) for i in range(0, len(labels), size)]
+        memory = [hidden.new_empty(size, weight.shape[0]) for _ in pieces[:lanes]]
         results = [hidden.new_empty(2 + len(needs), 0, dtype=torch.float32)]
 
         def start(index: int, rows: slice) -> tuple[slice, torch.Tensor, PendingSoftmax]:
@@ -118,7 +119,6 @@ class _FusedHead(torch.autograd.Function):
             if wants_hidden:
                 torch.mm(logits, weight_value, out=hidden[rows])
 
-        pieces = [slice(i, i + size) for i in range(0, len(labels), size)]
         waiting: list[tuple[slice, torch.Tensor, PendingSoftmax]] = []
         for index, rows in enumerate(pieces):
             waiting.append(start(index, rows))

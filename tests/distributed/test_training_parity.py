@@ -133,6 +133,51 @@ def test_untied_qwen2_across_stages_and_shards(tiny_qwen2: Path, data: Path, tmp
     _compare(one, _plain_transformers(tiny_qwen2, data, OBJECTIVES["original"]), 1e-4)
 
 
+DENOMINATORS = {
+    # denominator: (objective, loss from the p of each micro-batch of three samples)
+    "microbatch-sum": ("p", lambda parts: sum((1 - p).mean() for p in parts)),
+    "microbatch-mean": ("p", lambda parts: sum((1 - p).mean() for p in parts) / len(parts)),
+    "kept-tokens": (
+        "OnlyTopLogP-0.002",
+        lambda parts: (-(kept := torch.cat(parts)[torch.cat(parts) >= 0.002]).log()).sum() / len(kept),
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", ["one process", "CP 2", "TP 2 × PP 2"])
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+def test_denominators_of_other_trainers(
+    denominator: str, layout: str, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    objective, loss = DENOMINATORS[denominator]
+    ranks, settings = LAYOUTS.get(layout, (1, {}))
+    config = config_for(
+        tmp_path / "run", tiny_llama, data, objective=objective, loss_denominator=denominator, packing=False,
+        micro_batch_size=3, **settings,
+    )  # fmt: skip
+    _compare(train(ranks, config), _plain_transformers(tiny_llama, data, None, loss_of_parts=loss), 1e-4)
+
+
+def test_micro_batches_of_all_ranks_count_alike(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    """Eight samples in micro-batches of two: the sum over four of one rank, the mean of two ranks' two."""
+    settings: dict[str, Any] = {"packing": False, "micro_batch_size": 2, "clip_grad": 0.0}
+
+    def first_step(ranks: int, denominator: str) -> dict:
+        folder = tmp_path / f"{ranks} {denominator}"
+        config = config_for(folder, tiny_llama, data, loss_denominator=denominator, **settings)
+        return train(ranks, config)[0]
+
+    mean = first_step(1, "microbatch-mean")
+    for ranks, denominator, factor in (
+        (2, "microbatch-mean", 1),
+        (1, "microbatch-sum", 4),
+        (2, "microbatch-sum", 2),
+    ):
+        step = first_step(ranks, denominator)
+        assert step["loss"] == pytest.approx(factor * mean["loss"], rel=1e-5)
+        assert step["grad_norm"] == pytest.approx(factor * mean["grad_norm"], rel=1e-5)
+
+
 def half_entropy_weight(log_p: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
     """A user's own objective; takes a statistic of the whole vocabulary."""
     return -log_p * (1 + entropy / 2)
@@ -198,8 +243,13 @@ def test_validation_is_token_exact(tiny_llama: Path, data: Path, tmp_path: Path)
         assert first["p_histogram"] == pytest.approx(histogram.tolist(), abs=1e-6)
 
 
-def _plain_transformers(folder: Path, data: Path, f: Any) -> list[dict[str, float]]:
-    """Megatron-free: samples one by one, torch's AdamW, the schedule and the clipping written out."""
+def _plain_transformers(
+    folder: Path, data: Path, f: Any, loss_of_parts: Any = None
+) -> list[dict[str, float]]:
+    """Megatron-free: samples one by one, torch's AdamW, the schedule and the clipping written out.
+
+    f: of p, averaged over all tokens; or loss_of_parts: of the p of each three samples.
+    """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     samples = _samples(folder, data)
     decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -214,8 +264,10 @@ def _plain_transformers(folder: Path, data: Path, f: Any) -> list[dict[str, floa
         for group in optimizer.param_groups:
             group["lr"] = rate
         chosen = sample_indices(step * 8, 8, len(samples), 5)
-        p = torch.cat([_label_probabilities(model, *samples[i]) for i in np.asarray(chosen)]).double()
-        loss = f(p).sum() / len(p)
+        each = [_label_probabilities(model, *samples[i]).double() for i in np.asarray(chosen)]
+        p = torch.cat(each)
+        parts = [torch.cat(each[first : first + 3]) for first in range(0, len(each), 3)]
+        loss = f(p).sum() / len(p) if loss_of_parts is None else loss_of_parts(parts)
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
