@@ -19,9 +19,9 @@ from megatron_probsft.training.setup import TrainState
 
 # A resumed run that changes one of these would not continue the run it claims to continue.
 _MUST_EQUAL = (
-    "seed", "global_batch_size", "objective", "use_distributed_optimizer", "bf16", "train_iters",
-    "train_epochs", "lr", "min_lr", "lr_decay_style", "lr_wsd_decay_style", "lr_wsd_decay_iters",
-    "lr_warmup_fraction", "lr_warmup_iters", "weight_decay",
+    "seed", "global_batch_size", "objective", "loss_denominator", "use_distributed_optimizer", "bf16",
+    "train_iters", "train_epochs", "lr", "min_lr", "lr_decay_style", "lr_wsd_decay_style",
+    "lr_wsd_decay_iters", "lr_warmup_fraction", "lr_warmup_iters", "weight_decay",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from megatron_probsft.models.context_parallel import local_positions
 def test_every_position_lies_on_one_rank_and_costs_are_equal(size: int) -> None:
     bounds = [0, 2 * size, 8 * size, 12 * size]
     parts = [local_positions(bounds, rank, size).tolist() for rank in range(size)]
-    assert sorted(sum(parts, [])) == list(range(12 * size))
+    assert sorted(position for part in parts for position in part) == list(range(12 * size))
     # Causal attention costs a position its place in its sequence: equal sums on every rank.
     start_of = [max(bound for bound in bounds if bound <= position) for position in range(12 * size)]
     costs = {sum(position - start_of[position] for position in part) for part in parts}
