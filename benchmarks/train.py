@@ -105,7 +105,7 @@ class _Ours:
             train_iters=args.rounds + 1, lr=LR, lr_decay_style="constant", truncation="drop",
         )  # fmt: skip
         hf, _ = loop.check_inputs(self.config)
-        self.store, _ = loop._token_stores(self.config, hf)
+        self.store, _ = loop.token_stores(self.config, hf)
         self._batches = Batches(self.store, self.config, data_parallel())
         gpt = loop.build_gpt(self.config, hf)
         loop.load_hf_weights(gpt, hf)

@@ -9,11 +9,16 @@ from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import one_line_errors
 from megatron_probsft.training.arguments import parse_arguments
 from megatron_probsft.training.loop import run
+from megatron_probsft.training.preflight import dry_run
 
 
 def main() -> None:
     with one_line_errors():
-        run(parse_arguments())
+        config = parse_arguments()
+        if config.dry_run:
+            dry_run(config)
+            return
+        run(config)
         distributed.shutdown()
 
 

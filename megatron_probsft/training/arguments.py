@@ -34,7 +34,8 @@ def parse_arguments(argv: list[str] | None = None) -> TrainConfig:
     values = _read_yaml(Path(path)) if path else {}
     values.update(given)
     config = TrainConfig(**values)
-    check(config)
+    if not config.dry_run:  # which lists all problems
+        check(config)
     return config
 
 
@@ -44,10 +45,17 @@ def check(config: TrainConfig) -> None:
     Raises:
         UserError: the first problem found.
     """
+    for problem in problems_of(config):
+        raise UserError(problem)
+
+
+def problems_of(config: TrainConfig) -> list[str]:
+    """Everything that is wrong with the settings, whatever the model and the data are; a line each."""
+    problems: list[str] = []
 
     def require(condition: bool, message: str) -> None:
         if not condition:
-            raise UserError(message)
+            problems.append(message)
 
     require(bool(config.save), "--save is missing: the folder for this run's checkpoints and metrics")
     require(bool(config.data), "--data is missing: .jsonl or .parquet files to train on")
@@ -94,7 +102,7 @@ def check(config: TrainConfig) -> None:
     )
     cp = config.context_parallel_size
     require(
-        cp == 1 or config.seq_length % (2 * cp) == 0,
+        cp <= 1 or config.seq_length % (2 * cp) == 0,
         f"--seq-length {config.seq_length} must be a multiple of 2 × --context-parallel-size, {2 * cp}",
     )
     require(
@@ -113,7 +121,8 @@ def check(config: TrainConfig) -> None:
     try:
         get_objective(config.objective)
     except ObjectiveError as error:
-        raise UserError(str(error)) from None
+        problems.append(str(error))
+    return problems
 
 
 class _Parser(argparse.ArgumentParser):

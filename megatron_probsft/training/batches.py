@@ -37,6 +37,18 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """This rank's packs of a step: positions among the step's samples."""
+
+    packs: list[list[int]]
+    pack_length: int
+    sample_multiple: int
+    """What each sample's length is rounded up to."""
+    efficiency: float
+    """Real tokens ÷ computed tokens, over all ranks."""
+
+
+@dataclass(frozen=True)
 class StepBatch:
     """This rank's share of a step: as many micro-batches as on every other rank, all of one length."""
 
@@ -74,9 +86,11 @@ class Batches:
 
     def training_step(self, consumed_samples: int) -> StepBatch:
         """The step after `consumed_samples` samples, in the shuffled order of the seed."""
-        count = min(self._config.global_batch_size, self.total_samples() - consumed_samples)
-        indices = sample_indices(consumed_samples, count, len(self._store), self._config.seed)
-        return self._step(indices)
+        return self._step(self._indices(consumed_samples))
+
+    def training_plan(self, consumed_samples: int) -> Plan:
+        """How that step is cut, without its tokens."""
+        return self._plan(self._indices(consumed_samples))
 
     def in_order(self) -> Iterator[StepBatch]:
         """Every sample once, in the file's order: for validation."""
@@ -88,7 +102,11 @@ class Batches:
         """How many steps `in_order` gives."""
         return math.ceil(len(self._store) / self._config.global_batch_size)
 
-    def _step(self, indices: np.ndarray) -> StepBatch:
+    def _indices(self, consumed_samples: int) -> np.ndarray:
+        count = min(self._config.global_batch_size, self.total_samples() - consumed_samples)
+        return sample_indices(consumed_samples, count, len(self._store), self._config.seed)
+
+    def _plan(self, indices: np.ndarray) -> Plan:
         capacity = self._config.seq_length * self._config.micro_batch_size
         multiple = self._sample_multiple
         real = self._store.lengths[indices] - 1
@@ -100,12 +118,16 @@ class Batches:
             plan = plan_unpacked(lengths, self._size, self._config.micro_batch_size, self._align)
             length = plan.pack_length
             multiple = length // self._config.micro_batch_size  # pads every sample to the longest
+        computed = length * len(plan.packs[0]) * self._size
+        return Plan(plan.packs[self._rank], length, multiple, float(real.sum()) / computed)
+
+    def _step(self, indices: np.ndarray) -> StepBatch:
+        plan = self._plan(indices)
         micro_batches = [
-            self._micro_batch(indices[np.asarray(pack, int)], length, multiple)
-            for pack in plan.packs[self._rank]
+            self._micro_batch(indices[np.asarray(pack, int)], plan.pack_length, plan.sample_multiple)
+            for pack in plan.packs
         ]
-        computed = length * len(micro_batches) * self._size
-        return StepBatch(micro_batches, length, len(indices), float(real.sum()) / computed)
+        return StepBatch(micro_batches, plan.pack_length, len(indices), plan.efficiency)
 
     def _micro_batch(self, indices: np.ndarray, pack_length: int, sample_multiple: int) -> MicroBatch:
         arrays: dict[str, Any] = make_microbatch(self._store, indices.tolist(), pack_length, sample_multiple)

@@ -98,6 +98,8 @@ class TrainConfig:
     adam_eps: float = flag(1e-8, "AdamW")
     clip_grad: float = flag(1.0, "gradient norm limit; 0: off")
 
+    dry_run: bool = flag(False, "check everything, print sizes and statistics, and build nothing large")
+
     # Rhythm.
     eval_interval: int | None = flag(None, "validate every so many steps (always at the start and the end)")
     save_interval: int | None = flag(None, "checkpoint every so many steps (always after the last)")

@@ -52,7 +52,7 @@ def run(config: TrainConfig) -> TrainState:
         config.context_parallel_size,
         seed=config.seed,
     )
-    inputs = Inputs(hf, checkpoint, *_token_stores(config, hf))
+    inputs = Inputs(hf, checkpoint, *token_stores(config, hf))
     batches = Batches(inputs.train, config, data_parallel())
     train_iters = batches.train_iters()
 
@@ -94,7 +94,7 @@ def check_inputs(config: TrainConfig) -> tuple[HFModel, Path | None]:
     return hf, checkpoint
 
 
-def _token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenStore | None]:
+def token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenStore | None]:
     """Tokenize on rank 0 while the others wait, then open the cache everywhere."""
     tokenizer = AutoTokenizer.from_pretrained(hf.folder)
     cache = Path(config.data_cache_path or Path(config.save).with_name("data_cache"))

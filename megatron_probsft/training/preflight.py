@@ -1,0 +1,116 @@
+"""`--dry-run`: what a run would be, before it costs anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from megatron_probsft.data.sources import check_files
+from megatron_probsft.data.token_store import TokenStore
+from megatron_probsft.models.build import HFModel
+from megatron_probsft.runtime import distributed
+from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.training.arguments import problems_of
+from megatron_probsft.training.batches import Batches
+from megatron_probsft.training.config import TrainConfig
+from megatron_probsft.training.loop import check_inputs, token_stores
+from megatron_probsft.training.memory_estimate import StageMemory, parameter_count, stage_memory
+
+_STEPS_LOOKED_AT = 50
+
+
+def dry_run(config: TrainConfig) -> None:
+    """Print the model's and the data's sizes, memory per rank, steps and packs, and the resolved settings.
+
+    One process. The layout is that of WORLD_SIZE processes, or of the fewest that the flags ask for. Reads
+    no weights; tokenizes the data (into the same cache as the run will use).
+
+    Raises:
+        UserError: with all problems found, not only the first.
+    """
+    model_parallel = (
+        config.tensor_model_parallel_size * config.pipeline_model_parallel_size * config.context_parallel_size
+    )
+    os.environ.setdefault("WORLD_SIZE", str(model_parallel))
+    console = Console(width=None if os.isatty(1) else 110)
+    problems = problems_of(config)
+    found = _collect(problems, lambda: check_inputs(config))
+    world = distributed.world_size()
+    os.environ.pop("RANK", None)  # from here on this one process
+    readable = _collect(problems, lambda: check_files([*config.data, *config.valid_data]) or True)
+    stores = _collect(problems, lambda: _stores(config, found[0])) if found and readable else None
+    if problems:
+        listed = "".join(f"\n  {number}. {text}" for number, text in enumerate(problems, 1))
+        raise UserError(f"{len(problems)} problem(s):{listed}")
+    assert found is not None
+    assert stores is not None
+    hf, train = found[0], stores[0]
+    dp = world // model_parallel
+    batches = Batches(train, config, (0, dp))
+    plans = [
+        batches.training_plan(step * config.global_batch_size)
+        for step in range(min(batches.train_iters(), _STEPS_LOOKED_AT))
+    ]
+    lengths = [plan.pack_length for plan in plans]
+    most = max(len(plan.packs) for plan in plans)
+    console.print(_data_table(train, stores[1]))
+    efficiency = np.mean([plan.efficiency for plan in plans])
+    console.print(
+        f"{batches.train_iters():,} steps of {config.global_batch_size} samples, "
+        f"{batches.total_samples() / len(train):.2f} epochs; in the first {len(plans)} steps up to {most} "
+        f"micro-batch(es) of up to {max(lengths):,} tokens on each of {dp} data-parallel rank(s), "
+        f"{efficiency:.1%} of their tokens real"
+    )
+    stages = stage_memory(config, hf.family, hf.shape, dp, most, max(lengths))
+    console.print(
+        f"{parameter_count(hf.family, hf.shape):,} parameters ({hf.family.name}) on {world} process(es): "
+        f"TP {config.tensor_model_parallel_size} × PP {config.pipeline_model_parallel_size} "
+        f"× CP {config.context_parallel_size} × DP {dp}"
+    )
+    console.print(_memory_table(stages))
+    console.print(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True))
+
+
+def _collect[T](problems: list[str], work: Callable[[], T]) -> T | None:
+    try:
+        return work()
+    except UserError as error:
+        if str(error) not in problems:
+            problems.append(str(error))
+        return None
+
+
+def _stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenStore | None]:
+    distributed.initialize()
+    return token_stores(config, hf)
+
+
+def _data_table(train: TokenStore, valid: TokenStore | None) -> Table:
+    table = Table(title="data")
+    for heading in ("", "samples", "tokens", "supervised", "length: median", "95 %", "longest"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, store in (("training", train), ("validation", valid)):
+        if store is not None:
+            lengths = store.lengths
+            table.add_row(
+                name, f"{len(store):,}", f"{lengths.sum():,}", f"{store.supervised.sum():,}",
+                f"{np.median(lengths):,.0f}", f"{np.percentile(lengths, 95):,.0f}", f"{lengths.max():,}",
+            )  # fmt: skip
+    return table
+
+
+def _memory_table(stages: list[StageMemory]) -> Table:
+    table = Table(title="estimated GiB per rank, by pipeline stage")
+    parts = ["weights", "gradients", "optimizer", "activations", "head", "total"]
+    for heading in ("stage", "parameters", *parts):
+        table.add_column(heading, justify="right")
+    for stage in stages:
+        sizes = [f"{getattr(stage, part) / 2**30:.2f}" for part in parts]
+        table.add_row(str(stage.stage), f"{stage.parameters:,}", *sizes)
+    return table

@@ -1,0 +1,100 @@
+"""--dry-run: its numbers are right, and it lists every problem at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from megatron.core import parallel_state
+
+from megatron_probsft import train
+from megatron_probsft.models.build import read_hf_model
+from megatron_probsft.runtime import distributed
+from megatron_probsft.training.config import TrainConfig
+from megatron_probsft.training.memory_estimate import parameter_count, stage_memory
+from megatron_probsft.training.setup import build_gpt
+from tests.ranks import run_ranks
+from tests.training_runs import write_pairs
+
+LAYOUTS: list[dict[str, Any]] = [
+    {"tensor_model_parallel_size": 2},
+    {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
+    {"pipeline_model_parallel_size": 3, "decoder_first_pipeline_num_layers": 2},
+]
+
+
+def _built(folder: Path, layout: dict[str, Any]) -> tuple[int, int]:
+    """(pipeline stage, parameters on this rank)."""
+    config = TrainConfig(**layout)
+    distributed.initialize(config.tensor_model_parallel_size, config.pipeline_model_parallel_size)
+    model = build_gpt(config, read_hf_model(folder))
+    return parallel_state.get_pipeline_model_parallel_rank(), sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_qwen2"])
+def test_parameters_of_every_stage(
+    model: str, layout: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(model)
+    hf = read_hf_model(folder)
+    config = TrainConfig(**layout)
+    stages = stage_memory(config, hf.family, hf.shape, dp_size=1, micro_batches=4, pack_length=64)
+    ranks = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
+    for stage, parameters in run_ranks(ranks, _built, folder, layout):
+        assert stages[stage].parameters == parameters
+    assert stages[0].activations > stages[-1].activations or len(stages) == 1  # more in flight
+
+
+def test_parameters_of_smollm2(smollm2: Path) -> None:
+    hf = read_hf_model(smollm2)
+    assert parameter_count(hf.family, hf.shape) == 134_515_008
+
+
+def _dry_run(folder: Path, *flags: str) -> tuple[int, str]:
+    """(exit status, what it printed) of a run in a forked process."""
+    process = os.fork()
+    if process == 0:
+        torch.set_num_threads(1)  # the parent's thread pool does not live on in a fork
+        sys.stdout = sys.stderr = (folder / "output").open("w")
+        sys.argv = ["train", "--dry-run", *flags]
+        status = 70
+        try:
+            train.main()
+            status = 0
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return status, (folder / "output").read_text()
+
+
+def test_dry_run_of_a_layout_that_this_machine_has_not(tiny_llama: Path, tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "train.jsonl", 20)
+    status, output = _dry_run(
+        tmp_path, "--hf-model", str(tiny_llama), "--data", str(data), "--save", str(tmp_path / "run"),
+        "--train-epochs", "2", "--global-batch-size", "8", "--seq-length", "128",
+        "--tensor-model-parallel-size", "2", "--context-parallel-size", "2", "--objective", "p",
+    )  # fmt: skip
+    assert status == 0, output
+    assert "5 steps of 8 samples, 2.00 epochs" in output
+    assert "on 4 process(es): TP 2 × PP 1 × CP 2 × DP 1" in output
+    assert "objective: p" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_problems_are_listed(tiny_llama: Path, tmp_path: Path) -> None:
+    status, output = _dry_run(
+        tmp_path, "--hf-model", str(tiny_llama), "--data", "nowhere.jsonl", "--save", str(tmp_path / "run"),
+        "--train-iters", "0", "--objective", "OnlyTopP-2", "--tensor-model-parallel-size", "4",
+    )  # fmt: skip
+    assert status == 2
+    for text in ("--train-iters must be more than 0", "out of range", "do not divide", "nowhere.jsonl"):
+        assert text in output
+    assert "4 problem(s)" in output
