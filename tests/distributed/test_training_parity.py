@@ -20,6 +20,11 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP 2 + SP": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
     "PP 2": (2, {"pipeline_model_parallel_size": 2}),
     "TP 2 × PP 2": (4, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}),
+    "TP 2 × PP 2 + SP": (
+        4,
+        {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "sequence_parallel": True},
+    ),
+    "TP 2 × DP 2": (4, {"tensor_model_parallel_size": 2}),
     "PP 4": (4, {"pipeline_model_parallel_size": 4}),  # middle stages, tied embeddings
     "DP 2": (2, {}),
     "DP 2 distributed optimizer": (2, {"use_distributed_optimizer": True}),
