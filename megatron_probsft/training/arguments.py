@@ -72,7 +72,8 @@ def problems_of(config: TrainConfig) -> list[str]:
         "tensor_model_parallel_size", "pipeline_model_parallel_size", "seq_length", "global_batch_size",
         "micro_batch_size", "train_iters", "train_epochs", "eval_interval", "save_interval",
         "exit_interval", "log_interval", "lr", "adam_eps", "num_workers", "lr_wsd_decay_iters",
-        "loss_chunk_tokens", "context_parallel_size", "recompute_num_layers",
+        "exit_duration_in_mins", "max_skipped_steps", "loss_chunk_tokens", "context_parallel_size",
+        "recompute_num_layers",
     )  # fmt: skip
     for name in positive:
         value = getattr(config, name)

@@ -105,5 +105,7 @@ class TrainConfig:
     save_interval: int | None = flag(None, "checkpoint every so many steps (always after the last)")
     save_optim: bool = flag(True, "checkpoints can be resumed; without it they hold the weights only")
     exit_interval: int | None = flag(None, "save and stop after a step that this divides")
+    exit_duration_in_mins: float | None = flag(None, "save and stop after the step in which this time is up")
+    max_skipped_steps: int = flag(5, "stop after so many steps in a row whose loss or gradient is not finite")
     log_interval: int = flag(1, "console line every so many steps")
     seed: int = flag(1234, "of data order and random generators")

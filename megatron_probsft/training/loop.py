@@ -20,6 +20,8 @@ from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.batches import Batches
 from megatron_probsft.training.config import TrainConfig
+from megatron_probsft.training.guards import save_batch
+from megatron_probsft.training.preemption import StopRequests
 from megatron_probsft.training.reporting import Reporter
 from megatron_probsft.training.resume import check_same_run, load_state, save_state
 from megatron_probsft.training.setup import TrainState, build_gpt, build_train_state, data_parallel, layout_of
@@ -62,7 +64,8 @@ def run(config: TrainConfig) -> TrainState:
             _say(note)
     save.mkdir(parents=True, exist_ok=True)
     reporter = Reporter(save, train_iters, state.iteration, config.log_interval)
-    _train(config, state, inputs, batches, reporter)
+    with StopRequests(config.exit_duration_in_mins) as stops:
+        _train(config, state, inputs, batches, reporter, stops)
     reporter.close()
     if config.save_hf and state.iteration == train_iters:
         state.gather_weights()
@@ -141,7 +144,12 @@ def _build(config: TrainConfig, inputs: Inputs, train_iters: int) -> TrainState:
 
 
 def _train(
-    config: TrainConfig, state: TrainState, inputs: Inputs, batches: Batches, reporter: Reporter
+    config: TrainConfig,
+    state: TrainState,
+    inputs: Inputs,
+    batches: Batches,
+    reporter: Reporter,
+    stops: StopRequests,
 ) -> None:
     save, train_iters = Path(config.save), batches.train_iters()
     config_yaml = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
@@ -164,21 +172,29 @@ def _train(
 
     if state.iteration == 0:
         validate_now()
-    saved = state.iteration
+    skipped_in_a_row = 0
     while state.iteration < train_iters:
         batch = batches.training_step(state.consumed_samples)
         result = train_step(state, batch, criterion)
-        reporter.step(state.iteration, result, len(batch.micro_batches), batch.pack_length)
+        reporter.step(state.iteration, result, batch)
+        skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
+        if skipped_in_a_row >= config.max_skipped_steps:
+            file = save_batch(save, state.iteration, batch)
+            raise UserError(
+                f"the loss or the gradient of {skipped_in_a_row} steps in a row, the last step "
+                f"{state.iteration}, is not finite: the last of their batches is in {file}; the weights are as before them"
+            )
         last = state.iteration == train_iters
-        stop = _divides(config.exit_interval, state.iteration)
-        if last or _divides(config.eval_interval, state.iteration):
+        stop = stops.reason()
+        if stop is None and _divides(config.exit_interval, state.iteration):
+            stop = "--exit-interval"
+        if last or (_divides(config.eval_interval, state.iteration) and stop is None):
             validate_now()
         if last or stop or _divides(config.save_interval, state.iteration):
             folder = save_state(state, save, inputs.hf.folder, config, config_yaml, inputs.train.digest)
-            saved = state.iteration
             reporter.say(f"saved {folder}")
         if stop and not last:
-            reporter.say(f"stopped at step {saved} by --exit-interval; continue with --load {save}")
+            reporter.say(f"stopped at step {state.iteration} by {stop}; continue with --load {save}")
             return
 
 

@@ -24,6 +24,14 @@ class TokenMeans:
     histogram: list[float]
     """Share of tokens with p in each of 20 equal bins of [0, 1]."""
 
+    def share_below(self, p: float) -> float:
+        """Of tokens; p a multiple of 0.05."""
+        return sum(self.histogram[: round(p * HISTOGRAM_BINS)])
+
+    def share_above(self, p: float) -> float:
+        """Of tokens, p itself included; p a multiple of 0.05."""
+        return sum(self.histogram[round(p * HISTOGRAM_BINS) :])
+
 
 def token_sums(loss: torch.Tensor, log_p: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     """`[5 + bins]` float64 sums: count, tokens, loss, −log p, p, then the histogram of p.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from megatron_probsft.runtime.distributed import rank
+from megatron_probsft.training.batches import StepBatch
 from megatron_probsft.training.metrics import TokenMeans
 from megatron_probsft.training.step import StepResult
 
@@ -28,6 +30,7 @@ class Reporter:
         self._log_interval = log_interval
         self._started = self._last = time.perf_counter()
         self._tokens_since_last = 0
+        self._skipped = 0
         if self._active:
             self._json = (folder / "metrics.jsonl").open("a", buffering=1)
             self._board = SummaryWriter(str(folder / "tensorboard"))
@@ -48,7 +51,7 @@ class Reporter:
                 self.say(f"{title}: {done}/{total} | ETA {eta}")
             yield item
 
-    def step(self, iteration: int, result: StepResult, micro_batches: int, pack_length: int) -> None:
+    def step(self, iteration: int, result: StepResult, batch: StepBatch) -> None:
         """One optimizer step: console every log_interval, JSON and TensorBoard always."""
         if not self._active:
             return
@@ -61,10 +64,19 @@ class Reporter:
             "grad_norm": result.grad_norm,
             "learning_rate": result.learning_rate,
         }
+        self._skipped += result.skipped
+        below, above = result.means.share_below(0.1), result.means.share_above(0.55)
         self._record("train", iteration, values | {
-            "supervised_tokens": result.means.tokens, "micro_batches": micro_batches,
-            "pack_length": pack_length, "seconds_since_start": now - self._started,
+            "supervised_tokens": result.means.tokens, "p_below_0.1": below, "p_above_0.55": above,
+            "micro_batches": len(batch.micro_batches), "pack_length": batch.pack_length,
+            "packing_efficiency": batch.efficiency, "skipped_steps": self._skipped,
+            "seconds_since_start": now - self._started,
         })  # fmt: skip
+        if result.skipped:
+            self.say(
+                f"step {iteration} skipped, the {self._skipped}. of this run: its loss or gradient is not "
+                "finite; weights, optimizer and schedule stay as they were"
+            )
         if iteration % self._log_interval and iteration != self._train_iters:
             return
         speed = self._tokens_since_last / max(now - self._last, 1e-9)
@@ -98,7 +110,11 @@ class Reporter:
             self._board.close()
 
     def _record(self, kind: str, iteration: int, values: dict[str, Any]) -> None:
-        self._json.write(json.dumps({"kind": kind, "iteration": iteration, **values}) + "\n")
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+        self._json.write(json.dumps({"kind": kind, "iteration": iteration, **finite}) + "\n")
         for name, value in values.items():
             if isinstance(value, float):
                 self._board.add_scalar(f"{kind}/{name}", value, iteration)

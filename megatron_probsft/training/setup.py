@@ -20,6 +20,7 @@ from megatron_probsft.models.build import HFModel, Parallelism, build_model, tra
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.optimizer_repairs import prepare_torch_adam
 from megatron_probsft.training.config import TrainConfig
+from megatron_probsft.training.guards import skip_non_finite_gradients
 
 
 @dataclass
@@ -98,6 +99,7 @@ def build_train_state(config: TrainConfig, gpt: GPTModel, train_iters: int) -> T
         use_gloo_process_groups=False,
     )
     prepare_torch_adam(optimizer)
+    skip_non_finite_gradients(optimizer)
     gpt.config.grad_scale_func = optimizer.scale_loss
     return TrainState(model, optimizer, _scheduler(config, optimizer, train_iters))
 

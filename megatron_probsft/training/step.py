@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,8 @@ class StepResult:
     means: TokenMeans
     grad_norm: float
     learning_rate: float
+    skipped: bool
+    """The loss or the gradient was not finite: weights, optimizer and schedule are as they were."""
 
 
 def train_step(state: TrainState, batch: StepBatch, criterion: Criterion) -> StepResult:
@@ -52,11 +55,12 @@ def train_step(state: TrainState, batch: StepBatch, criterion: Criterion) -> Ste
     state.optimizer.zero_grad()
     means = _run(state, batch, criterion, forward_only=False)
     learning_rate = state.optimizer.param_groups[0]["lr"]
-    _, grad_norm, _ = state.optimizer.step()  # type: ignore[misc]
-    state.scheduler.step(increment=1)
+    updated, grad_norm, _ = state.optimizer.step()  # type: ignore[misc]
+    if updated:
+        state.scheduler.step(increment=1)
     state.iteration += 1
     state.consumed_samples += batch.samples
-    return StepResult(means, float(grad_norm), learning_rate)
+    return StepResult(means, float(grad_norm) if updated else math.nan, learning_rate, not updated)
 
 
 @torch.no_grad()
