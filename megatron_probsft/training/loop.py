@@ -181,8 +181,8 @@ def _train(
         if skipped_in_a_row >= config.max_skipped_steps:
             file = save_batch(save, state.iteration, batch)
             raise UserError(
-                f"the loss or the gradient of {skipped_in_a_row} steps in a row, the last step "
-                f"{state.iteration}, is not finite: the last of their batches is in {file}; the weights are as before them"
+                f"loss or gradient not finite in {skipped_in_a_row} steps in a row, up to step "
+                f"{state.iteration}: the last batch is in {file}; the weights are as before these steps"
             )
         last = state.iteration == train_iters
         stop = stops.reason()
