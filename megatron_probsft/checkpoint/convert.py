@@ -10,6 +10,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.models.gpt import GPTModel
 
 from megatron_probsft.checkpoint import hf_weights, safetensors_folder, torch_dist
+from megatron_probsft.checkpoint.run_folder import find_checkpoint, hf_folder_of
+from megatron_probsft.checkpoint.saving import Save
 from megatron_probsft.models.build import HFModel, Parallelism, build_model, read_hf_model, transformer_config
 from megatron_probsft.runtime.errors import UserError
 
@@ -36,7 +38,7 @@ def hf_to_megatron(hf_folder: Path, run_folder: Path) -> Path:
         "consumed_samples": 0,
         "run": {"save_optim": False},
     }
-    return torch_dist.save_checkpoint(run_folder, 0, content, hf.folder, config_yaml=None)
+    return Save(run_folder, 0, content, hf.folder, config_yaml=None).finish()
 
 
 def megatron_to_hf(run_folder: Path, hf_folder: Path) -> list[str]:
@@ -52,8 +54,8 @@ def megatron_to_hf(run_folder: Path, hf_folder: Path) -> list[str]:
     """
     if hf_folder.exists():
         raise UserError(f"{hf_folder} exists: choose another folder, or remove it")
-    checkpoint, _ = torch_dist.newest_checkpoint(run_folder)
-    hf = read_hf_model(torch_dist.hf_folder_of(checkpoint))
+    checkpoint, _ = find_checkpoint(run_folder)
+    hf = read_hf_model(hf_folder_of(checkpoint))
     gpt = _build(hf, _saved_dtype(checkpoint))
     torch_dist.load_model(gpt, checkpoint)
     hf_weights.save_hf_weights(gpt, hf, hf_folder)

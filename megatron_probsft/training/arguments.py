@@ -15,7 +15,7 @@ import yaml
 
 from megatron_probsft.objectives.registry import ObjectiveError, get_objective
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.training.config import TrainConfig
+from megatron_probsft.training.config import CHANGEABLE, TrainConfig
 
 
 def parse_arguments(argv: list[str] | None = None) -> TrainConfig:
@@ -60,10 +60,29 @@ def problems_of(config: TrainConfig) -> list[str]:
     require(bool(config.save), "--save is missing: the folder for this run's checkpoints and metrics")
     require(bool(config.data), "--data is missing: .jsonl or .parquet files to train on")
     require(
-        (config.hf_model is None) != (config.load is None),
-        "give one of --hf-model (start from a Hugging Face model) and --load (resume a run)",
+        config.hf_model is not None or config.load is not None,
+        "give --hf-model (start from a Hugging Face model) or --load (resume a run)",
     )
-    require(not config.finetune or config.load is not None, "--finetune belongs to --load")
+    require(
+        config.hf_model is None
+        or config.load is None
+        or (config.load == config.save and not config.finetune),
+        "--hf-model and --load together (resume what is there, or start) need --load to be the same as "
+        "--save, without --finetune",
+    )
+    for flag in ("finetune", "ckpt_step", "allow_changed"):
+        require(not getattr(config, flag) or config.load is not None, f"--{_dashed(flag)} belongs to --load")
+    for name in config.allow_changed:
+        allowed = ["data", *map(_dashed, CHANGEABLE)]
+        require(
+            _dashed(name) in allowed,
+            f"--allow-changed {name} is none of {', '.join(allowed)}{_nearest(name, allowed)}",
+        )
+    retain, every = config.save_retain_interval, config.save_interval
+    require(
+        retain is None or (every is not None and retain % every == 0),
+        f"--save-retain-interval {retain} must be a multiple of --save-interval, {every}",
+    )
     require(
         (config.train_iters is None) != (config.train_epochs is None),
         "give one of --train-iters and --train-epochs",
@@ -73,7 +92,7 @@ def problems_of(config: TrainConfig) -> list[str]:
         "micro_batch_size", "train_iters", "train_epochs", "eval_interval", "save_interval",
         "exit_interval", "log_interval", "lr", "adam_eps", "num_workers", "lr_wsd_decay_iters",
         "exit_duration_in_mins", "max_skipped_steps", "loss_chunk_tokens", "context_parallel_size",
-        "recompute_num_layers",
+        "recompute_num_layers", "save_retain_interval", "most_recent_k",
     )  # fmt: skip
     for name in positive:
         value = getattr(config, name)

@@ -19,6 +19,17 @@ from megatron_probsft.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
+class Position:
+    """How far a run has come."""
+
+    iteration: int = 0
+    consumed_samples: int = 0
+
+
+START = Position()
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """One pack on the current device; s is the step's pack length, s' = s / cp this rank's part of it.
 
@@ -63,9 +74,17 @@ class StepBatch:
 class Batches:
     """The steps of a run over a token store: pure functions of the samples consumed so far."""
 
-    def __init__(self, store: TokenStore, config: TrainConfig, data_parallel: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        store: TokenStore,
+        config: TrainConfig,
+        data_parallel: tuple[int, int],
+        start: Position = START,
+    ) -> None:
+        """start: where a resumed run goes on, maybe with another global batch size than before."""
         self._store = store
         self._config = config
+        self._start = start
         self._rank, self._size = data_parallel
         # Context parallelism cuts every sample into 2·cp parts, sequence parallelism every pack.
         self._sample_multiple = 2 * config.context_parallel_size if config.context_parallel_size > 1 else 1
@@ -76,13 +95,15 @@ class Batches:
     def total_samples(self) -> int:
         """Samples the run trains on, over all epochs."""
         if self._config.train_iters is not None:
-            return self._config.train_iters * self._config.global_batch_size
+            steps_left = self._config.train_iters - self._start.iteration
+            return self._start.consumed_samples + steps_left * self._config.global_batch_size
         assert self._config.train_epochs is not None
         return math.ceil(self._config.train_epochs * len(self._store))
 
     def train_iters(self) -> int:
         """Optimizer steps of the run; the last may be smaller than the global batch."""
-        return math.ceil(self.total_samples() / self._config.global_batch_size)
+        samples_left = self.total_samples() - self._start.consumed_samples
+        return self._start.iteration + math.ceil(samples_left / self._config.global_batch_size)
 
     def training_step(self, consumed_samples: int) -> StepBatch:
         """The step after `consumed_samples` samples, in the shuffled order of the seed."""

@@ -7,6 +7,13 @@ from typing import Any, Literal
 
 Denominator = Literal["tokens", "kept-tokens", "microbatch-mean", "microbatch-sum"]
 
+CHANGEABLE = (
+    "seed", "global_batch_size", "objective", "loss_denominator", "train_iters", "train_epochs", "lr",
+    "min_lr", "lr_decay_style", "lr_wsd_decay_style", "lr_wsd_decay_iters", "lr_warmup_fraction",
+    "lr_warmup_iters", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_grad",
+)  # fmt: skip
+"""What a resumed run must share with the one before it, unless --allow-changed names it."""
+
 
 def flag(default: Any, text: str) -> Any:
     """A dataclass field that becomes a command line flag and a YAML key."""
@@ -21,7 +28,15 @@ class TrainConfig:
 
     # What is trained, and where it goes.
     hf_model: str | None = flag(None, "Hugging Face folder or hub id to start from")
-    load: str | None = flag(None, "run folder whose newest checkpoint is resumed, exactly")
+    load: str | None = flag(
+        None,
+        "run folder whose newest checkpoint is resumed, exactly; the same as --save and with --hf-model: "
+        "start there while it holds none, so that one command line starts and restarts a job",
+    )
+    ckpt_step: int | None = flag(None, "with --load: this step's checkpoint instead of the newest")
+    allow_changed: list[str] = flag(
+        [], "settings that may differ from the resumed run's: data, lr, objective, …"
+    )
     finetune: bool = flag(False, "with --load: take the weights only and start at step 0")
     save: str = flag("", "run folder for configuration, metrics, checkpoints; new, or the same as --load")
     save_hf: str | None = flag(None, "write the trained model as a Hugging Face folder here")
@@ -103,9 +118,16 @@ class TrainConfig:
     # Rhythm.
     eval_interval: int | None = flag(None, "validate every so many steps (always at the start and the end)")
     save_interval: int | None = flag(None, "checkpoint every so many steps (always after the last)")
+    save_retain_interval: int | None = flag(None, "keep checkpoints whose step this divides, and the newest")
+    most_recent_k: int | None = flag(None, "keep so many of the newest checkpoints (default: all)")
+    async_save: bool = flag(False, "write checkpoints in the background, from a copy in host memory")
     save_optim: bool = flag(True, "checkpoints can be resumed; without it they hold the weights only")
     exit_interval: int | None = flag(None, "save and stop after a step that this divides")
     exit_duration_in_mins: float | None = flag(None, "save and stop after the step in which this time is up")
     max_skipped_steps: int = flag(5, "stop after so many steps in a row whose loss or gradient is not finite")
     log_interval: int = flag(1, "console line every so many steps")
     seed: int = flag(1234, "of data order and random generators")
+
+    def may_change(self, name: str) -> bool:
+        """Whether --allow-changed names this setting (or "data"), in either spelling."""
+        return name in (changed.replace("-", "_") for changed in self.allow_changed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +13,26 @@ import yaml
 from transformers import AutoTokenizer
 
 from megatron_probsft.checkpoint.hf_weights import load_hf_weights, save_hf_weights
-from megatron_probsft.checkpoint.torch_dist import hf_folder_of, load_model, newest_checkpoint
+from megatron_probsft.checkpoint.run_folder import (
+    find_checkpoint,
+    hf_folder_of,
+    newest_step,
+    saved_steps,
+)
+from megatron_probsft.checkpoint.torch_dist import load_model
 from megatron_probsft.data.token_store import TokenStore, build_token_store
 from megatron_probsft.models.build import HFModel, check_parallelism, read_hf_model
 from megatron_probsft.objectives.registry import get_objective
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.training.batches import Batches
+from megatron_probsft.training.batches import START, Batches
+from megatron_probsft.training.checkpoints import Checkpoints
 from megatron_probsft.training.config import TrainConfig
 from megatron_probsft.training.guards import save_batch
+from megatron_probsft.training.metrics_file import drop_records_after
 from megatron_probsft.training.preemption import StopRequests
 from megatron_probsft.training.reporting import Reporter
-from megatron_probsft.training.resume import check_same_run, load_state, save_state
+from megatron_probsft.training.resume import check_same_run, load_state, position_of
 from megatron_probsft.training.setup import TrainState, build_gpt, build_train_state, data_parallel, layout_of
 from megatron_probsft.training.step import Criterion, train_step, validate
 from megatron_probsft.vocab_parallel.head import HeadOptions
@@ -47,7 +56,7 @@ def run(config: TrainConfig) -> TrainState:
     """
     save = Path(config.save)
     hf, checkpoint = check_inputs(config)
-    _say(f"starting {distributed.world_size()} process(es) on {config.hf_model or config.load}")
+    _say(f"starting {distributed.world_size()} process(es) on {checkpoint or config.hf_model}")
     distributed.initialize(
         config.tensor_model_parallel_size,
         config.pipeline_model_parallel_size,
@@ -55,14 +64,19 @@ def run(config: TrainConfig) -> TrainState:
         seed=config.seed,
     )
     inputs = Inputs(hf, checkpoint, *token_stores(config, hf))
-    batches = Batches(inputs.train, config, data_parallel())
+    resumed = None if config.finetune else checkpoint
+    start = position_of(resumed) if resumed else START
+    batches = Batches(inputs.train, config, data_parallel(), start)
     train_iters = batches.train_iters()
 
     state = _build(config, inputs, train_iters)
-    if checkpoint is not None and not config.finetune:
-        for note in load_state(state, checkpoint, config, inputs.train.digest):
+    if resumed:
+        _say(f"{config.load} has checkpoints of steps {', '.join(map(str, saved_steps(resumed.parent)))}")
+        for note in load_state(state, resumed, config, inputs.train.digest):
             _say(note)
     save.mkdir(parents=True, exist_ok=True)
+    if distributed.rank() == 0:
+        drop_records_after(save, state.iteration)
     reporter = Reporter(save, train_iters, state.iteration, config.log_interval)
     with StopRequests(config.exit_duration_in_mins) as stops:
         _train(config, state, inputs, batches, reporter, stops)
@@ -86,7 +100,9 @@ def check_inputs(config: TrainConfig) -> tuple[HFModel, Path | None]:
         raise UserError(f"--save {save} exists: choose a new folder, or resume it with --load {save}")
     if config.save_hf and Path(config.save_hf).exists():
         raise UserError(f"--save-hf {config.save_hf} exists: choose a new folder")
-    checkpoint = newest_checkpoint(Path(config.load))[0] if config.load else None
+    checkpoint = None
+    if config.load and (config.hf_model is None or _holds_checkpoint(Path(config.load))):
+        checkpoint, _ = find_checkpoint(Path(config.load), config.ckpt_step)
     if checkpoint is not None and not config.finetune:
         check_same_run(checkpoint, config)
     hf = read_hf_model(hf_folder_of(checkpoint) if checkpoint else str(config.hf_model))
@@ -164,12 +180,17 @@ def _train(
     valid = Batches(inputs.valid, config, data_parallel()) if inputs.valid else None
 
     def validate_now() -> None:
-        if valid is not None:
-            started = time.perf_counter()
-            batches_left = reporter.progress("validation", valid.in_order(), valid.steps_in_order())
-            means = validate(state, batches_left, criterion)
+        if valid is None:
+            return
+        started = time.perf_counter()
+        steps = reporter.progress("validation", valid.in_order(), valid.steps_in_order())
+        # A pass may take longer than the grace between a signal and the kill: what is cut short is not shown.
+        steps = itertools.takewhile(lambda _: stops.reason() is None, steps)
+        means = validate(state, steps, criterion)
+        if stops.reason() is None:
             reporter.validation(state.iteration, means, time.perf_counter() - started)
 
+    checkpoints = Checkpoints(config, config_yaml, inputs.hf.folder, inputs.train.digest, reporter.say)
     if state.iteration == 0:
         validate_now()
     skipped_in_a_row = 0
@@ -185,17 +206,23 @@ def _train(
                 f"{state.iteration}: the last batch is in {file}; the weights are as before these steps"
             )
         last = state.iteration == train_iters
+        if last or _divides(config.eval_interval, state.iteration):
+            validate_now()
         stop = stops.reason()
         if stop is None and _divides(config.exit_interval, state.iteration):
             stop = "--exit-interval"
-        if last or (_divides(config.eval_interval, state.iteration) and stop is None):
-            validate_now()
+        checkpoints.poll()
         if last or stop or _divides(config.save_interval, state.iteration):
-            folder = save_state(state, save, inputs.hf.folder, config, config_yaml, inputs.train.digest)
-            reporter.say(f"saved {folder}")
+            checkpoints.save(state)
+        if last or stop:
+            checkpoints.finish()
         if stop and not last:
             reporter.say(f"stopped at step {state.iteration} by {stop}; continue with --load {save}")
             return
+
+
+def _holds_checkpoint(run_folder: Path) -> bool:
+    return run_folder.is_dir() and newest_step(run_folder) is not None
 
 
 def _say(text: str) -> None:

@@ -33,7 +33,7 @@ class Reporter:
         self._skipped = 0
         if self._active:
             self._json = (folder / "metrics.jsonl").open("a", buffering=1)
-            self._board = SummaryWriter(str(folder / "tensorboard"))
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_iteration + 1)
 
     def say(self, text: str) -> None:
         """A line of its own."""

@@ -14,36 +14,25 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_probsft.checkpoint import torch_dist
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.training.config import TrainConfig
+from megatron_probsft.training.batches import Position
+from megatron_probsft.training.config import CHANGEABLE, TrainConfig
 from megatron_probsft.training.setup import TrainState
 
-# A resumed run that changes one of these would not continue the run it claims to continue.
-_MUST_EQUAL = (
-    "seed", "global_batch_size", "objective", "loss_denominator", "use_distributed_optimizer", "bf16",
-    "train_iters", "train_epochs", "lr", "min_lr", "lr_decay_style", "lr_wsd_decay_style",
-    "lr_wsd_decay_iters", "lr_warmup_fraction", "lr_warmup_iters", "weight_decay",
-)  # fmt: skip
+# A resumed run that changes one of these, or one of CHANGEABLE without being told to, would not continue the
+# run it claims to continue.
+_FIXED = ("use_distributed_optimizer", "bf16")
 
 
-def save_state(
-    state: TrainState,
-    run_folder: Path,
-    hf_folder: Path,
-    config: TrainConfig,
-    config_yaml: str,
-    data_digest: str,
-) -> Path:
-    """Write a checkpoint of this iteration. Collective over the world.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written; earlier checkpoints stay whole.
-    """
+def content_to_save(state: TrainState, config: TrainConfig, data_digest: str) -> dict[str, Any]:
+    """The state dict of a checkpoint. Collective where weights must first be gathered."""
     state.gather_weights()
-    content = _content(state, config, data_digest, is_loading=False)
-    try:
-        return torch_dist.save_checkpoint(run_folder, state.iteration, content, hf_folder, config_yaml)
-    except OSError as error:
-        raise UserError(f"checkpoint of step {state.iteration} could not be written: {error}") from error
+    return _content(state, config, data_digest, is_loading=False)
+
+
+def position_of(checkpoint: Path) -> Position:
+    """Where a checkpoint was made. Collective over the world."""
+    plain = torch_dist.load_checkpoint(checkpoint, {"iteration": None, "consumed_samples": None})
+    return Position(plain["iteration"], plain["consumed_samples"])
 
 
 def load_state(state: TrainState, checkpoint: Path, config: TrainConfig, data_digest: str) -> list[str]:
@@ -55,26 +44,35 @@ def load_state(state: TrainState, checkpoint: Path, config: TrainConfig, data_di
     Raises:
         UserError: the checkpoint holds no optimizer, or was made with other data or settings.
     """
-    check_same_run(checkpoint, config)
+    changed = check_same_run(checkpoint, config)
     plain = torch_dist.load_checkpoint(checkpoint, {"run": None, "iteration": None})
     run = plain.get("run") or {}
     if not run.get("save_optim", False):
         raise UserError(f"{checkpoint} holds weights only (--no-save-optim): use it with --finetune")
     if run["data_digest"] != data_digest:
-        raise UserError(
-            f"{checkpoint} was trained on other data, template, tokenizer or --seq-length: give the same, or "
-            "--finetune to start anew from its weights"
-        )
+        if not config.may_change("data"):
+            raise UserError(
+                f"{checkpoint} was trained on other data, template, tokenizer or --seq-length: give the "
+                "same, or --allow-changed data, or --finetune to start anew from its weights"
+            )
+        changed.append("the data or how it is tokenized changed")
     same_layout = run["layout"] == _layout()
+    settings = [dict(group) for group in state.optimizer.param_groups]
+    saved = yaml.safe_load((checkpoint / "train_config.yaml").read_text())
+    for group in state.optimizer.param_groups:  # Megatron-Core finds a group by its learning rates
+        group.update(max_lr=saved["lr"], min_lr=saved["min_lr"])
     content = _content(state, config, data_digest, is_loading=True)
     if not same_layout:
         del content["rng"]
     loaded = torch_dist.load_checkpoint(checkpoint, content)
     state.gpt.load_state_dict(loaded["model"])
     state.optimizer.load_state_dict(loaded["optimizer"])
+    for group, ours in zip(state.optimizer.param_groups, settings, strict=True):
+        group.update({key: ours[key] for key in ("max_lr", "min_lr", "betas", "eps")})
+    state.scheduler.override_opt_param_scheduler = True  # differs from the checkpoint's only on request
     state.scheduler.load_state_dict(loaded["scheduler"])
     state.iteration, state.consumed_samples = loaded["iteration"], loaded["consumed_samples"]
-    notes = [f"resumed step {state.iteration} from {checkpoint}"]
+    notes = [f"resumed step {state.iteration} from {checkpoint}", *changed]
     if same_layout:
         _restore_generators(loaded["rng"])
     else:
@@ -82,8 +80,11 @@ def load_state(state: TrainState, checkpoint: Path, config: TrainConfig, data_di
     return notes
 
 
-def check_same_run(checkpoint: Path, config: TrainConfig) -> None:
+def check_same_run(checkpoint: Path, config: TrainConfig) -> list[str]:
     """Refuse, before anything large is built, a resume under settings that change the run.
+
+    Returns:
+        The changes that --allow-changed asks for, one line each.
 
     Raises:
         UserError: names the setting, its old and its new value.
@@ -92,12 +93,21 @@ def check_same_run(checkpoint: Path, config: TrainConfig) -> None:
     if not saved_file.is_file():
         raise UserError(f"{checkpoint} was not written by this trainer: use it with --finetune")
     saved = yaml.safe_load(saved_file.read_text())
-    for name in _MUST_EQUAL:
-        if saved.get(name) != getattr(config, name):
-            raise UserError(
-                f"--{name.replace('_', '-')} was {saved.get(name)} in {checkpoint} and is now "
-                f"{getattr(config, name)}: give the same, or --finetune to start anew from its weights"
-            )
+    changes = []
+    for name in (*_FIXED, *CHANGEABLE):
+        old, new = saved.get(name), getattr(config, name)
+        if old == new:
+            continue
+        flag = name.replace("_", "-")
+        if config.may_change(name):
+            changes.append(f"--{flag} changed from {old} to {new}")
+            continue
+        advice = f"--allow-changed {flag}, " if name in CHANGEABLE else ""
+        raise UserError(
+            f"--{flag} was {old} in {checkpoint} and is now {new}: give the same, {advice}or --finetune to "
+            "start anew from its weights"
+        )
+    return changes
 
 
 def _content(state: TrainState, config: TrainConfig, data_digest: str, *, is_loading: bool) -> dict[str, Any]:

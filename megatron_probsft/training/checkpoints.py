@@ -1,0 +1,66 @@
+"""A run's checkpoints while it trains: written in turn, in the foreground or behind, old ones removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from megatron_probsft.checkpoint.run_folder import prune, remove_leftovers
+from megatron_probsft.checkpoint.saving import Save
+from megatron_probsft.runtime import distributed
+from megatron_probsft.training.config import TrainConfig
+from megatron_probsft.training.resume import content_to_save
+from megatron_probsft.training.setup import TrainState
+
+
+class Checkpoints:
+    """Every method is called by all ranks."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        config_yaml: str,
+        hf_folder: Path,
+        data_digest: str,
+        say: Callable[[str], None],
+    ) -> None:
+        self._config, self._config_yaml, self._say = config, config_yaml, say
+        self._folder, self._hf_folder, self._data_digest = Path(config.save), hf_folder, data_digest
+        self._saving: Save | None = None
+        if distributed.rank() == 0:
+            remove_leftovers(self._folder)
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint of this step; with --async-save return as soon as the weights may change.
+
+        Raises:
+            UserError: it, or the one before it, could not be written.
+        """
+        self.finish()
+        content = content_to_save(state, self._config, self._data_digest)
+        self._saving = Save(
+            self._folder,
+            state.iteration,
+            content,
+            self._hf_folder,
+            self._config_yaml,
+            in_background=self._config.async_save,
+        )
+        if not self._config.async_save:
+            self.finish()
+
+    def poll(self) -> None:
+        """After every step: complete what has been written meanwhile. Raises as `save` does."""
+        if self._saving is not None and self._saving.is_written():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for what is being written. Raises as `save` does."""
+        if self._saving is None:
+            return
+        saving, self._saving = self._saving, None
+        self._say(f"saved {saving.finish()}")
+        if distributed.rank() == 0:
+            removed = prune(self._folder, self._config.most_recent_k, self._config.save_retain_interval)
+            if removed:
+                self._say(f"removed the checkpoints of steps {', '.join(map(str, removed))}")

@@ -1,0 +1,27 @@
+"""`metrics.jsonl`: one line per record, none twice, however often a run was killed and resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def drop_records_after(folder: Path, iteration: int) -> None:
+    """Forget what a killed run recorded after the checkpoint that is now resumed, and a line cut in half.
+
+    At iteration 0 nothing stays: the run starts anew.
+    """
+    file = folder / "metrics.jsonl"
+    if not file.is_file():
+        return
+    kept = [line for line in file.read_text().splitlines(keepends=True) if _iteration_of(line) <= iteration]
+    part = file.with_suffix(".part")
+    part.write_text("".join(kept if iteration else []))
+    part.rename(file)
+
+
+def _iteration_of(line: str) -> float:
+    try:
+        return json.loads(line)["iteration"] if line.endswith("\n") else float("inf")
+    except ValueError:
+        return float("inf")
