@@ -82,7 +82,7 @@ def _flags(folder: Path, model: Path, data: Path, *more: str) -> list[str]:
         (["--no-packing", "--fixed-pack-length"], 1, "is a way of packing"),
         (["--tensor-model-parallel-size", "2"], 3, "3 processes do not divide"),
         (["--seq-length", "2048"], 1, "more than the model's 1024 positions"),
-        (["--load", "somewhere"], 1, "give one of --hf-model"),
+        (["--load", "somewhere"], 1, "--load to be the same as --save"),
         (["--learning-rate", "1"], 1, "unknown flag --learning-rate"),
         (["--lr", "-1"], 1, "--lr must be more than 0"),
         (["--data", "nowhere.jsonl"], 1, "nowhere.jsonl"),
