@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from megatron_probsft.checkpoint.run_folder import prune, remove_leftovers
+from megatron_probsft.checkpoint.run_folder import hf_folder_of, prune, remove_leftovers
 from megatron_probsft.checkpoint.saving import Save
 from megatron_probsft.runtime import distributed
 from megatron_probsft.training.config import TrainConfig
@@ -14,7 +14,10 @@ from megatron_probsft.training.setup import TrainState
 
 
 class Checkpoints:
-    """Every method is called by all ranks."""
+    """Every method is called by all ranks.
+
+    hf_folder: where the model's config.json and tokenizer are now, for as long as no other is saved.
+    """
 
     def __init__(
         self,
@@ -25,7 +28,8 @@ class Checkpoints:
         say: Callable[[str], None],
     ) -> None:
         self._config, self._config_yaml, self._say = config, config_yaml, say
-        self._folder, self._hf_folder, self._data_digest = Path(config.save), hf_folder, data_digest
+        self._folder, self._data_digest = Path(config.save), data_digest
+        self.hf_folder = hf_folder
         self._saving: Save | None = None
         if distributed.rank() == 0:
             remove_leftovers(self._folder)
@@ -42,7 +46,7 @@ class Checkpoints:
             self._folder,
             state.iteration,
             content,
-            self._hf_folder,
+            self.hf_folder,
             self._config_yaml,
             in_background=self._config.async_save,
         )
@@ -59,7 +63,10 @@ class Checkpoints:
         if self._saving is None:
             return
         saving, self._saving = self._saving, None
-        self._say(f"saved {saving.finish()}")
+        checkpoint = saving.finish()
+        self._say(f"saved {checkpoint}")
+        # The one that was resumed, whose files these were, may be the next to be removed.
+        self.hf_folder = hf_folder_of(checkpoint)
         if distributed.rank() == 0:
             removed = prune(self._folder, self._config.most_recent_k, self._config.save_retain_interval)
             if removed:

@@ -79,11 +79,11 @@ def run(config: TrainConfig) -> TrainState:
         drop_records_after(save, state.iteration)
     reporter = Reporter(save, train_iters, state.iteration, config.log_interval)
     with StopRequests(config.exit_duration_in_mins) as stops:
-        _train(config, state, inputs, batches, reporter, stops)
+        hf_folder = _train(config, state, inputs, batches, reporter, stops)
     reporter.close()
     if config.save_hf and state.iteration == train_iters:
         state.gather_weights()
-        save_hf_weights(state.gpt, hf, Path(config.save_hf))
+        save_hf_weights(state.gpt, dataclasses.replace(hf, folder=hf_folder), Path(config.save_hf))
         reporter.say(f"wrote {config.save_hf}")
     return state
 
@@ -166,7 +166,8 @@ def _train(
     batches: Batches,
     reporter: Reporter,
     stops: StopRequests,
-) -> None:
+) -> Path:
+    """Returns where the model's config.json and tokenizer are."""
     save, train_iters = Path(config.save), batches.train_iters()
     config_yaml = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
     if distributed.rank() == 0:
@@ -218,7 +219,8 @@ def _train(
             checkpoints.finish()
         if stop and not last:
             reporter.say(f"stopped at step {state.iteration} by {stop}; continue with --load {save}")
-            return
+            break
+    return checkpoints.hf_folder
 
 
 def _holds_checkpoint(run_folder: Path) -> bool:
