@@ -113,7 +113,7 @@ def strike(process: subprocess.Popen, number: signal.Signals, *, one_worker: boo
 
 
 def inject(job: Job, kills: int, number: signal.Signals, *, change_layout: bool, seed: int = 0) -> Counter:
-    """Kill the job `kills` times, then let it end; how often it was struck while a checkpoint was half there."""
+    """Kill the job `kills` times, then let it end; how often half a checkpoint was left."""
     generator = random.Random(seed)
     found: Counter = Counter()
     for kill in range(kills):
@@ -142,7 +142,7 @@ def inject(job: Job, kills: int, number: signal.Signals, *, change_layout: bool,
 
 
 def compare(job: Job, whole: Job) -> float:
-    """The largest relative difference of a weight tensor; 0.0: the same bits. Steps must be there once each."""
+    """The largest relative difference of a weight tensor; 0.0: the same bits. Each step must be there once."""
     seen = [record["iteration"] for record in records(job.run, "train")]
     assert seen == list(range(1, job.steps + 1)), seen
     ours, theirs = ({} for _ in range(2))

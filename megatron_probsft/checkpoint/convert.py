@@ -64,7 +64,7 @@ def megatron_to_hf(run_folder: Path, hf_folder: Path) -> list[str]:
     return []
 
 
-def _build(hf: HFModel, dtype: torch.dtype) -> GPTModel:
+def _build(hf: HFModel, dtype: torch.dtype) -> list[GPTModel]:
     return build_model(hf.shape, transformer_config(hf.shape, Parallelism(), dtype))
 
 

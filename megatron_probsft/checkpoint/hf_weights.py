@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -28,8 +28,8 @@ _FUSED_NORMS = {
 
 
 @torch.no_grad()
-def load_hf_weights(model: GPTModel, hf: HFModel) -> None:
-    """Fill this rank's parameters from the folder, reading only this rank's rows; cast to their dtype.
+def load_hf_weights(model: Sequence[GPTModel], hf: HFModel) -> None:
+    """Fill this rank's chunks from the folder, reading only this rank's rows; cast to their dtype.
 
     Raises:
         UserError: missing, unexpected or misshapen tensors, by name; truncated files.
@@ -66,7 +66,7 @@ def check_tensors(reader: TensorReader, hf: HFModel) -> None:
 
 
 @torch.no_grad()
-def save_hf_weights(model: GPTModel, hf: HFModel, target: Path) -> None:
+def save_hf_weights(model: Sequence[GPTModel], hf: HFModel, target: Path) -> None:
     """Write the model as a Hugging Face folder: config and tokenizer as they came, weights in their dtype.
 
     Each pipeline stage writes its own shard files, one joined tensor at a time; a temporary folder is
@@ -99,12 +99,12 @@ def save_hf_weights(model: GPTModel, hf: HFModel, target: Path) -> None:
     if dist.get_rank() == 0:
         safetensors_folder.write_index({k: v for each in maps for k, v in each.items()}, part)
         safetensors_folder.copy_side_files(hf.folder, part)
-        safetensors_folder.set_dtype(part, next(model.parameters()).dtype)
+        safetensors_folder.set_dtype(part, next(model[0].parameters()).dtype)
         part.rename(target)
     dist.barrier()
 
 
-def _joined_tensors(model: GPTModel, hf: HFModel) -> Iterator[tuple[str, torch.Tensor]]:
+def _joined_tensors(model: Sequence[GPTModel], hf: HFModel) -> Iterator[tuple[str, torch.Tensor]]:
     group = tensor_group()
     tp = dist.get_world_size(group)
     for name, parameter, rule, hf_names in _matched_parameters(model, hf):
@@ -119,16 +119,17 @@ def _joined_tensors(model: GPTModel, hf: HFModel) -> Iterator[tuple[str, torch.T
 
 
 def _matched_parameters(
-    model: GPTModel, hf: HFModel
+    model: Sequence[GPTModel], hf: HFModel
 ) -> Iterator[tuple[str, torch.nn.Parameter, WeightRule, list[str]]]:
     """(local name, parameter, rule, Hugging Face names) of every parameter on this rank."""
     rules = {rule.megatron: rule for rule in hf.family.rules(hf.shape)}
-    for name, parameter in model.named_parameters():
-        general, layer = _generalise(name, model)
-        if general == "output_layer.weight" and hf.shape.tied_embeddings:
-            general = _EMBEDDING
-        rule = rules[general]
-        yield name, parameter, rule, [pattern.format(layer=layer) for pattern in rule.hf]
+    for chunk in model:
+        for name, parameter in chunk.named_parameters():
+            general, layer = _generalise(name, chunk)
+            if general == "output_layer.weight" and hf.shape.tied_embeddings:
+                general = _EMBEDDING
+            rule = rules[general]
+            yield name, parameter, rule, [pattern.format(layer=layer) for pattern in rule.hf]
 
 
 def _generalise(name: str, model: GPTModel) -> tuple[str, int]:

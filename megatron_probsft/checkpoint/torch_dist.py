@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,23 @@ def load_checkpoint(folder: Path, state_dict: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"checkpoint {folder} cannot be loaded: {type(error).__name__}: {reason}") from error
 
 
-def load_model(gpt: GPTModel, folder: Path) -> None:
-    """Fill the model's weights only; raises as `load_checkpoint` does. Collective."""
-    gpt.load_state_dict(load_checkpoint(folder, {"model": model_state(gpt)})["model"])
+def load_model(model: Sequence[GPTModel], folder: Path) -> None:
+    """Fill the weights of this rank's chunks only; raises as `load_checkpoint` does. Collective."""
+    fill_model(model, load_checkpoint(folder, {"model": model_state(model)})["model"])
 
 
-def model_state(gpt: GPTModel) -> dict[str, Any]:
-    """The model's sharded state dict."""
-    return gpt.sharded_state_dict(metadata=sharding_metadata())
+def model_state(model: Sequence[GPTModel]) -> dict[str, Any]:
+    """The sharded state dicts of this rank's chunks, by number. Tensors are named by their global layer."""
+    return {
+        str(number): chunk.sharded_state_dict(metadata=sharding_metadata())
+        for number, chunk in enumerate(model)
+    }
+
+
+def fill_model(model: Sequence[GPTModel], state: dict[str, Any]) -> None:
+    """Copy a loaded `model_state` into the chunks."""
+    for number, chunk in enumerate(model):
+        chunk.load_state_dict(state[str(number)])
 
 
 def sharding_metadata() -> dict[str, Any]:

@@ -65,14 +65,17 @@ def plan_step(
     return StepPlan(ranks, pack_length)
 
 
-def plan_unpacked(lengths: np.ndarray, dp_size: int, micro_batch_size: int, align: int = 1) -> StepPlan:
+def plan_unpacked(
+    lengths: np.ndarray, dp_size: int, micro_batch_size: int, align: int = 1, microbatch_multiple: int = 1
+) -> StepPlan:
     """`micro_batch_size` samples per micro-batch in the order given, all padded to the step's longest.
 
-    The same number of micro-batches on every rank. `pack_length` is micro_batch_size × the longest sample
-    rounded up to a multiple of `align`.
+    The same number of micro-batches on every rank, a multiple of `microbatch_multiple`.
+    `pack_length` is micro_batch_size × the longest sample rounded up to a multiple of `align`.
     """
     longest = -(-int(max(lengths, default=1)) // align) * align
-    each = max(1, -(-len(lengths) // (dp_size * micro_batch_size)))
+    unit = dp_size * micro_batch_size * microbatch_multiple
+    each = max(1, -(-len(lengths) // unit)) * microbatch_multiple
     starts = np.arange(dp_size * each).reshape(dp_size, each) * micro_batch_size
     packs = [
         [[*range(start, min(start + micro_batch_size, len(lengths)))] for start in row]

@@ -33,6 +33,7 @@ class Parallelism:
     context_parallel_size: int = 1
     decoder_first_pipeline_num_layers: int | None = None
     decoder_last_pipeline_num_layers: int | None = None
+    num_virtual_stages_per_pipeline_rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,15 @@ def _check_stages(layers: int, layout: Parallelism) -> None:
             f"{last if last is not None else 'as many'} on the last of {pp} pipeline stages leave {rest} for "
             f"the other {stages}: they must divide evenly, at least one each"
         )
+    virtual = layout.num_virtual_stages_per_pipeline_rank
+    if virtual is None:
+        return
+    flag = f"--num-virtual-stages-per-pipeline-rank {virtual}"
+    if pp < 2 or virtual < 2:
+        raise UserError(f"{flag} must be 2 or more, and needs --pipeline-model-parallel-size of 2 or more")
+    for count in {*given, *([rest // stages] if stages else [])}:
+        if count % virtual:
+            raise UserError(f"{flag} does not divide the {count} layers of a pipeline stage")
 
 
 def padded_vocab_size(shape: ModelShape, tp: int) -> int:
@@ -138,6 +148,7 @@ def transformer_config(
     `training` goes to TransformerConfig as it is: recompute settings, finalize_model_grads_func.
     """
     fused = use_transformer_engine()
+    interleaved = layout.num_virtual_stages_per_pipeline_rank is not None
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -158,6 +169,7 @@ def transformer_config(
         bf16=dtype == torch.bfloat16,
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=layout.num_virtual_stages_per_pipeline_rank,
         num_layers_in_first_pipeline_stage=layout.decoder_first_pipeline_num_layers,
         num_layers_in_last_pipeline_stage=layout.decoder_last_pipeline_num_layers,
         context_parallel_size=layout.context_parallel_size,
@@ -171,39 +183,48 @@ def transformer_config(
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
         deallocate_pipeline_outputs=True,
-        batch_p2p_comm=torch.cuda.is_available(),
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=torch.cuda.is_available() and not interleaved,
         **training,
     )
 
 
-def build_model(shape: ModelShape, config: TransformerConfig) -> GPTModel:
+def build_model(shape: ModelShape, config: TransformerConfig) -> list[GPTModel]:
     """This rank's part of the model on the current device, its weights not yet filled.
 
-    Needs initialised process groups. Collectives: none, except that tied embeddings on several pipeline
-    stages are made equal (Megatron-Core all-reduces zeros into the last stage's copy).
+    One chunk, or those of the interleaved pipeline's virtual stages. Needs initialised process groups.
+    Collectives: none, except that tied embeddings on several pipeline stages are made equal
+    (Megatron-Core all-reduces zeros into the last stage's copy).
     """
+    virtual = config.virtual_pipeline_model_parallel_size
+    return [_build_chunk(shape, config, stage) for stage in ([None] if virtual is None else range(virtual))]
+
+
+def _build_chunk(shape: ModelShape, config: TransformerConfig, vp_stage: int | None) -> GPTModel:
+    where: dict[str, Any] = {"ignore_virtual": False, "vp_stage": vp_stage}
     model = GPTModel(
         config=config,
-        transformer_layer_spec=_block_spec(config),  # type: ignore[arg-type]
+        transformer_layer_spec=_block_spec(config, vp_stage),  # type: ignore[arg-type]
         vocab_size=padded_vocab_size(shape, config.tensor_model_parallel_size),
         max_sequence_length=shape.max_position_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(**where),
+        post_process=parallel_state.is_pipeline_last_stage(**where),
         share_embeddings_and_output_weights=shape.tied_embeddings,
         position_embedding_type="rope",
         rotary_base=shape.rope_theta,  # type: ignore[arg-type]
         rope_scaling=shape.rope_scaling_factor is not None,
         rope_scaling_factor=shape.rope_scaling_factor or 8.0,
+        vp_stage=vp_stage,
     )
     if not use_transformer_engine():
         PackedRotary.attach(model)
     return model.to(torch.cuda.current_device())
 
 
-def _block_spec(config: TransformerConfig) -> TransformerBlockSubmodules | ModuleSpec:
+def _block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules | ModuleSpec:
     if use_transformer_engine():
         return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
-    return local_block_spec(config)
+    return local_block_spec(config, vp_stage)
 
 
 def _tp_problem(shape: ModelShape, tp: int) -> bool:

@@ -1,8 +1,12 @@
-"""What Megatron-Core 0.19.2's optimizers need with torch's AdamW, where TE and Apex are missing.
+"""What Megatron-Core 0.19.2's optimizers need so that a resumed run continues where it was.
 
-Without the repairs of DistributedOptimizer a resumed run fails to load or, worse, silently drifts: after
-loading, all parameters share one `step` tensor, so the bias correction runs as many times too fast as there
-are parameters.
+Of DistributedOptimizer's `fully_reshardable` checkpoints: parameters are cut from the gathered state by their
+place in the buffer, paddings between buckets included, but the gathering leaves these out. So with several
+buckets whose sizes do not divide by 128 and by the data-parallel size (a width of 576; three replicas), what
+is saved of all but the first bucket is shifted (upstream logs "can lead to data corruption").
+
+With torch's AdamW, where TE and Apex are missing, a resumed run fails to load or drifts: after loading, all
+parameters share one `step` tensor, so the bias correction runs as many times too fast as there are parameters.
 """
 
 from __future__ import annotations
@@ -15,11 +19,15 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer
 
 
-def prepare_torch_adam(optimizer: MegatronOptimizer) -> None:
-    """Use torch's fused AdamW and mend every DistributedOptimizer; nothing to do with TE's or Apex's Adam."""
-    if HAVE_APEX_OR_TE:
-        return
+def repair(optimizer: MegatronOptimizer) -> None:
+    """Mend every DistributedOptimizer; use torch's fused AdamW where TE's and Apex's are missing."""
     for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if isinstance(inner, DistributedOptimizer):
+            inner.get_parameter_state_dp_zero = types.MethodType(  # type: ignore[method-assign]
+                _state_with_paddings, inner
+            )
+        if HAVE_APEX_OR_TE:
+            continue
         for group in inner.param_groups:
             group["fused"] = True  # one pass over parameters and moments instead of ten
         if isinstance(inner, DistributedOptimizer):
@@ -28,6 +36,27 @@ def prepare_torch_adam(optimizer: MegatronOptimizer) -> None:
             inner._set_main_param_and_optimizer_states = types.MethodType(  # type: ignore[method-assign]
                 _set_states_without_step, inner
             )
+
+
+def _state_with_paddings(self: DistributedOptimizer, *args: Any, **kwargs: Any) -> dict[Any, Any] | None:
+    state: Any = DistributedOptimizer.get_parameter_state_dp_zero(self, *args, **kwargs)
+    if state is None:
+        return None
+    for number, buffer in enumerate(self.buffers):
+        for tensors in state[number].values():
+            for key, joined in tensors.items():
+                if isinstance(joined, torch.Tensor):
+                    tensors[key] = _spread(joined, buffer.buckets, buffer.numel)
+    return state
+
+
+def _spread(joined: torch.Tensor, buckets: list[Any], numel: int) -> torch.Tensor:
+    """The buckets' contents, end to end, to their places in the buffer."""
+    spread = joined.new_zeros(numel)
+    sizes = [bucket.numel_unpadded for bucket in buckets]
+    for bucket, part in zip(buckets, joined.split(sizes), strict=True):
+        spread[bucket.offset : bucket.offset + len(part)] = part
+    return spread
 
 
 def _start_with_zero_state(adam: torch.optim.Optimizer) -> None:

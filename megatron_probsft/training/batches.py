@@ -89,6 +89,9 @@ class Batches:
         # Context parallelism cuts every sample into 2·cp parts, sequence parallelism every pack.
         self._sample_multiple = 2 * config.context_parallel_size if config.context_parallel_size > 1 else 1
         self._align = self._sample_multiple
+        # The interleaved schedule goes through a pipeline's length of micro-batches at a time.
+        interleaved = config.num_virtual_stages_per_pipeline_rank is not None
+        self._microbatch_multiple = config.pipeline_model_parallel_size if interleaved else 1
         if config.sequence_parallel:
             self._align *= config.tensor_model_parallel_size
 
@@ -133,10 +136,12 @@ class Batches:
         real = self._store.lengths[indices] - 1
         lengths = -(-real // multiple) * multiple
         if self._config.packing:
-            plan = plan_step(lengths, self._size, capacity, self._align)
+            plan = plan_step(lengths, self._size, capacity, self._align, self._microbatch_multiple)
             length = capacity if self._config.fixed_pack_length else plan.pack_length
         else:
-            plan = plan_unpacked(lengths, self._size, self._config.micro_batch_size, self._align)
+            plan = plan_unpacked(
+                lengths, self._size, self._config.micro_batch_size, self._align, self._microbatch_multiple
+            )
             length = plan.pack_length
             multiple = length // self._config.micro_batch_size  # pads every sample to the longest
         computed = length * len(plan.packs[0]) * self._size

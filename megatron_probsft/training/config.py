@@ -69,6 +69,9 @@ class TrainConfig:
     # Parallel layout.
     tensor_model_parallel_size: int = flag(1, "processes that share each layer")
     pipeline_model_parallel_size: int = flag(1, "groups of layers on different processes")
+    num_virtual_stages_per_pipeline_rank: int | None = flag(
+        None, "groups of layers on each pipeline process, run in turn (interleaved schedule)"
+    )
     context_parallel_size: int = flag(1, "processes that share each sequence")
     decoder_first_pipeline_num_layers: int | None = flag(None, "layers of the first stage, if special")
     decoder_last_pipeline_num_layers: int | None = flag(None, "layers of the last stage, if special")

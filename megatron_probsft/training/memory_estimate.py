@@ -57,7 +57,12 @@ def stage_memory(
         state = parameters * (12 if config.bf16 else 8)
         if config.use_distributed_optimizer:
             state //= dp_size * config.context_parallel_size
-        in_flight = min(micro_batches, len(layers) - stage)
+        # Of one chunk of layers each: all that start before the first one's gradient (arXiv 2104.04473).
+        chunks = config.num_virtual_stages_per_pipeline_rank or 1
+        in_flight = len(layers) - stage
+        if chunks > 1:
+            in_flight = 2 * (len(layers) - stage - 1) + (chunks - 1) * len(layers) + 1
+        in_flight = min(in_flight, micro_batches * chunks)
         tokens = pack_length // config.context_parallel_size
         result.append(
             StageMemory(
@@ -66,7 +71,7 @@ def stage_memory(
                 weights=parameters * element,
                 gradients=parameters * 4,
                 optimizer=state,
-                activations=in_flight * _activations(config, shape, count, tokens) * element,
+                activations=in_flight * _activations(config, shape, count // chunks, tokens) * element,
                 head=_head(config, shape, tokens) * element if is_last else 0,
             )
         )

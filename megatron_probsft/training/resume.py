@@ -65,7 +65,7 @@ def load_state(state: TrainState, checkpoint: Path, config: TrainConfig, data_di
     if not same_layout:
         del content["rng"]
     loaded = torch_dist.load_checkpoint(checkpoint, content)
-    state.gpt.load_state_dict(loaded["model"])
+    torch_dist.fill_model(state.gpt, loaded["model"])
     state.optimizer.load_state_dict(loaded["optimizer"])
     for group, ours in zip(state.optimizer.param_groups, settings, strict=True):
         group.update({key: ours[key] for key in ("max_lr", "min_lr", "betas", "eps")})

@@ -18,7 +18,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_probsft.models.build import HFModel, Parallelism, build_model, transformer_config
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.runtime.optimizer_repairs import prepare_torch_adam
+from megatron_probsft.runtime.optimizer_repairs import repair
 from megatron_probsft.training.config import TrainConfig
 from megatron_probsft.training.guards import skip_non_finite_gradients
 
@@ -27,24 +27,26 @@ from megatron_probsft.training.guards import skip_non_finite_gradients
 class TrainState:
     """What a checkpoint holds, beside the configuration."""
 
-    model: DistributedDataParallel
+    model: list[DistributedDataParallel]
+    """This rank's chunks: one, or --num-virtual-stages-per-pipeline-rank of them."""
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
     iteration: int = 0
     consumed_samples: int = 0
 
     @property
-    def gpt(self) -> GPTModel:
-        """The model without its data-parallel wrapper."""
-        return self.model.module  # type: ignore[return-value]
+    def gpt(self) -> list[GPTModel]:
+        """The chunks without their data-parallel wrapper."""
+        return [chunk.module for chunk in self.model]  # type: ignore[misc]
 
     def gather_weights(self) -> None:
         """Make this rank's weights whole, before they are read: --overlap-param-gather does it in forward.
 
         Collective over the data-parallel group where that is on.
         """
-        if self.model.ddp_config.overlap_param_gather:
-            self.model.start_param_sync(force_sync=True)
+        for chunk in self.model:
+            if chunk.ddp_config.overlap_param_gather:
+                chunk.start_param_sync(force_sync=True)
 
 
 def layout_of(config: TrainConfig) -> Parallelism:
@@ -52,8 +54,8 @@ def layout_of(config: TrainConfig) -> Parallelism:
     return Parallelism(**{name: getattr(config, name) for name in names})
 
 
-def build_gpt(config: TrainConfig, hf: HFModel) -> GPTModel:
-    """This rank's part of the model, its weights not yet filled."""
+def build_gpt(config: TrainConfig, hf: HFModel) -> list[GPTModel]:
+    """This rank's part of the model, in chunks, its weights not yet filled."""
     megatron = transformer_config(
         hf.shape,
         layout_of(config),
@@ -66,7 +68,7 @@ def build_gpt(config: TrainConfig, hf: HFModel) -> GPTModel:
     return build_model(hf.shape, megatron)
 
 
-def build_train_state(config: TrainConfig, gpt: GPTModel, train_iters: int) -> TrainState:
+def build_train_state(config: TrainConfig, gpt: list[GPTModel], train_iters: int) -> TrainState:
     """Wrap the model (its weights filled: main weights are copied here) for data-parallel training.
 
     Gradients accumulate and are reduced in float32; they are divided once, by the global batch's number of
@@ -79,8 +81,14 @@ def build_train_state(config: TrainConfig, gpt: GPTModel, train_iters: int) -> T
         overlap_param_gather=config.overlap_param_gather,
         average_in_collective=False,
     )
-    model = DistributedDataParallel(gpt.config, ddp, gpt)
-    gpt.config.no_sync_func = model.no_sync
+    shared = gpt[0].config
+    # As Megatron-LM: the first chunk's gradients are the last ones made, so only they need small buckets.
+    model = [
+        DistributedDataParallel(shared, ddp, chunk, disable_bucketing=number > 0)
+        for number, chunk in enumerate(gpt)
+    ]
+    no_sync = [chunk.no_sync for chunk in model]
+    shared.no_sync_func = no_sync if len(model) > 1 else no_sync[0]  # type: ignore[assignment]
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             lr=config.lr,
@@ -91,16 +99,16 @@ def build_train_state(config: TrainConfig, gpt: GPTModel, train_iters: int) -> T
             adam_eps=config.adam_eps,
             clip_grad=config.clip_grad,
             bf16=config.bf16,
-            params_dtype=gpt.config.params_dtype,
+            params_dtype=shared.params_dtype,
             use_distributed_optimizer=config.use_distributed_optimizer,
             overlap_param_gather=config.overlap_param_gather,
         ),
-        [model],
+        model,  # type: ignore[arg-type]
         use_gloo_process_groups=False,
     )
-    prepare_torch_adam(optimizer)
+    repair(optimizer)
     skip_non_finite_gradients(optimizer)
-    gpt.config.grad_scale_func = optimizer.scale_loss
+    shared.grad_scale_func = optimizer.scale_loss
     return TrainState(model, optimizer, _scheduler(config, optimizer, train_iters))
 
 

@@ -50,8 +50,9 @@ def train_step(state: TrainState, batch: StepBatch, criterion: Criterion) -> Ste
     The loss is Σ objective(log p) over the global batch's supervised tokens ÷ their number (or as
     `criterion.denominator` says); Megatron-Core's `finalize_model_grads` divides, once.
     """
-    state.model.train()
-    state.model.zero_grad_buffer()
+    for chunk in state.model:
+        chunk.train()
+        chunk.zero_grad_buffer()
     state.optimizer.zero_grad()
     means = _run(state, batch, criterion, forward_only=False)
     learning_rate = state.optimizer.param_groups[0]["lr"]
@@ -67,7 +68,8 @@ def train_step(state: TrainState, batch: StepBatch, criterion: Criterion) -> Ste
 def validate(state: TrainState, batches: Iterator[StepBatch], criterion: Criterion) -> TokenMeans:
     """Token-exact means over all batches: every sample counts once, whatever the layout."""
     criterion = dataclasses.replace(criterion, denominator="tokens")
-    state.model.eval()
+    for chunk in state.model:
+        chunk.eval()
     results = [_run(state, batch, criterion, forward_only=True) for batch in batches]
     tokens = sum(result.tokens for result in results)
 
@@ -101,8 +103,9 @@ def _run(state: TrainState, batch: StepBatch, criterion: Criterion, *, forward_o
 
     reports = get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=iter(batch.micro_batches),
-        model=[state.model],
+        # Every chunk of an interleaved pipeline goes through all micro-batches.
+        data_iterator=[iter(batch.micro_batches) for _ in state.model],
+        model=[*state.model],
         num_microbatches=len(batch.micro_batches),
         seq_length=batch.pack_length,
         micro_batch_size=1,

@@ -24,15 +24,22 @@ LAYOUTS: list[dict[str, Any]] = [
     {"tensor_model_parallel_size": 2},
     {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
     {"pipeline_model_parallel_size": 3, "decoder_first_pipeline_num_layers": 2},
+    {"pipeline_model_parallel_size": 2, "num_virtual_stages_per_pipeline_rank": 2},
 ]
 
 
 def _built(folder: Path, layout: dict[str, Any]) -> tuple[int, int]:
     """(pipeline stage, parameters on this rank)."""
     config = TrainConfig(**layout)
-    distributed.initialize(config.tensor_model_parallel_size, config.pipeline_model_parallel_size)
+    distributed.initialize(
+        config.tensor_model_parallel_size,
+        config.pipeline_model_parallel_size,
+        virtual_stages=config.num_virtual_stages_per_pipeline_rank,
+    )
     model = build_gpt(config, read_hf_model(folder))
-    return parallel_state.get_pipeline_model_parallel_rank(), sum(p.numel() for p in model.parameters())
+    return parallel_state.get_pipeline_model_parallel_rank(), sum(
+        p.numel() for chunk in model for p in chunk.parameters()
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -48,6 +55,18 @@ def test_parameters_of_every_stage(
     for stage, parameters in run_ranks(ranks, _built, folder, layout):
         assert stages[stage].parameters == parameters
     assert stages[0].activations > stages[-1].activations or len(stages) == 1  # more in flight
+
+
+def test_an_interleaved_pipeline_keeps_more_activations(tiny_llama: Path) -> None:
+    """(p − 1) / (p v) more on the first stage (arXiv 2104.04473, 2205.05198)."""
+    hf = read_hf_model(tiny_llama)
+
+    def first_stage(virtual: int | None) -> int:
+        config = TrainConfig(pipeline_model_parallel_size=2, num_virtual_stages_per_pipeline_rank=virtual)
+        stages = stage_memory(config, hf.family, hf.shape, dp_size=1, micro_batches=8, pack_length=64)
+        return stages[0].activations
+
+    assert first_stage(2) / first_stage(None) == 1 + 1 / (2 * 2)
 
 
 def test_parameters_of_smollm2(smollm2: Path) -> None:

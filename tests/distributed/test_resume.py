@@ -12,6 +12,7 @@ from tests.training_runs import config_for, records, train, write_pairs
 
 TP2 = {"tensor_model_parallel_size": 2}
 PP2 = {"pipeline_model_parallel_size": 2}
+VPP2 = {"num_virtual_stages_per_pipeline_rank": 2}
 SHARDED = {"use_distributed_optimizer": True}
 
 
@@ -38,6 +39,8 @@ def _interrupted(
         (1, {"bf16": True}),
         (4, TP2 | PP2 | {"sequence_parallel": True}),
         (4, TP2 | SHARDED | {"bf16": True}),
+        (4, PP2 | SHARDED),  # two buckets, paddings between them
+        (4, PP2 | VPP2 | SHARDED),
         (2, SHARDED),
     ],
     ids=str,
@@ -58,6 +61,8 @@ def test_same_layout_continues_identically(
         ((1, {}), (4, TP2 | {"sequence_parallel": True}), {}),
         ((2, {}), (2, TP2), SHARDED),
         ((4, TP2), (4, PP2), SHARDED),
+        ((2, PP2 | VPP2), (2, TP2), {}),
+        ((1, {}), (4, PP2 | VPP2), SHARDED),
     ],
     ids=str,
 )

@@ -21,6 +21,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
         4,
         {"tensor_model_parallel_size": 2, "context_parallel_size": 2, "sequence_parallel": True},
     ),
+    "PP 2 × VPP 2": (2, {"pipeline_model_parallel_size": 2, "num_virtual_stages_per_pipeline_rank": 2}),
     "PP 3, uneven": (3, {"pipeline_model_parallel_size": 3, "decoder_first_pipeline_num_layers": 2}),
 }
 

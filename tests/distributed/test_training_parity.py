@@ -1,4 +1,4 @@
-"""Three training steps: every layout against one process, and one process against plain transformers."""
+"""Four training steps: every layout against one process, and one process against plain transformers."""
 
 from __future__ import annotations
 
@@ -13,67 +13,56 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_probsft.data.order import sample_indices
+from megatron_probsft.training.config import TrainConfig
 from tests.training_runs import config_for, records, train, write_pairs
 
+STEPS = 4
+TP, PP, CP = "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"
+VPP = "num_virtual_stages_per_pipeline_rank"
+OVERLAPS = {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}
+UNPACKED = {"packing": False, "micro_batch_size": 2}
+FULL = {"recompute_granularity": "full"}
+
+# All of them with each objective, packed and not.
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
-    "TP 2": (2, {"tensor_model_parallel_size": 2}),
-    "TP 2 + SP": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
-    "PP 2": (2, {"pipeline_model_parallel_size": 2}),
-    "TP 2 × PP 2": (4, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}),
-    "TP 2 × PP 2 + SP": (
-        4,
-        {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "sequence_parallel": True},
-    ),
-    "TP 2 × DP 2": (4, {"tensor_model_parallel_size": 2}),
-    "PP 4": (4, {"pipeline_model_parallel_size": 4}),  # middle stages, tied embeddings
+    "TP 2": (2, {TP: 2}),
+    "TP 2 + SP": (2, {TP: 2, "sequence_parallel": True}),
+    "PP 2": (2, {PP: 2}),
+    "PP 3": (3, {PP: 3, "decoder_first_pipeline_num_layers": 2}),
+    "PP 2 × VPP 2": (2, {PP: 2, VPP: 2}),
+    "CP 2": (2, {CP: 2}),
+    "TP 2 × CP 2": (4, {TP: 2, CP: 2}),
+    "TP 2 × PP 2 + SP": (4, {TP: 2, PP: 2, "sequence_parallel": True}),
+    "DP 2 distributed optimizer + overlaps": (2, OVERLAPS),
+    "TP 2 × DP 2": (4, {TP: 2}),
+    "full recompute": (1, FULL | {"recompute_method": "uniform", "recompute_num_layers": 1}),
+}
+OTHERS: dict[str, tuple[int, dict[str, Any]]] = {
+    "TP 2 × PP 2": (4, {TP: 2, PP: 2}),
+    "PP 4": (4, {PP: 4}),  # middle stages, tied embeddings
+    "PP 2, 3 + 1": (2, {PP: 2, "decoder_last_pipeline_num_layers": 1}),
+    "PP 2 × VPP 2 × DP 2 distributed optimizer + overlaps": (4, {PP: 2, VPP: 2} | OVERLAPS),
+    "TP 2 × PP 2 × VPP 2 + SP": (4, {TP: 2, PP: 2, VPP: 2, "sequence_parallel": True}),
     "DP 2": (2, {}),
     "DP 2 distributed optimizer": (2, {"use_distributed_optimizer": True}),
-    "CP 2": (2, {"context_parallel_size": 2}),
-    "CP 4": (4, {"context_parallel_size": 4}),
-    "TP 2 × CP 2 + SP": (
-        4,
-        {"tensor_model_parallel_size": 2, "context_parallel_size": 2, "sequence_parallel": True},
-    ),
-    "PP 2 × CP 2": (4, {"pipeline_model_parallel_size": 2, "context_parallel_size": 2}),
-    "PP 3, uneven": (
-        3,
-        {"pipeline_model_parallel_size": 3, "decoder_first_pipeline_num_layers": 2},
-    ),
-    "PP 2, 3 + 1": (2, {"pipeline_model_parallel_size": 2, "decoder_last_pipeline_num_layers": 1}),
-    "DP 2 distributed optimizer, overlaps": (
-        2,
-        {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
-    ),
-    "full recompute": (
-        1,
-        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-    ),
-    "TP 2, full recompute of a block": (
-        2,
-        {
-            "tensor_model_parallel_size": 2,
-            "recompute_granularity": "full",
-            "recompute_method": "block",
-            "recompute_num_layers": 2,
-        },
-    ),
+    "CP 4": (4, {CP: 4}),
+    "TP 2 × CP 2 + SP": (4, {TP: 2, CP: 2, "sequence_parallel": True}),
+    "PP 2 × CP 2": (4, {PP: 2, CP: 2}),
+    "PP 2 × VPP 2 × CP 2": (4, {PP: 2, VPP: 2, CP: 2}),
+    "DP 2 × CP 2, no packing": (4, UNPACKED | {CP: 2}),
+    "TP 2, recompute of a block": (2, FULL | {TP: 2, "recompute_method": "block", "recompute_num_layers": 2}),
     "selective recompute": (1, {"recompute_granularity": "selective"}),
-    "no packing": (1, {"packing": False, "micro_batch_size": 3}),
-    "DP 2 × CP 2, no packing": (
-        4,
-        {"packing": False, "micro_batch_size": 2, "context_parallel_size": 2},
-    ),
-    "PP 4, no packing": (4, {"pipeline_model_parallel_size": 4, "packing": False}),
-    "fixed pack length": (2, {"pipeline_model_parallel_size": 2, "fixed_pack_length": True}),
+    "no packing, micro-batch 3": (1, {"packing": False, "micro_batch_size": 3}),
+    "PP 4, no packing": (4, {PP: 4, "packing": False}),
+    "fixed pack length": (2, {PP: 2, "fixed_pack_length": True}),
     "micro-batch 4": (1, {"micro_batch_size": 4}),
     "shorter packs": (1, {"seq_length": 64}),
     "small loss chunks": (1, {"loss_chunk_tokens": 7}),
-    "PP 2 small loss chunks": (2, {"pipeline_model_parallel_size": 2, "loss_chunk_tokens": 16}),
+    "PP 2 small loss chunks": (2, {PP: 2, "loss_chunk_tokens": 16}),
     "materialized": (1, {"loss_path": "materialized"}),
-    "PP 2 materialized": (2, {"pipeline_model_parallel_size": 2, "loss_path": "materialized"}),
+    "PP 2 materialized": (2, {PP: 2, "loss_path": "materialized"}),
 }
 # f(p) written out anew, in float64.
-UNPACKED = ["TP 2 + SP", "TP 2 × PP 2", "PP 3, uneven", "CP 2", "DP 2 distributed optimizer, overlaps"]
 OBJECTIVES = {
     "original": lambda p: -p.log(),
     "GeneralFamily-8": lambda p: (1 - p**8) / 8,
@@ -92,35 +81,38 @@ def one_process(
     tiny_llama: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[dict]]:
     folder = tmp_path_factory.mktemp("one")
-    return {
-        name: train(1, config_for(folder / name, tiny_llama, data, objective=name)) for name in OBJECTIVES
-    }
+    return {name: train(1, _config(folder / name, tiny_llama, data, objective=name)) for name in OBJECTIVES}
+
+
+def _config(folder: Path, model: Path, data: Path, **settings: Any) -> TrainConfig:
+    return config_for(folder, model, data, **({"train_iters": STEPS} | settings))
 
 
 def _compare(runs: list[dict], expected: list[dict], tolerance: float) -> None:
-    assert len(runs) == len(expected) >= 3
+    assert len(runs) == len(expected) >= STEPS
     for run, reference in zip(runs, expected, strict=True):
         for key in ("loss", "nll", "mean_p", "grad_norm"):
             assert run[key] == pytest.approx(reference[key], rel=tolerance), (run["iteration"], key)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ["original", "GeneralFamily-8", "OnlyTopP-0.2"])
+@pytest.mark.parametrize("packs", ["packed", "unpacked"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_equals_one_process(
-    layout: str, objective: str, one_process: dict, tiny_llama: Path, data: Path, tmp_path: Path
+    layout: str, packs: str, objective: str, one_process: dict, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:
     ranks, settings = LAYOUTS[layout]
-    config = config_for(tmp_path / "run", tiny_llama, data, objective=objective, **settings)
+    settings = settings | (UNPACKED if packs == "unpacked" else {})
+    config = _config(tmp_path / "run", tiny_llama, data, objective=objective, **settings)
     _compare(train(ranks, config), one_process[objective], 1e-5)
 
 
-@pytest.mark.parametrize("layout", UNPACKED)
-def test_layout_without_packing_equals_one_process_with_it(
+@pytest.mark.parametrize("layout", OTHERS)
+def test_more_layouts_equal_one_process(
     layout: str, one_process: dict, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:
-    ranks, settings = LAYOUTS[layout]
-    settings = settings | {"packing": False, "micro_batch_size": 2}
-    config = config_for(tmp_path / "run", tiny_llama, data, objective="GeneralFamily-8", **settings)
+    ranks, settings = OTHERS[layout]
+    config = _config(tmp_path / "run", tiny_llama, data, objective="GeneralFamily-8", **settings)
     _compare(train(ranks, config), one_process["GeneralFamily-8"], 1e-5)
 
 
@@ -132,9 +124,9 @@ def test_one_process_equals_plain_transformers(
 
 
 def test_untied_qwen2_across_stages_and_shards(tiny_qwen2: Path, data: Path, tmp_path: Path) -> None:
-    one = train(1, config_for(tmp_path / "one", tiny_qwen2, data))
+    one = train(1, _config(tmp_path / "one", tiny_qwen2, data))
     settings = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 4, "sequence_parallel": True}
-    _compare(train(8, config_for(tmp_path / "eight", tiny_qwen2, data, **settings)), one, 1e-5)
+    _compare(train(8, _config(tmp_path / "eight", tiny_qwen2, data, **settings)), one, 1e-5)
     _compare(one, _plain_transformers(tiny_qwen2, data, OBJECTIVES["original"]), 1e-4)
 
 
@@ -155,8 +147,8 @@ def test_denominators_of_other_trainers(
     denominator: str, layout: str, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:
     objective, loss = DENOMINATORS[denominator]
-    ranks, settings = LAYOUTS.get(layout, (1, {}))
-    config = config_for(
+    ranks, settings = (LAYOUTS | OTHERS).get(layout, (1, {}))
+    config = _config(
         tmp_path / "run", tiny_llama, data, objective=objective, loss_denominator=denominator, packing=False,
         micro_batch_size=3, **settings,
     )  # fmt: skip
@@ -169,7 +161,7 @@ def test_micro_batches_of_all_ranks_count_alike(tiny_llama: Path, data: Path, tm
 
     def first_step(ranks: int, denominator: str) -> dict:
         folder = tmp_path / f"{ranks} {denominator}"
-        config = config_for(folder, tiny_llama, data, loss_denominator=denominator, **settings)
+        config = _config(folder, tiny_llama, data, loss_denominator=denominator, **settings)
         return train(ranks, config)[0]
 
     mean = first_step(1, "microbatch-mean")
@@ -192,11 +184,9 @@ def half_entropy_weight(log_p: torch.Tensor, entropy: torch.Tensor) -> torch.Ten
 def test_statistics_across_shards_and_a_users_own_function(
     objective: str, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:
-    one = train(1, config_for(tmp_path / "one", tiny_llama, data, objective=objective))
+    one = train(1, _config(tmp_path / "one", tiny_llama, data, objective=objective))
     layout = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "loss_chunk_tokens": 16}
-    _compare(
-        train(4, config_for(tmp_path / "four", tiny_llama, data, objective=objective, **layout)), one, 1e-5
-    )
+    _compare(train(4, _config(tmp_path / "four", tiny_llama, data, objective=objective, **layout)), one, 1e-5)
 
 
 def test_ten_steps_with_the_fused_head_equal_the_materialized_path(
@@ -206,7 +196,7 @@ def test_ten_steps_with_the_fused_head_equal_the_materialized_path(
 
     def ten_steps(path: str) -> list[dict]:
         settings = layout | {"train_iters": 10, "objective": "GeneralFamily-8", "loss_path": path}
-        return train(4, config_for(tmp_path / path, tiny_llama, data, loss_chunk_tokens=16, **settings))
+        return train(4, _config(tmp_path / path, tiny_llama, data, loss_chunk_tokens=16, **settings))
 
     fused, materialized = ten_steps("fused"), ten_steps("materialized")
     assert len(fused) == 10
@@ -217,7 +207,7 @@ def test_ten_steps_with_the_fused_head_equal_the_materialized_path(
 def test_bf16_follows_float32(
     path: str, one_process: dict, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:
-    config = config_for(
+    config = _config(
         tmp_path / "run",
         tiny_llama,
         data,
@@ -239,7 +229,7 @@ def test_validation_is_token_exact(tiny_llama: Path, data: Path, tmp_path: Path)
     histogram = torch.histc(p, 20, 0, 1) / len(p)
     for ranks, more in config_for_layout.items():
         folder = tmp_path / str(ranks)
-        train(ranks, config_for(folder, tiny_llama, data, **(settings | more)))
+        train(ranks, _config(folder, tiny_llama, data, **(settings | more)))
         first = records(folder, "validation")[0]
         assert first["iteration"] == 0
         assert first["supervised_tokens"] == len(p)
@@ -262,9 +252,9 @@ def _plain_transformers(
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-8)
     reports = []
-    for step in range(3):
-        # warmup of one step from 0 to 1e-2, then a cosine down to 1e-3 at step 3
-        progress = max(step - 1, 0) / 2
+    for step in range(STEPS):
+        # warmup of one step from 0 to 1e-2, then a cosine down to 1e-3 at the end
+        progress = max(step - 1, 0) / (STEPS - 1)
         rate = 0.0 if step == 0 else 1e-3 + (1e-2 - 1e-3) * 0.5 * (1 + math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -75,6 +75,12 @@ def _flags(folder: Path, model: Path, data: Path, *more: str) -> list[str]:
             2,
             "leave 0 for the other 1",
         ),
+        (["--num-virtual-stages-per-pipeline-rank", "2"], 1, "needs --pipeline-model-parallel-size"),
+        (
+            ["--pipeline-model-parallel-size", "2", "--num-virtual-stages-per-pipeline-rank", "3"],
+            2,
+            "does not divide the 2 layers of a pipeline stage",
+        ),
         (["--context-parallel-size", "2", "--seq-length", "126"], 2, "must be a multiple of 2 ×"),
         (["--context-parallel-size", "2"], 3, "3 processes do not divide"),
         (["--overlap-param-gather"], 1, "needs --use-distributed-optimizer"),
