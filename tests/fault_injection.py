@@ -142,7 +142,7 @@ def inject(job: Job, kills: int, number: signal.Signals, *, change_layout: bool,
 
 
 def compare(job: Job, whole: Job) -> float:
-    """The largest relative difference of a weight tensor; 0.0: the same bits. Each step must be there once."""
+    """The largest relative difference of a weight; 0.0: the same bits. Each step must be there once."""
     seen = [record["iteration"] for record in records(job.run, "train")]
     assert seen == list(range(1, job.steps + 1)), seen
     ours, theirs = ({} for _ in range(2))
@@ -165,7 +165,13 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        outcome = run_all(folder, options.kills, options.signal, options.async_save, options.change_layout)
+        outcome = run_all(
+            folder,
+            options.kills,
+            options.signal,
+            async_save=options.async_save,
+            change_layout=options.change_layout,
+        )
     print(json.dumps(outcome, indent=1))
     if options.json:
         options.json.write_text(json.dumps(outcome, indent=1) + "\n")
@@ -173,7 +179,7 @@ def main() -> None:
         sys.exit("the weights differ from those of an uninterrupted run")
 
 
-def run_all(folder: Path, kills: int, name: str, async_save: bool, change_layout: bool) -> dict:
+def run_all(folder: Path, kills: int, name: str, *, async_save: bool, change_layout: bool) -> dict:
     """Both jobs, and what came of them."""
     # Wide enough that a checkpoint takes a while to write.
     model = save_tiny_model(folder / "model", head_dim=64)

@@ -6,7 +6,7 @@ buckets whose sizes do not divide by 128 and by the data-parallel size (a width 
 is saved of all but the first bucket is shifted (upstream logs "can lead to data corruption").
 
 With torch's AdamW, where TE and Apex are missing, a resumed run fails to load or drifts: after loading, all
-parameters share one `step` tensor, so the bias correction runs as many times too fast as there are parameters.
+parameters share one `step` tensor, so the bias correction runs too fast by their number.
 """
 
 from __future__ import annotations
