@@ -184,7 +184,7 @@ def run_all(folder: Path, kills: int, name: str, *, async_save: bool, change_lay
     # Wide enough that a checkpoint takes a while to write.
     model = save_tiny_model(folder / "model", head_dim=64)
     data = write_pairs(folder / "train.jsonl", 40)
-    steps = 2 * kills + 2
+    steps = 3 * kills + 3  # a signal is answered after the step: more than one may go by
     jobs = []
     for job in ("whole", "killed"):
         (folder / job).mkdir()
