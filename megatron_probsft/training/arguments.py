@@ -120,6 +120,10 @@ def problems_of(config: TrainConfig) -> list[str]:
         config.packing or not config.fixed_pack_length,
         "--fixed-pack-length is a way of packing: not with --no-packing",
     )
+    require(
+        config.weight_key is None or config.loss_denominator == "tokens",
+        f"--weight-key goes with --loss-denominator tokens only, not with {config.loss_denominator}",
+    )
     cp = config.context_parallel_size
     require(
         cp <= 1 or config.seq_length % (2 * cp) == 0,

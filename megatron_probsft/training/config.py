@@ -48,6 +48,7 @@ class TrainConfig:
     prompt_key: str = flag("prompt", "column of the prompt; dots reach inside: extra_info.question")
     response_key: str = flag("response", "column of the response")
     messages_key: str = flag("messages", "column of chat messages, used where there is no prompt column")
+    weight_key: str | None = flag(None, "column of a number that weighs the row's tokens in the loss")
     truncation: Literal["error", "drop", "left", "right"] = flag("error", "for samples over --seq-length")
     data_cache_path: str | None = flag(None, "folder for tokenized data (default: data_cache beside --save)")
     num_workers: int | None = flag(None, "tokenizer processes (default: up to 8, by rows and cores)")

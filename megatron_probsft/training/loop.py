@@ -130,6 +130,7 @@ def token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenSto
             prompt_key=config.prompt_key,
             response_key=config.response_key,
             messages_key=config.messages_key,
+            weight_key=config.weight_key,
             num_workers=config.num_workers,
             log=_say,
         )

@@ -104,7 +104,7 @@ def test_the_second_time_opens_the_cache(tmp_path: Path, tokenizer: Any) -> None
     assert f"{len(first.tokens):,} tokens" in lines[-1]
     assert os.listdir(tmp_path / "cache") == [first.digest]
     assert sorted(os.listdir(tmp_path / "cache" / first.digest)) == [
-        "about.json", "offsets.npy", "supervised.npy", "tokens.bin", "trained.bin",
+        "about.json", "offsets.npy", "source.npy", "supervised.npy", "tokens.bin", "trained.bin",
     ]  # fmt: skip
     lines.clear()
     again = build(tmp_path, save_tiny_tokenizer(tmp_path / "tokenizer"), log=lines.append)
