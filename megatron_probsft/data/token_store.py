@@ -40,7 +40,7 @@ class TokenStore:
     Raises UserError if the folder is not a whole store.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sources: Sequence[str]) -> None:
         try:
             about = json.loads((folder / "about.json").read_text())
             # asarray: a plain view of the map, whose slices cost less than those of np.memmap
@@ -61,7 +61,7 @@ class TokenStore:
         if not whole:
             raise UserError(f"{folder}: damaged token store, delete it to build it again")
         self.digest: str = about["digest"]
-        self.sources: list[str] = about["sources"]
+        self.sources = list(sources)  # the cache may have been made under other names
         self.lengths = np.diff(self.offsets).astype(np.int32)
 
     def __len__(self) -> int:
@@ -128,7 +128,7 @@ def build_token_store(
     digest = _digest(files, tokenizer, settings)
     folder = Path(cache_dir) / digest
     if folder.exists():
-        return TokenStore(folder)
+        return TokenStore(folder, files)
     building = Path(cache_dir) / f".building-{uuid.uuid4().hex}"
     try:
         (building / "store").mkdir(parents=True)
@@ -155,7 +155,7 @@ def build_token_store(
             (building / "store").rename(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return TokenStore(folder)
+    return TokenStore(folder, files)
 
 
 def _write(encoded: Dataset, folder: Path, about: dict[str, Any]) -> tuple[int, int]:

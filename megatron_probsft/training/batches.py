@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_probsft.data.order import sample_indices
+from megatron_probsft.data.order import Blend, sample_indices
 from megatron_probsft.data.packing import make_microbatch, plan_step, plan_unpacked
 from megatron_probsft.data.token_store import TokenStore
 from megatron_probsft.models.context_parallel import local_positions
@@ -87,7 +87,8 @@ class Batches:
         """start: where a resumed run goes on, maybe with another global batch size than before.
 
         Raises:
-            UserError: the data have weights and --loss-denominator is not `tokens`.
+            UserError: the data have weights and --loss-denominator is not `tokens`; --data-weights names a
+                source of which no sample is left.
         """
         self._store = store
         self._config = config
@@ -95,6 +96,7 @@ class Batches:
         self._rank, self._size = data_parallel
         if store.weights is not None and config.loss_denominator != "tokens":
             raise UserError(f"--loss-denominator {config.loss_denominator} does not go with weighted data")
+        self._blend = None if config.data_weights is None else self._make_blend(config.data_weights)
         # Context parallelism cuts every sample into 2·cp parts, sequence parallelism every pack.
         self._sample_multiple = 2 * config.context_parallel_size if config.context_parallel_size > 1 else 1
         self._align = self._sample_multiple
@@ -142,8 +144,20 @@ class Batches:
             return np.arange(len(self._store))
         return np.flatnonzero(self._store.source == source)
 
+    def _make_blend(self, weights: list[float]) -> Blend:
+        sizes = np.bincount(self._store.source, minlength=len(weights))
+        for name, size, weight in zip(self._store.sources, sizes, weights, strict=True):
+            if size == 0:
+                raise UserError(
+                    f"{name}: none of its samples is left at --seq-length {self._config.seq_length}, but "
+                    f"--data-weights gives it {weight}"
+                )
+        return Blend(self._store.source, weights, self._config.seed)
+
     def _indices(self, consumed_samples: int) -> np.ndarray:
         count = min(self._config.global_batch_size, self.total_samples() - consumed_samples)
+        if self._blend is not None:
+            return self._blend.sample_indices(consumed_samples, count)
         return sample_indices(consumed_samples, count, len(self._store), self._config.seed)
 
     def _plan(self, indices: np.ndarray) -> Plan:

@@ -8,9 +8,10 @@ from typing import Any, Literal
 Denominator = Literal["tokens", "kept-tokens", "microbatch-mean", "microbatch-sum"]
 
 CHANGEABLE = (
-    "seed", "global_batch_size", "objective", "loss_denominator", "train_iters", "train_epochs", "lr",
-    "min_lr", "lr_decay_style", "lr_wsd_decay_style", "lr_wsd_decay_iters", "lr_warmup_fraction",
-    "lr_warmup_iters", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_grad",
+    "seed", "data_weights", "global_batch_size", "objective", "loss_denominator", "train_iters",
+    "train_epochs", "lr", "min_lr", "lr_decay_style", "lr_wsd_decay_style", "lr_wsd_decay_iters",
+    "lr_warmup_fraction", "lr_warmup_iters", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps",
+    "clip_grad",
 )  # fmt: skip
 """What a resumed run must share with the one before it, unless --allow-changed names it."""
 
@@ -43,6 +44,9 @@ class TrainConfig:
 
     # Data.
     data: list[str] = flag([], "training files: .jsonl or .parquet")
+    data_weights: list[float] | None = flag(
+        None, "share of the training samples drawn from each of --data (default: every sample once per epoch)"
+    )
     valid_data: list[str] = flag([], "validation files")
     template: Literal["chat", "plain"] = flag("chat", "chat: the tokenizer's template; plain: none")
     prompt_key: str = flag("prompt", "column of the prompt; dots reach inside: extra_info.question")
@@ -93,7 +97,9 @@ class TrainConfig:
     packing: bool = flag(True, "--no-packing pads micro-batch-size samples to the step's longest instead")
     fixed_pack_length: bool = flag(False, "pad packs to micro-batch-size × seq-length, for one kernel shape")
     train_iters: int | None = flag(None, "optimizer steps")
-    train_epochs: float | None = flag(None, "passes over the data, instead of --train-iters")
+    train_epochs: float | None = flag(
+        None, "passes over the data, instead of --train-iters; with --data-weights: times as many samples"
+    )
 
     # Precision.
     bf16: bool = flag(False, "bfloat16 weights with float32 main weights; float32 throughout without it")

@@ -178,7 +178,8 @@ def _train(
         HeadOptions(config.loss_path, config.loss_chunk_tokens, config.loss_kernels),
         config.loss_denominator,
     )
-    valid = Batches(inputs.valid, config, data_parallel()) if inputs.valid else None
+    in_order = dataclasses.replace(config, data_weights=None)
+    valid = Batches(inputs.valid, in_order, data_parallel()) if inputs.valid else None
 
     def validate_now() -> None:
         if valid is None:
