@@ -1,25 +1,22 @@
-"""Training files to rows: JSON lines and parquet, pairs or conversations, checked row by row."""
+"""Training data to rows: files, folders, data sets of the hub; pairs or conversations, each row checked."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 
+from megatron_probsft.data.readers import reader_of
 from megatron_probsft.runtime.errors import UserError
 
 _LARGEST_WEIGHT = 1e18  # so that the product of two is finite in float32
 _Keys = tuple[str, str, str, str | None]  # of prompt, response, messages, weight
 _MISSING = object()
-_SUFFIXES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _ORIGIN = {"source": Value("int32"), "row": Value("int64")}
 _WEIGHTS = {"weights": List(Value("float32"))}
 _PAIRS = Features({"prompt": Value("large_string"), "response": Value("large_string"), **_WEIGHTS, **_ORIGIN})
@@ -37,7 +34,7 @@ def load_rows(
     weight_key: str | None = None,
     cache_dir: str | None = None,
 ) -> Dataset:
-    """Read the files, in the order given, into one memory-mapped dataset.
+    """Read the files (or what else `reader_of` reads), in the order given, into one memory-mapped dataset.
 
     A file with the prompt column gives pairs, else one with the messages column gives conversations; all
     files must be of one kind. A key is a column's name or, for nested data, a path: `extra_info.question`.
@@ -50,9 +47,9 @@ def load_rows(
 
     The dataset lies in `cache_dir` (default: that of `datasets`), named by the files' content.
 
-    Raises UserError, naming file and row: missing, empty or unsupported file; both kinds at once; missing
-    column; a line that is not a JSON object; a value of another type; an empty or null response; a weight
-    that is negative or not finite; a row whose weights are all 0.
+    Raises UserError, naming file and row: what `reader_of` and its readers refuse; no rows; both kinds at
+    once; missing column; a line that is not a JSON object; a value of another type; an empty or null
+    response; a weight that is negative or not finite; a row whose weights are all 0.
     """
     check_files(files)
     keys = (prompt_key, response_key, messages_key, weight_key)
@@ -60,7 +57,7 @@ def load_rows(
     if len(set(kinds)) > 1:
         other = files[kinds.index("messages" if kinds[0] == "pairs" else "pairs")]
         raise UserError(f"{files[0]} holds {kinds[0]} but {other} does not: give files of one kind")
-    content = ["v2", kinds[0], keys, [content_digest(file) for file in files]]
+    content = ["v2", kinds[0], keys, [reader_of(file).digest() for file in files]]
     try:
         rows = Dataset.from_generator(
             _pairs if kinds[0] == "pairs" else _conversations,
@@ -78,28 +75,17 @@ def load_rows(
 
 
 def check_files(files: Sequence[str]) -> None:
-    """UserError unless every file exists, is not empty and has an extension that can be read."""
+    """UserError unless every item is a readable file, a folder, or may be a data set of the hub."""
     if not files:
         raise UserError("no data file given: name at least one .jsonl or .parquet file")
     for file in files:
-        if not Path(file).is_file():
-            raise UserError(f"{file}: no such data file")
-        if Path(file).suffix not in _SUFFIXES:
-            raise UserError(f"{file}: extension {Path(file).suffix!r} is none of {', '.join(_SUFFIXES)}")
-        if Path(file).stat().st_size == 0:
-            raise UserError(f"{file}: the file is empty")
-
-
-def content_digest(file: str) -> str:
-    """Hash of a file's bytes."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        reader_of(file)
 
 
 def _pairs(files: list[str], keys: _Keys) -> Iterator[dict[str, Any]]:
     prompt_key, response_key, _, weight_key = keys
     for source, file in enumerate(files):
-        for number, row in _read(file, (prompt_key, response_key, weight_key)):
+        for number, row in _rows(file, prompt_key, response_key, weight_key):
             where = f"{file}:{number}"
             response = _text(row, response_key, where)
             if not response:
@@ -114,7 +100,7 @@ def _pairs(files: list[str], keys: _Keys) -> Iterator[dict[str, Any]]:
 def _conversations(files: list[str], keys: _Keys) -> Iterator[dict[str, Any]]:
     _, _, messages_key, weight_key = keys
     for source, file in enumerate(files):
-        for number, row in _read(file, (messages_key, weight_key)):
+        for number, row in _rows(file, messages_key, weight_key):
             where = f"{file}:{number}"
             found = _look_up(row, messages_key)
             if not isinstance(found, list) or not found:
@@ -184,13 +170,9 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
 def _kind(file: str, keys: _Keys) -> str:
     """What a file holds, `pairs` or `messages`, by its first row or its schema."""
     prompt_key, response_key, messages_key, weight_key = keys
-    if _SUFFIXES[Path(file).suffix] == "parquet":
-        parquet = _open_parquet(file)
-        first = _columns(parquet.schema_arrow) if parquet.metadata.num_rows else None
-    else:
-        first = next((row for _, row in _read_json_lines(file)), None)
+    first = reader_of(file).columns()
     if first is None:
-        raise UserError(f"{file}: the file has no rows")
+        raise UserError(f"{file}: there are no rows")
     if _look_up(first, prompt_key) is not _MISSING:
         kind, wanted, name = "pairs", response_key, repr(response_key)
     else:
@@ -206,43 +188,8 @@ def _kind(file: str, keys: _Keys) -> str:
     return kind
 
 
-def _read(file: str, keys: Sequence[str | None]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number, row) of a file; of parquet, only the columns that hold the keys."""
-    if _SUFFIXES[Path(file).suffix] == "json":
-        yield from _read_json_lines(file)
-        return
-    parquet = _open_parquet(file)
-    names = parquet.schema_arrow.names
-    columns = [key if key in names else key.split(".")[0] for key in keys if key is not None]
-    batches = parquet.iter_batches(batch_size=1000, columns=columns)
-    yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
-
-
-def _read_json_lines(file: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(file, "rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                reason = str(error).splitlines()[0]
-                raise UserError(f"{file}:{number}: not valid JSON, one object per line: {reason}") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{file}:{number}: is {_kind_of(row)}, not a JSON object")
-            yield number, row
-
-
-def _open_parquet(file: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{file}: not a parquet file: {str(error).splitlines()[0]}") from None
-
-
-def _columns(fields: Any) -> dict[str, Any]:
-    """A schema's names, nested as in one of its rows."""
-    return {f.name: _columns(f.type) if pa.types.is_struct(f.type) else None for f in fields}
+def _rows(file: str, *keys: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    return reader_of(file).rows([key for key in keys if key is not None])
 
 
 def _names(row: dict[str, Any], prefix: str = "") -> list[str]:

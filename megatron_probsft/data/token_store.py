@@ -7,20 +7,19 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import datasets
 import numpy as np
 from datasets import Dataset
 
 from megatron_probsft.data import templates
 from megatron_probsft.data.encoding import Encoder, Truncation, encode
-from megatron_probsft.data.sources import check_files, content_digest, load_rows
+from megatron_probsft.data.readers import bars_for_people, reader_of
+from megatron_probsft.data.sources import check_files, load_rows
 from megatron_probsft.runtime.errors import UserError
 
 _FORMAT = 2
@@ -87,6 +86,7 @@ class TokenStore:
         return float(self.supervised[indices].sum() / self.weight_sums[indices].sum())
 
 
+@bars_for_people()
 def build_token_store(
     files: Sequence[str],
     tokenizer: Any,
@@ -136,12 +136,11 @@ def build_token_store(
         raise UserError(f"{cache_dir}: cannot keep the tokenized data here: {error.strerror}") from None
     started = time.monotonic()
     try:
-        with _progress_bars():
-            rows = load_rows(files, **keys, cache_dir=str(building / "rows"))
-            workers = num_workers or (min(8, os.cpu_count() or 1) if len(rows) >= 2000 else 1)
-            log(f"tokenizing {len(rows):,} rows of {', '.join(files)} with {workers} process(es)")
-            encoder = Encoder(files, tokenizer, template, seq_length, vocab_size, truncation)
-            encoded = encode(rows, encoder, workers, building / "encoded.arrow")
+        rows = load_rows(files, **keys, cache_dir=str(building / "rows"))
+        workers = num_workers or (min(8, os.cpu_count() or 1) if len(rows) >= 2000 else 1)
+        log(f"tokenizing {len(rows):,} rows of {', '.join(files)} with {workers} process(es)")
+        encoder = Encoder(files, tokenizer, template, seq_length, vocab_size, truncation)
+        encoded = encode(rows, encoder, workers, building / "encoded.arrow")
         if not len(encoded):
             raise UserError(f"{files[0]}: none of {len(rows)} samples is left at --seq-length {seq_length}")
         total, cut = _write(encoded, building / "store", {"digest": digest, "sources": list(files)})
@@ -217,20 +216,7 @@ def _digest(files: Sequence[str], tokenizer: Any, settings: list[Any]) -> str:
         tokenizer.special_tokens_map,
         tokenizer.chat_template,
     ]
-    content += [settings, [content_digest(file) for file in files]]
+    content += [settings, [reader_of(file).digest() for file in files]]
     return hashlib.blake2b(
         json.dumps(content, sort_keys=True, default=str).encode(), digest_size=16
     ).hexdigest()
-
-
-@contextlib.contextmanager
-def _progress_bars() -> Iterator[None]:
-    """The bars of `datasets`, only where somebody sees them."""
-    quiet = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
-    if quiet:
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if quiet:
-            datasets.enable_progress_bars()

@@ -43,11 +43,15 @@ class TrainConfig:
     save_hf: str | None = flag(None, "write the trained model as a Hugging Face folder here")
 
     # Data.
-    data: list[str] = flag([], "training files: .jsonl or .parquet")
+    data: list[str] = flag(
+        [],
+        "training data: .jsonl or .parquet files, folders of Dataset.save_to_disk (folder:split), data sets "
+        "of the hub (owner/name:config:split)",
+    )
     data_weights: list[float] | None = flag(
         None, "share of the training samples drawn from each of --data (default: every sample once per epoch)"
     )
-    valid_data: list[str] = flag([], "validation files")
+    valid_data: list[str] = flag([], "validation data, likewise")
     template: Literal["chat", "plain"] = flag("chat", "chat: the tokenizer's template; plain: none")
     prompt_key: str = flag("prompt", "column of the prompt; dots reach inside: extra_info.question")
     response_key: str = flag("response", "column of the response")

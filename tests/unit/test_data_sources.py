@@ -96,7 +96,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
         ([{"question": "q", "info": {"a": 1}}],
          "a.jsonl: has no column 'prompt' nor 'messages'; its columns are question, info.a"),
         ([{"prompt": "q", "answer": 1}], "a.jsonl: has no column 'response'; its columns are prompt, answer"),
-        (["", " "], "a.jsonl: the file has no rows"),
+        (["", " "], "a.jsonl: there are no rows"),
         ([{"messages": CHAT}, {"messages": "hi"}], "a.jsonl:2: 'messages' is of type str, not a list"),
         ([{"messages": CHAT}, {"messages": []}], "a.jsonl:2: 'messages' is an empty list"),
         ([{"messages": CHAT}, {"messages": ["hi"]}], "a.jsonl:2: message 1 is of type str, not an object"),
@@ -132,7 +132,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     for file, message in [
         ("absent.jsonl", "no such data file"),
         ("empty.jsonl", "the file is empty"), ("a.csv", "extension '.csv'"),
-        ("text.parquet", "not a parquet file"), ("none.parquet", "the file has no rows"),
+        ("text.parquet", "not a parquet file"), ("none.parquet", "there are no rows"),
     ]:  # fmt: skip
         with pytest.raises(UserError, match=f"{file}: {message}"):
             load_rows([good, str(tmp_path / file)])
