@@ -16,6 +16,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from megatron_probsft.runtime.errors import UserError
 
@@ -171,8 +172,9 @@ class _Hub(_Arrow):
                 f"{self._item}: no such file or folder, and on the hub it cannot be reached: where there is "
                 f"a network keep it with Dataset.save_to_disk and give that folder: {error}"
             ) from None
-        except (FileNotFoundError, ValueError, RuntimeError) as error:  # names the splits or configurations
-            reason = " ".join(str(error).partition("Example of usage")[0].split()).rstrip(".")
+        except (DatasetsError, FileNotFoundError, ValueError, RuntimeError) as error:  # names what there is
+            reason = str(error.__cause__ if isinstance(error, DatasetGenerationError) else error)
+            reason = " ".join(reason.partition("Example of usage")[0].split()).rstrip(".")
             raise UserError(f"{self._item}: {reason} (spelled owner/name:config:split)") from None
         if isinstance(found, DatasetDict):
             base = self._item if self._config is None else f"{self._id}:{self._config}"

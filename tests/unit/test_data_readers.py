@@ -138,7 +138,7 @@ def test_the_hubs_content_is_in_the_digest(
     digests = [reader_of(item).digest() for item in items]
     assert len(set(digests)) == 3
     assert digests == [reader_of(item).digest() for item in items]
-    (hub / "main-train.jsonl").write_text('{"info": {"q": "new"}, "response": "r"}\n')
+    (hub / "main-train.jsonl").write_text('{"info": {"q": "new", "w": 1.5}, "response": "r"}\n')
     readers._load_from_hub.cache_clear()
     # `datasets` keeps what it made of a local folder; on the hub another revision is another name.
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "another")
@@ -162,6 +162,13 @@ def test_what_the_hub_lacks_is_named(hub: Path, item: str, message: str) -> None
     with pytest.raises(UserError) as error:
         prompts(item)
     assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_a_data_set_that_cannot_be_made_is_named(hub: Path) -> None:
+    (hub / "main-train.jsonl").write_text('{"info": {"q": 1}, "response": "r"}\n{"info": [\n')
+    with pytest.raises(UserError, match=r"^owner/words:main:train: .*JSON parse error") as error:
+        prompts("owner/words:main:train")
     assert "\n" not in str(error.value)
 
 
