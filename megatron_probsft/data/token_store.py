@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -114,7 +116,7 @@ def build_token_store(
     race or be killed: a store appears whole, in one rename, and the first one stays.
 
     Raises UserError: as `load_rows` and `check_template` do; a longer sample under "error"; a token id not
-    in [0, vocab_size); a sample without any label; nothing left.
+    in [0, vocab_size); a sample without any label; nothing left; a full disk.
     """
     keys = {
         "prompt_key": prompt_key, "response_key": response_key, "messages_key": messages_key,
@@ -152,9 +154,25 @@ def build_token_store(
         )
         with contextlib.suppress(OSError):  # not empty: another process was first, with the same store
             (building / "store").rename(folder)
+    except Exception as error:
+        if _disk_is_full(error):
+            raise UserError(
+                f"{cache_dir}: no space left for the tokenized data: make room, or choose another folder "
+                "with --data-cache-path"
+            ) from None
+        raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return TokenStore(folder, files)
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Whether that is what is behind it: `datasets` wraps what went wrong."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _write(encoded: Dataset, folder: Path, about: dict[str, Any]) -> tuple[int, int]:
@@ -190,7 +208,9 @@ def _write(encoded: Dataset, folder: Path, about: dict[str, Any]) -> tuple[int, 
     arrays = {name: np.concatenate(parts) for name, parts in per_sample.items()}
     arrays["offsets"] = np.concatenate([np.zeros(1, np.int64), np.cumsum(arrays.pop("lengths"))])
     for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array)
+        content = io.BytesIO()  # np.save into a file does not say why it could not be written
+        np.save(content, array)
+        (folder / f"{name}.npy").write_bytes(content.getbuffer())
     total = int(arrays["offsets"][-1])
     (folder / "about.json").write_text(json.dumps({**about, "tokens": total, "weighted": weighted}, indent=1))
     for file in folder.iterdir():
