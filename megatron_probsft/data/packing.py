@@ -93,12 +93,14 @@ def make_microbatch(
     `[pack_length]`: the same sample's next token where that is trained, else −100. position_ids int64
     `[pack_length]`: from 0 in each sample and in the padding. cu_seqlens int32 `[k + 1]`: where samples
     start, from 0 to pack_length; padding, if any, is the last segment. max_seqlen: the longest segment.
+    weights float32 `[pack_length]`, of the labels, where the store has weights.
     Each sample is padded at its end to a multiple of `sample_multiple`, which must divide `pack_length`.
 
     Raises ValueError if the samples do not fit.
     """
     tokens = np.zeros(pack_length, np.int64)
     labels = np.full(pack_length, IGNORED, np.int64)
+    weights = None if store.weights is None else np.zeros(pack_length, np.float32)
     ends = [0]
     for index in indices:
         sample, trained = store.sample(index)
@@ -107,6 +109,8 @@ def make_microbatch(
             raise ValueError(f"samples {list(indices)} do not fit a pack of {pack_length} positions")
         tokens[start:end] = sample[:-1]
         labels[start:end] = np.where(trained[1:], sample[1:], IGNORED)
+        if weights is not None:
+            weights[start:end] = store.weights_of(index)[1:]
         ends.append(start + -(-(end - start) // sample_multiple) * sample_multiple)
     if ends[-1] < pack_length:
         ends.append(pack_length)
@@ -119,6 +123,7 @@ def make_microbatch(
         "position_ids": position_ids,
         "cu_seqlens": cu_seqlens,
         "max_seqlen": int(segments.max()),
+        **({} if weights is None else {"weights": weights}),
     }
 
 

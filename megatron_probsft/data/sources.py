@@ -1,26 +1,27 @@
-"""Training files to rows: JSON lines and parquet, pairs or conversations, checked row by row."""
+"""Training data to rows: files, folders, data sets of the hub; pairs or conversations, each row checked."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import Dataset, Features, Value
+import numpy as np
+from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 
+from megatron_probsft.data.readers import reader_of
 from megatron_probsft.runtime.errors import UserError
 
+_LARGEST_WEIGHT = 1e18  # so that the product of two is finite in float32
+_Keys = tuple[str, str, str, str | None]  # of prompt, response, messages, weight
 _MISSING = object()
-_SUFFIXES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _ORIGIN = {"source": Value("int32"), "row": Value("int64")}
-_PAIRS = Features({"prompt": Value("large_string"), "response": Value("large_string"), **_ORIGIN})
+_WEIGHTS = {"weights": List(Value("float32"))}
+_PAIRS = Features({"prompt": Value("large_string"), "response": Value("large_string"), **_WEIGHTS, **_ORIGIN})
 _CONVERSATIONS = Features(
-    {"messages": [{"role": Value("string"), "content": Value("large_string")}], **_ORIGIN}
+    {"messages": [{"role": Value("string"), "content": Value("large_string")}], **_WEIGHTS, **_ORIGIN}
 )
 
 
@@ -30,29 +31,33 @@ def load_rows(
     prompt_key: str = "prompt",
     response_key: str = "response",
     messages_key: str = "messages",
+    weight_key: str | None = None,
     cache_dir: str | None = None,
 ) -> Dataset:
-    """Read the files, in the order given, into one memory-mapped dataset.
+    """Read the files (or what else `reader_of` reads), in the order given, into one memory-mapped dataset.
 
     A file with the prompt column gives pairs, else one with the messages column gives conversations; all
     files must be of one kind. A key is a column's name or, for nested data, a path: `extra_info.question`.
 
     Columns: `prompt`, `response` (non-empty) strings, or `messages`, a list of {role, content} strings; and
     always `source` int32, the index into `files`, and `row` int64, the line of the file (JSON lines) or the
-    row (parquet), counted from 1. Blank lines are passed over.
+    row (parquet), counted from 1. Blank lines are passed over. `weights` is one float32 for each response
+    (each assistant message): the row's number at `weight_key` times the message's own `weight`; null where
+    all are 1.
 
     The dataset lies in `cache_dir` (default: that of `datasets`), named by the files' content.
 
-    Raises UserError, naming file and row: missing, empty or unsupported file; both kinds at once; missing
-    column; a line that is not a JSON object; a value of another type; an empty or null response.
+    Raises UserError, naming file and row: what `reader_of` and its readers refuse; no rows; both kinds at
+    once; missing column; a line that is not a JSON object; a value of another type; an empty or null
+    response; a weight that is negative or not finite; a row whose weights are all 0.
     """
     check_files(files)
-    keys = (prompt_key, response_key, messages_key)
-    kinds = [_kind(file, *keys) for file in files]
+    keys = (prompt_key, response_key, messages_key, weight_key)
+    kinds = [_kind(file, keys) for file in files]
     if len(set(kinds)) > 1:
         other = files[kinds.index("messages" if kinds[0] == "pairs" else "pairs")]
         raise UserError(f"{files[0]} holds {kinds[0]} but {other} does not: give files of one kind")
-    content = ["v1", kinds[0], keys, [content_digest(file) for file in files]]
+    content = ["v2", kinds[0], keys, [reader_of(file).digest() for file in files]]
     try:
         rows = Dataset.from_generator(
             _pairs if kinds[0] == "pairs" else _conversations,
@@ -70,58 +75,84 @@ def load_rows(
 
 
 def check_files(files: Sequence[str]) -> None:
-    """UserError unless every file exists, is not empty and has an extension that can be read."""
+    """UserError unless every item is a readable file, a folder, or may be a data set of the hub."""
     if not files:
         raise UserError("no data file given: name at least one .jsonl or .parquet file")
     for file in files:
-        if not Path(file).is_file():
-            raise UserError(f"{file}: no such data file")
-        if Path(file).suffix not in _SUFFIXES:
-            raise UserError(f"{file}: extension {Path(file).suffix!r} is none of {', '.join(_SUFFIXES)}")
-        if Path(file).stat().st_size == 0:
-            raise UserError(f"{file}: the file is empty")
+        reader_of(file)
 
 
-def content_digest(file: str) -> str:
-    """Hash of a file's bytes."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _pairs(files: list[str], keys: tuple[str, str, str]) -> Iterator[dict[str, Any]]:
-    prompt_key, response_key, _ = keys
+def _pairs(files: list[str], keys: _Keys) -> Iterator[dict[str, Any]]:
+    prompt_key, response_key, _, weight_key = keys
     for source, file in enumerate(files):
-        for number, row in _read(file, (prompt_key, response_key)):
+        for number, row in _rows(file, prompt_key, response_key, weight_key):
             where = f"{file}:{number}"
             response = _text(row, response_key, where)
             if not response:
                 raise UserError(f"{where}: {response_key!r} is empty: every row needs a response")
             prompt = _text(row, prompt_key, where)
-            yield {"prompt": prompt, "response": response, "source": source, "row": number}
+            weights = _weights(row, weight_key, [1.0], where)
+            yield {
+                "prompt": prompt, "response": response, "weights": weights, "source": source, "row": number,
+            }  # fmt: skip
 
 
-def _conversations(files: list[str], keys: tuple[str, str, str]) -> Iterator[dict[str, Any]]:
-    messages_key = keys[2]
+def _conversations(files: list[str], keys: _Keys) -> Iterator[dict[str, Any]]:
+    _, _, messages_key, weight_key = keys
     for source, file in enumerate(files):
-        for number, row in _read(file, (messages_key,)):
+        for number, row in _rows(file, messages_key, weight_key):
             where = f"{file}:{number}"
-            messages = _look_up(row, messages_key)
-            if not isinstance(messages, list) or not messages:
-                found = "an empty list" if messages == [] else _kind_of(messages)
+            found = _look_up(row, messages_key)
+            if not isinstance(found, list) or not found:
+                kind = "an empty list" if found == [] else _kind_of(found)
                 raise UserError(
-                    f"{where}: {messages_key!r} is {found}, not a list of {{role, content}} objects"
+                    f"{where}: {messages_key!r} is {kind}, not a list of {{role, content}} objects"
                 )
-            messages = [_message(m, f"{where}: message {i}") for i, m in enumerate(messages, start=1)]
-            yield {"messages": messages, "source": source, "row": number}
+            messages, turns = [], []
+            for index, message in enumerate(found, start=1):
+                messages.append(_message(message, f"{where}: message {index}"))
+                weight = _message_weight(message, f"{where}: message {index}")
+                if messages[-1]["role"] == "assistant":
+                    turns.append(weight)
+            weights = _weights(row, weight_key, turns, where)
+            yield {"messages": messages, "weights": weights, "source": source, "row": number}
 
 
 def _message(message: Any, where: str) -> dict[str, str]:
     if not isinstance(message, dict):
         raise UserError(f"{where} is {_kind_of(message)}, not an object with role and content")
-    more = [key for key, value in message.items() if key not in ("role", "content") and value is not None]
+    known = ("role", "content", "weight")
+    more = [key for key, value in message.items() if key not in known and value is not None]
     if more:
-        raise UserError(f"{where} has {more[0]!r}: only role and content are supported")
+        raise UserError(f"{where} has {more[0]!r}: only role, content and weight are supported")
     return {key: _text(message, key, where) for key in ("role", "content")}
+
+
+def _message_weight(message: dict[str, Any], where: str) -> float:
+    weight = 1.0 if message.get("weight") is None else _number(message, "weight", where)
+    if message["role"] != "assistant" and message.get("weight"):
+        raise UserError(f"{where} has a weight, but only an assistant message is trained")
+    return weight
+
+
+def _weights(
+    row: dict[str, Any], weight_key: str | None, turns: list[float], where: str
+) -> list[float] | None:
+    """The row's weight times each of its turns' own, None if all are 1."""
+    of_row = 1.0 if weight_key is None else _number(row, weight_key, where)
+    weights = np.float32(of_row) * np.asarray(turns, np.float32)
+    if turns and not weights.any():
+        raise UserError(f"{where}: all its weights are 0, so nothing in it is trained: leave the row out")
+    return None if (weights == 1).all() else weights.tolist()
+
+
+def _number(row: dict[str, Any], key: str, where: str) -> float:
+    value = _look_up(row, key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{where}: {key!r} is {_kind_of(value)}, not a number")
+    if not 0 <= value <= _LARGEST_WEIGHT:  # NaN is not
+        raise UserError(f"{where}: {key!r} is {value}: a weight is from 0 to {_LARGEST_WEIGHT:g}")
+    return float(value)
 
 
 def _text(row: dict[str, Any], key: str, where: str) -> str:
@@ -136,64 +167,29 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
     return value
 
 
-def _kind(file: str, prompt_key: str, response_key: str, messages_key: str) -> str:
+def _kind(file: str, keys: _Keys) -> str:
     """What a file holds, `pairs` or `messages`, by its first row or its schema."""
-    if _SUFFIXES[Path(file).suffix] == "parquet":
-        parquet = _open_parquet(file)
-        first = _columns(parquet.schema_arrow) if parquet.metadata.num_rows else None
-    else:
-        first = next((row for _, row in _read_json_lines(file)), None)
+    prompt_key, response_key, messages_key, weight_key = keys
+    first = reader_of(file).columns()
     if first is None:
-        raise UserError(f"{file}: the file has no rows")
+        raise UserError(f"{file}: there are no rows")
     if _look_up(first, prompt_key) is not _MISSING:
         kind, wanted, name = "pairs", response_key, repr(response_key)
     else:
         kind, wanted, name = "messages", messages_key, f"{prompt_key!r} nor {messages_key!r}"
+    columns = ", ".join(_names(first))
     if _look_up(first, wanted) is _MISSING:
         raise UserError(
-            f"{file}: has no column {name}; its columns are {', '.join(_names(first))}: "
+            f"{file}: has no column {name}; its columns are {columns}: "
             "name the right ones with --prompt-key, --response-key or --messages-key"
         )
+    if weight_key is not None and _look_up(first, weight_key) is _MISSING:
+        raise UserError(f"{file}: has no column {weight_key!r} of --weight-key; its columns are {columns}")
     return kind
 
 
-def _read(file: str, keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number, row) of a file; of parquet, only the columns that hold the keys."""
-    if _SUFFIXES[Path(file).suffix] == "json":
-        yield from _read_json_lines(file)
-        return
-    parquet = _open_parquet(file)
-    names = parquet.schema_arrow.names
-    columns = [key if key in names else key.split(".")[0] for key in keys]
-    batches = parquet.iter_batches(batch_size=1000, columns=columns)
-    yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
-
-
-def _read_json_lines(file: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(file, "rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                reason = str(error).splitlines()[0]
-                raise UserError(f"{file}:{number}: not valid JSON, one object per line: {reason}") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{file}:{number}: is {_kind_of(row)}, not a JSON object")
-            yield number, row
-
-
-def _open_parquet(file: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{file}: not a parquet file: {str(error).splitlines()[0]}") from None
-
-
-def _columns(fields: Any) -> dict[str, Any]:
-    """A schema's names, nested as in one of its rows."""
-    return {f.name: _columns(f.type) if pa.types.is_struct(f.type) else None for f in fields}
+def _rows(file: str, *keys: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    return reader_of(file).rows([key for key in keys if key is not None])
 
 
 def _names(row: dict[str, Any], prefix: str = "") -> list[str]:

@@ -93,23 +93,26 @@ def split_messages(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> list[t
     return [*segments, (_after(done, _render(tokenizer, messages)), False)]
 
 
-def encode_segments(
-    tokenizer: Any, conversations: Sequence[Sequence[tuple[str, bool]]]
-) -> list[tuple[list[int], list[bool]]]:
-    """Tokens and trained flags of each result of `split_messages`, in one call of the tokenizer."""
+def encode_segments[Mark](
+    tokenizer: Any, conversations: Sequence[Sequence[tuple[str, Mark]]]
+) -> list[tuple[list[int], list[Mark]]]:
+    """Tokens and, for each, the mark of its segment (from `split_messages`: whether it is trained).
+
+    One call of the tokenizer. EOS follows a last segment whose mark is true, and carries it.
+    """
     ids = iter(_token_ids(tokenizer, [text for segments in conversations for text, _ in segments]))
     encoded = []
     for segments in conversations:
         tokens: list[int] = []
-        flags: list[bool] = []
-        for _, trained in segments:
+        marks: list[Mark] = []
+        for _, mark in segments:
             new = next(ids)
             tokens += new
-            flags += [trained] * len(new)
+            marks += [mark] * len(new)
         if segments[-1][1]:
             tokens.append(tokenizer.eos_token_id)
-            flags.append(True)
-        encoded.append((tokens, flags))
+            marks.append(segments[-1][1])
+        encoded.append((tokens, marks))
     return encoded
 
 

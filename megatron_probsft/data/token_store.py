@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import os
 import shutil
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-import datasets
 import numpy as np
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset
 
 from megatron_probsft.data import templates
-from megatron_probsft.data.sources import check_files, content_digest, load_rows
+from megatron_probsft.data.encoding import Encoder, Truncation, encode
+from megatron_probsft.data.readers import bars_for_people, reader_of
+from megatron_probsft.data.sources import check_files, load_rows
 from megatron_probsft.runtime.errors import UserError
 
-Truncation = Literal["error", "drop", "left", "right"]
-_FORMAT = 1
-_ENCODED = Features({"tokens": List(Value("int32")), "trained": List(Value("bool")), "cut": Value("bool")})
+_FORMAT = 2
 
 
 class TokenStore:
@@ -32,13 +32,16 @@ class TokenStore:
 
     tokens int32 `[total]`; trained bool `[total]`; offsets int64 `[n + 1]`, where each sample starts;
     lengths int32 `[n]`, tokens of each sample; supervised int32 `[n]`, its labels: its trained tokens less
-    one at position 0, which nothing predicts. All read-only; the first two are memory-mapped.
-    digest: names the content. sources: the files it was made from.
+    one at position 0, which nothing predicts; source int32 `[n]`, the index into `sources`, the files it was
+    made from. weights float32 `[total]`, of trained tokens, 0 elsewhere, and weight_sums float64 `[n]`, each
+    sample's sum over its labels; both None where every trained token weighs 1.
+
+    All read-only; what has one value per token is memory-mapped. digest: names the content.
 
     Raises UserError if the folder is not a whole store.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sources: Sequence[str]) -> None:
         try:
             about = json.loads((folder / "about.json").read_text())
             # asarray: a plain view of the map, whose slices cost less than those of np.memmap
@@ -46,13 +49,20 @@ class TokenStore:
             self.trained = np.asarray(np.memmap(folder / "trained.bin", np.bool_, "r"))
             self.offsets: np.ndarray = np.load(folder / "offsets.npy")
             self.supervised: np.ndarray = np.load(folder / "supervised.npy")
-            whole = len(self.tokens) == len(self.trained) == self.offsets[-1] == about["tokens"]
+            self.source: np.ndarray = np.load(folder / "source.npy")
+            self.weights: np.ndarray | None = None
+            self.weight_sums: np.ndarray | None = None
+            if about["weighted"]:
+                self.weights = np.asarray(np.memmap(folder / "weights.bin", np.float32, "r"))
+                self.weight_sums = np.load(folder / "weight_sums.npy")
+            per_token = [self.tokens, self.trained, *([] if self.weights is None else [self.weights])]
+            whole = all(len(array) == self.offsets[-1] == about["tokens"] for array in per_token)
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: damaged token store, delete it to build it again: {error}") from None
         if not whole:
             raise UserError(f"{folder}: damaged token store, delete it to build it again")
         self.digest: str = about["digest"]
-        self.sources: list[str] = about["sources"]
+        self.sources = list(sources)  # the cache may have been made under other names
         self.lengths = np.diff(self.offsets).astype(np.int32)
 
     def __len__(self) -> int:
@@ -63,7 +73,22 @@ class TokenStore:
         span = slice(self.offsets[index], self.offsets[index + 1])
         return self.tokens[span], self.trained[span]
 
+    def weights_of(self, index: int) -> np.ndarray:
+        """float32 `[length]`, a view; only where the store has weights."""
+        assert self.weights is not None
+        return self.weights[self.offsets[index] : self.offsets[index + 1]]
 
+    def weight_scale(self, indices: np.ndarray) -> float:
+        """N ÷ Σ w over the N labels of these samples; 1 without weights.
+
+        Labels that weigh scale · w have the sum N: their weighted sum ÷ N is the weighted mean.
+        """
+        if self.weight_sums is None:
+            return 1.0
+        return float(self.supervised[indices].sum() / self.weight_sums[indices].sum())
+
+
+@bars_for_people()
 def build_token_store(
     files: Sequence[str],
     tokenizer: Any,
@@ -76,6 +101,7 @@ def build_token_store(
     prompt_key: str = "prompt",
     response_key: str = "response",
     messages_key: str = "messages",
+    weight_key: str | None = None,
     num_workers: int | None = None,
     log: Callable[[str], None] = print,
 ) -> TokenStore:
@@ -90,9 +116,12 @@ def build_token_store(
     race or be killed: a store appears whole, in one rename, and the first one stays.
 
     Raises UserError: as `load_rows` and `check_template` do; a longer sample under "error"; a token id not
-    in [0, vocab_size); a sample without any label; nothing left.
+    in [0, vocab_size); a sample without any label; nothing left; a full disk.
     """
-    keys = {"prompt_key": prompt_key, "response_key": response_key, "messages_key": messages_key}
+    keys = {
+        "prompt_key": prompt_key, "response_key": response_key, "messages_key": messages_key,
+        "weight_key": weight_key,
+    }  # fmt: skip
     check_files(files)
     templates.check_template(tokenizer, template)
     if truncation not in ("error", "drop", "left", "right"):
@@ -101,7 +130,7 @@ def build_token_store(
     digest = _digest(files, tokenizer, settings)
     folder = Path(cache_dir) / digest
     if folder.exists():
-        return TokenStore(folder)
+        return TokenStore(folder, files)
     building = Path(cache_dir) / f".building-{uuid.uuid4().hex}"
     try:
         (building / "store").mkdir(parents=True)
@@ -109,15 +138,14 @@ def build_token_store(
         raise UserError(f"{cache_dir}: cannot keep the tokenized data here: {error.strerror}") from None
     started = time.monotonic()
     try:
-        with _progress_bars():
-            rows = load_rows(files, **keys, cache_dir=str(building / "rows"))
-            workers = num_workers or (min(8, os.cpu_count() or 1) if len(rows) >= 2000 else 1)
-            log(f"tokenizing {len(rows):,} rows of {', '.join(files)} with {workers} process(es)")
-            encoder = _Encoder(list(files), tokenizer, template, seq_length, vocab_size, truncation)
-            encoded = _encode(rows, encoder, workers, building / "encoded.arrow")
-        total, cut = _write(encoded, building / "store", {"digest": digest, "sources": list(files)})
+        rows = load_rows(files, **keys, cache_dir=str(building / "rows"))
+        workers = num_workers or (min(8, os.cpu_count() or 1) if len(rows) >= 2000 else 1)
+        log(f"tokenizing {len(rows):,} rows of {', '.join(files)} with {workers} process(es)")
+        encoder = Encoder(files, tokenizer, template, seq_length, vocab_size, truncation)
+        encoded = encode(rows, encoder, workers, building / "encoded.arrow")
         if not len(encoded):
             raise UserError(f"{files[0]}: none of {len(rows)} samples is left at --seq-length {seq_length}")
+        total, cut = _write(encoded, building / "store", {"digest": digest, "sources": list(files)})
         seconds = time.monotonic() - started
         log(
             f"tokenized {len(encoded):,} samples, {total:,} tokens in {seconds:.1f} s "
@@ -126,124 +154,74 @@ def build_token_store(
         )
         with contextlib.suppress(OSError):  # not empty: another process was first, with the same store
             (building / "store").rename(folder)
+    except Exception as error:
+        if _disk_is_full(error):
+            raise UserError(
+                f"{cache_dir}: no space left for the tokenized data: make room, or choose another folder "
+                "with --data-cache-path"
+            ) from None
+        raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return TokenStore(folder)
+    return TokenStore(folder, files)
 
 
-class _Encoder:
-    """A batch of rows to a batch of encoded samples; sent to the worker processes."""
-
-    def __init__(
-        self, files: list[str], tokenizer: Any, template: str, limit: int, vocab: int, truncation: Truncation
-    ) -> None:
-        self._files, self._tokenizer, self._template = files, tokenizer, template
-        self._limit, self._vocab, self._truncation = limit + 1, vocab, truncation
-
-    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        where = [f"{self._files[s]}:{r}" for s, r in zip(batch["source"], batch["row"], strict=True)]
-        result: dict[str, list[Any]] = {"tokens": [], "trained": [], "cut": []}
-        for place, (tokens, trained) in zip(where, self._tokenize(batch, where), strict=True):
-            if not 0 <= min(tokens) <= max(tokens) < self._vocab:
-                wrong = next(t for t in tokens if not 0 <= t < self._vocab)
-                raise UserError(
-                    f"{place}: vocabulary label out of range: token id {wrong} with a vocabulary of "
-                    f"{self._vocab}: the tokenizer does not belong to the model"
-                )
-            if not any(trained[1:]):
-                raise UserError(
-                    f"{place}: the sample has no label: nothing in it can be predicted and trained"
-                )
-            kept = self._fit(tokens, trained, place)
-            if kept is not None:
-                result["tokens"].append(kept[0])
-                result["trained"].append(kept[1])
-                result["cut"].append(len(kept[0]) < len(tokens))
-        return result
-
-    def _tokenize(self, batch: dict[str, list[Any]], where: list[str]) -> list[tuple[list[int], list[bool]]]:
-        if "prompt" in batch:
-            return templates.encode_pairs(self._tokenizer, batch["prompt"], batch["response"], self._template)
-        templates.check_template(self._tokenizer, self._template, conversations=True)
-        segments = []
-        for place, messages in zip(where, batch["messages"], strict=True):
-            try:
-                segments.append(templates.split_messages(self._tokenizer, messages))
-            except UserError as error:
-                raise UserError(f"{place}: {error}") from None
-        return templates.encode_segments(self._tokenizer, segments)
-
-    def _fit(self, tokens: list[int], trained: list[bool], place: str) -> tuple[list[int], list[bool]] | None:
-        limit = self._limit
-        if len(tokens) <= limit:
-            return tokens, trained
-        if self._truncation == "error":
-            raise UserError(
-                f"{place}: the sample has {len(tokens) - 1} positions, more than --seq-length {limit - 1}: "
-                "raise it, or choose --truncation drop, left or right"
-            )
-        if self._truncation == "left":
-            tokens, trained = tokens[-limit:], trained[-limit:]
-            return (tokens, trained) if any(trained[1:]) else None
-        if self._truncation == "right" and any(trained[1 : limit - 1]):
-            last = self._tokenizer.eos_token_id if trained[limit - 1] else tokens[limit - 1]
-            return [*tokens[: limit - 1], last], trained[:limit]
-        return None
-
-
-def _encode(rows: Dataset, encoder: _Encoder, workers: int, file: Path) -> Dataset:
-    with _no_tokenizer_threads() if workers > 1 else contextlib.nullcontext():
-        return rows.map(
-            encoder,
-            batched=True,
-            batch_size=500,
-            remove_columns=rows.column_names,
-            features=_ENCODED,
-            num_proc=workers if workers > 1 else None,
-            cache_file_name=str(file),
-            load_from_cache_file=False,
-            new_fingerprint=uuid.uuid4().hex,  # instead of hashing the tokenizer
-            desc="tokenizing",
-        )
-
-
-@contextlib.contextmanager
-def _no_tokenizer_threads() -> Iterator[None]:
-    """For processes about to be forked, which already share the CPUs."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        yield
-    finally:
-        del os.environ["TOKENIZERS_PARALLELISM"]
-        if before is not None:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Whether that is what is behind it: `datasets` wraps what went wrong."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _write(encoded: Dataset, folder: Path, about: dict[str, Any]) -> tuple[int, int]:
     """Write the store's files, all the way to the disk; returns tokens and samples cut."""
-    lengths, supervised, cut = [np.zeros(1, np.int64)], [np.zeros(0, np.int32)], 0
-    with open(folder / "tokens.bin", "wb") as tokens_file, open(folder / "trained.bin", "wb") as trained_file:
+    weighted = encoded.data.column("weights").null_count < len(encoded)
+    names = ["tokens", "trained", *(["weights"] if weighted else [])]
+    per_sample: dict[str, list[np.ndarray]] = {"lengths": [], "supervised": [], "source": []}
+    if weighted:
+        per_sample["weight_sums"] = []
+    cut = 0
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in names}
         for batch in cast(Iterator[Any], encoded.with_format("arrow").iter(batch_size=1000)):
-            tokens, trained = (batch.column(name).combine_chunks() for name in ("tokens", "trained"))
-            ends = np.cumsum(tokens.value_lengths().to_numpy())
-            flags = trained.flatten().to_numpy(zero_copy_only=False)
-            tokens_file.write(tokens.flatten().to_numpy())
-            trained_file.write(flags)
-            starts = np.concatenate([[0], ends[:-1]])
-            lengths.append(ends - starts)
-            supervised.append(
-                (np.add.reduceat(flags, starts, dtype=np.int32) - flags[starts]).astype(np.int32)
+            tokens, trained, weights = (
+                batch.column(name).combine_chunks() for name in ("tokens", "trained", "weights")
             )
+            lengths = tokens.value_lengths().to_numpy().astype(np.int64)
+            starts = np.cumsum(lengths) - lengths
+            flags = trained.flatten().to_numpy(zero_copy_only=False)
+            files["tokens"].write(tokens.flatten().to_numpy())
+            files["trained"].write(flags)
+            per_sample["lengths"].append(lengths)
+            per_sample["supervised"].append(_sums_of_labels(flags, starts, np.int32))
+            per_sample["source"].append(batch.column("source").to_numpy())
+            if weighted:
+                values = flags.astype(np.float32)
+                values[np.repeat(weights.is_valid().to_numpy(zero_copy_only=False), lengths)] = (
+                    weights.flatten().to_numpy()
+                )
+                files["weights"].write(values)
+                per_sample["weight_sums"].append(_sums_of_labels(values, starts, np.float64))
             cut += int(np.count_nonzero(batch.column("cut").to_numpy()))
-    offsets = np.cumsum(np.concatenate(lengths))
-    np.save(folder / "offsets.npy", offsets)
-    np.save(folder / "supervised.npy", np.concatenate(supervised))
-    (folder / "about.json").write_text(json.dumps({**about, "tokens": int(offsets[-1])}, indent=1))
+    arrays = {name: np.concatenate(parts) for name, parts in per_sample.items()}
+    arrays["offsets"] = np.concatenate([np.zeros(1, np.int64), np.cumsum(arrays.pop("lengths"))])
+    for name, array in arrays.items():
+        content = io.BytesIO()  # np.save into a file does not say why it could not be written
+        np.save(content, array)
+        (folder / f"{name}.npy").write_bytes(content.getbuffer())
+    total = int(arrays["offsets"][-1])
+    (folder / "about.json").write_text(json.dumps({**about, "tokens": total, "weighted": weighted}, indent=1))
     for file in folder.iterdir():
         with open(file, "rb") as stream:
             os.fsync(stream.fileno())
-    return int(offsets[-1]), cut
+    return total, cut
+
+
+def _sums_of_labels(values: np.ndarray, starts: np.ndarray, dtype: type) -> np.ndarray:
+    """Each sample's sum, without its first token, which nothing predicts."""
+    return (np.add.reduceat(values, starts, dtype=dtype) - values[starts]).astype(dtype)
 
 
 def _digest(files: Sequence[str], tokenizer: Any, settings: list[Any]) -> str:
@@ -258,20 +236,7 @@ def _digest(files: Sequence[str], tokenizer: Any, settings: list[Any]) -> str:
         tokenizer.special_tokens_map,
         tokenizer.chat_template,
     ]
-    content += [settings, [content_digest(file) for file in files]]
+    content += [settings, [reader_of(file).digest() for file in files]]
     return hashlib.blake2b(
         json.dumps(content, sort_keys=True, default=str).encode(), digest_size=16
     ).hexdigest()
-
-
-@contextlib.contextmanager
-def _progress_bars() -> Iterator[None]:
-    """The bars of `datasets`, only where somebody sees them."""
-    quiet = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
-    if quiet:
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if quiet:
-            datasets.enable_progress_bars()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from pathlib import Path
@@ -120,6 +121,15 @@ def problems_of(config: TrainConfig) -> list[str]:
         config.packing or not config.fixed_pack_length,
         "--fixed-pack-length is a way of packing: not with --no-packing",
     )
+    weights = config.data_weights
+    require(
+        weights is None or (len(weights) == len(config.data) and all(0 < w < math.inf for w in weights)),
+        f"--data-weights takes a number above 0 for each of the {len(config.data)} of --data, got {weights}",
+    )
+    require(
+        config.weight_key is None or config.loss_denominator == "tokens",
+        f"--weight-key goes with --loss-denominator tokens only, not with {config.loss_denominator}",
+    )
     cp = config.context_parallel_size
     require(
         cp <= 1 or config.seq_length % (2 * cp) == 0,
@@ -202,7 +212,12 @@ def _convert(field: dataclasses.Field, value: Any, path: Path) -> Any:
     if value is None and field.default is None:
         return None
     if is_list:
-        return [str(item) for item in (value if isinstance(value, list) else [value])]
+        try:
+            return [kind(item) for item in (value if isinstance(value, list) else [value])]
+        except (TypeError, ValueError):
+            raise UserError(
+                f"--config {path}: {field.name} should hold {kind.__name__}s, got {value!r}"
+            ) from None
     wrong = f"--config {path}: {field.name} should be {kind.__name__}, got {value!r}"
     if kind is bool or isinstance(value, bool):
         if kind is not bool or not isinstance(value, bool):

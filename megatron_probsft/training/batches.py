@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_probsft.data.order import sample_indices
+from megatron_probsft.data.order import Blend, sample_indices
 from megatron_probsft.data.packing import make_microbatch, plan_step, plan_unpacked
 from megatron_probsft.data.token_store import TokenStore
 from megatron_probsft.models.context_parallel import local_positions
 from megatron_probsft.runtime.distributed import context_group
+from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.config import TrainConfig
 
 
@@ -45,6 +46,8 @@ class MicroBatch:
     labels: torch.Tensor
     supervised_tokens: int
     """Of the whole pack, over the context-parallel ranks that share it."""
+    weights: torch.Tensor | None = None
+    """`[T]` float32, of the labels, whose sum over the step is the step's number of labels; None: all 1."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,19 @@ class Batches:
         data_parallel: tuple[int, int],
         start: Position = START,
     ) -> None:
-        """start: where a resumed run goes on, maybe with another global batch size than before."""
+        """start: where a resumed run goes on, maybe with another global batch size than before.
+
+        Raises:
+            UserError: the data have weights and --loss-denominator is not `tokens`; --data-weights names a
+                source of which no sample is left.
+        """
         self._store = store
         self._config = config
         self._start = start
         self._rank, self._size = data_parallel
+        if store.weights is not None and config.loss_denominator != "tokens":
+            raise UserError(f"--loss-denominator {config.loss_denominator} does not go with weighted data")
+        self._blend = None if config.data_weights is None else self._make_blend(config.data_weights)
         # Context parallelism cuts every sample into 2·cp parts, sequence parallelism every pack.
         self._sample_multiple = 2 * config.context_parallel_size if config.context_parallel_size > 1 else 1
         self._align = self._sample_multiple
@@ -110,24 +121,46 @@ class Batches:
 
     def training_step(self, consumed_samples: int) -> StepBatch:
         """The step after `consumed_samples` samples, in the shuffled order of the seed."""
-        return self._step(self._indices(consumed_samples))
+        indices = self._indices(consumed_samples)
+        return self._step(indices, self._store.weight_scale(indices))
 
     def training_plan(self, consumed_samples: int) -> Plan:
         """How that step is cut, without its tokens."""
         return self._plan(self._indices(consumed_samples))
 
-    def in_order(self) -> Iterator[StepBatch]:
-        """Every sample once, in the file's order: for validation."""
-        size = self._config.global_batch_size
-        for first in range(0, len(self._store), size):
-            yield self._step(np.arange(first, min(first + size, len(self._store))))
+    def in_order(self, source: int | None = None) -> Iterator[StepBatch]:
+        """Every sample once, in the file's order, of one source or of all: for validation.
 
-    def steps_in_order(self) -> int:
+        Weights are relative to the whole pass: its token mean of the steps' losses is the weighted mean.
+        """
+        samples = self._samples_of(source)
+        scale = self._store.weight_scale(samples)
+        for first in range(0, len(samples), self._config.global_batch_size):
+            yield self._step(samples[first : first + self._config.global_batch_size], scale)
+
+    def steps_in_order(self, source: int | None = None) -> int:
         """How many steps `in_order` gives."""
-        return math.ceil(len(self._store) / self._config.global_batch_size)
+        return math.ceil(len(self._samples_of(source)) / self._config.global_batch_size)
+
+    def _samples_of(self, source: int | None) -> np.ndarray:
+        if source is None:
+            return np.arange(len(self._store))
+        return np.flatnonzero(self._store.source == source)
+
+    def _make_blend(self, weights: list[float]) -> Blend:
+        sizes = np.bincount(self._store.source, minlength=len(weights))
+        for name, size, weight in zip(self._store.sources, sizes, weights, strict=True):
+            if size == 0:
+                raise UserError(
+                    f"{name}: none of its samples is left at --seq-length {self._config.seq_length}, but "
+                    f"--data-weights gives it {weight}"
+                )
+        return Blend(self._store.source, weights, self._config.seed)
 
     def _indices(self, consumed_samples: int) -> np.ndarray:
         count = min(self._config.global_batch_size, self.total_samples() - consumed_samples)
+        if self._blend is not None:
+            return self._blend.sample_indices(consumed_samples, count)
         return sample_indices(consumed_samples, count, len(self._store), self._config.seed)
 
     def _plan(self, indices: np.ndarray) -> Plan:
@@ -147,21 +180,26 @@ class Batches:
         computed = length * len(plan.packs[0]) * self._size
         return Plan(plan.packs[self._rank], length, multiple, float(real.sum()) / computed)
 
-    def _step(self, indices: np.ndarray) -> StepBatch:
+    def _step(self, indices: np.ndarray, weight_scale: float) -> StepBatch:
         plan = self._plan(indices)
         micro_batches = [
-            self._micro_batch(indices[np.asarray(pack, int)], plan.pack_length, plan.sample_multiple)
+            self._micro_batch(
+                indices[np.asarray(pack, int)], plan.pack_length, plan.sample_multiple, weight_scale
+            )
             for pack in plan.packs
         ]
         return StepBatch(micro_batches, plan.pack_length, len(indices), plan.efficiency)
 
-    def _micro_batch(self, indices: np.ndarray, pack_length: int, sample_multiple: int) -> MicroBatch:
+    def _micro_batch(
+        self, indices: np.ndarray, pack_length: int, sample_multiple: int, weight_scale: float
+    ) -> MicroBatch:
         arrays: dict[str, Any] = make_microbatch(self._store, indices.tolist(), pack_length, sample_multiple)
-        tokens, labels = arrays["tokens"], arrays["labels"]
+        tokens, labels, weights = arrays["tokens"], arrays["labels"], arrays.get("weights")
         if self._config.context_parallel_size > 1:
             group = context_group()
             here = local_positions(arrays["cu_seqlens"].tolist(), group.rank(), group.size()).numpy()
             tokens, labels = tokens[here], labels[here]
+            weights = None if weights is None else weights[here]
         rows = np.flatnonzero(labels >= 0)
 
         def on_device(array: np.ndarray) -> torch.Tensor:
@@ -175,4 +213,5 @@ class Batches:
             rows=on_device(rows),
             labels=on_device(labels[rows]),
             supervised_tokens=int((arrays["labels"] >= 0).sum()),
+            weights=None if weights is None else on_device(weights[rows] * np.float32(weight_scale)),
         )

@@ -8,9 +8,10 @@ from typing import Any, Literal
 Denominator = Literal["tokens", "kept-tokens", "microbatch-mean", "microbatch-sum"]
 
 CHANGEABLE = (
-    "seed", "global_batch_size", "objective", "loss_denominator", "train_iters", "train_epochs", "lr",
-    "min_lr", "lr_decay_style", "lr_wsd_decay_style", "lr_wsd_decay_iters", "lr_warmup_fraction",
-    "lr_warmup_iters", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_grad",
+    "seed", "data_weights", "global_batch_size", "objective", "loss_denominator", "train_iters",
+    "train_epochs", "lr", "min_lr", "lr_decay_style", "lr_wsd_decay_style", "lr_wsd_decay_iters",
+    "lr_warmup_fraction", "lr_warmup_iters", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps",
+    "clip_grad",
 )  # fmt: skip
 """What a resumed run must share with the one before it, unless --allow-changed names it."""
 
@@ -42,12 +43,20 @@ class TrainConfig:
     save_hf: str | None = flag(None, "write the trained model as a Hugging Face folder here")
 
     # Data.
-    data: list[str] = flag([], "training files: .jsonl or .parquet")
-    valid_data: list[str] = flag([], "validation files")
+    data: list[str] = flag(
+        [],
+        "training data: .jsonl or .parquet files, folders of Dataset.save_to_disk (folder:split), data sets "
+        "of the hub (owner/name:config:split)",
+    )
+    data_weights: list[float] | None = flag(
+        None, "share of the training samples drawn from each of --data (default: every sample once per epoch)"
+    )
+    valid_data: list[str] = flag([], "validation data, likewise")
     template: Literal["chat", "plain"] = flag("chat", "chat: the tokenizer's template; plain: none")
     prompt_key: str = flag("prompt", "column of the prompt; dots reach inside: extra_info.question")
     response_key: str = flag("response", "column of the response")
     messages_key: str = flag("messages", "column of chat messages, used where there is no prompt column")
+    weight_key: str | None = flag(None, "column of a number that weighs the row's tokens in the loss")
     truncation: Literal["error", "drop", "left", "right"] = flag("error", "for samples over --seq-length")
     data_cache_path: str | None = flag(None, "folder for tokenized data (default: data_cache beside --save)")
     num_workers: int | None = flag(None, "tokenizer processes (default: up to 8, by rows and cores)")
@@ -95,7 +104,9 @@ class TrainConfig:
     packing: bool = flag(True, "--no-packing pads micro-batch-size samples to the step's longest instead")
     fixed_pack_length: bool = flag(False, "pad packs to micro-batch-size × seq-length, for one kernel shape")
     train_iters: int | None = flag(None, "optimizer steps")
-    train_epochs: float | None = flag(None, "passes over the data, instead of --train-iters")
+    train_epochs: float | None = flag(
+        None, "passes over the data, instead of --train-iters; with --data-weights: times as many samples"
+    )
 
     # Precision.
     bf16: bool = flag(False, "bfloat16 weights with float32 main weights; float32 throughout without it")

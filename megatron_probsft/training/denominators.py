@@ -1,6 +1,7 @@
 """What the step's loss is divided by. One is right; the others reproduce trainers that do otherwise.
 
-- tokens: Σ f over the global batch's supervised tokens ÷ their number, on any layout.
+- tokens: Σ f over the global batch's supervised tokens ÷ their number, on any layout. In weighted data
+  Σ w·f ÷ Σ w: the weights of a step are scaled so that their sum is that number.
 - kept-tokens: ÷ the number of tokens that the objective gives a gradient (thresholds leave some out).
 - microbatch-mean: the mean over micro-batches (of all ranks) of each one's own mean.
 - microbatch-sum: on each rank the sum over its micro-batches of their means, then the mean over ranks: what
@@ -22,8 +23,8 @@ from megatron_probsft.vocab_parallel.fused_head import Tokens
 
 def token_weights(denominator: Denominator, micro_batch: MicroBatch) -> torch.Tensor | None:
     """`[T]` float32 by which the micro-batch's losses are multiplied before they are summed; None for 1."""
-    if denominator in ("tokens", "kept-tokens"):
-        return None
+    if denominator in ("tokens", "kept-tokens"):  # weighted data go with the first only
+        return micro_batch.weights
     weight = 1 / max(micro_batch.supervised_tokens, 1)
     return torch.full(micro_batch.labels.shape, weight, device=micro_batch.labels.device)
 

@@ -131,6 +131,7 @@ def token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenSto
             prompt_key=config.prompt_key,
             response_key=config.response_key,
             messages_key=config.messages_key,
+            weight_key=config.weight_key,
             num_workers=config.num_workers,
             log=_say,
         )
@@ -179,7 +180,8 @@ def _train(
         HeadOptions(config.loss_path, config.loss_chunk_tokens, config.loss_kernels),
         config.loss_denominator,
     )
-    valid = Batches(inputs.valid, config, data_parallel()) if inputs.valid else None
+    in_order = dataclasses.replace(config, data_weights=None)
+    valid = Batches(inputs.valid, in_order, data_parallel()) if inputs.valid else None
 
     def validate_now() -> None:
         if valid is None:

@@ -19,6 +19,7 @@ class TokenMeans:
 
     tokens: int
     loss: float
+    """Of weighted data the weighted mean; everything else here counts each token once."""
     nll: float
     mean_p: float
     histogram: list[float]

@@ -116,7 +116,7 @@ def test_impossible_steps(arguments: Any) -> None:
 
 def store_of(samples: list[tuple[list[int], list[bool]]]) -> Any:
     arrays = [(np.array(tokens, np.int32), np.array(trained)) for tokens, trained in samples]
-    return SimpleNamespace(sample=lambda index: arrays[index])
+    return SimpleNamespace(sample=lambda index: arrays[index], weights=None)
 
 
 EOS = 2  # also the padding and the end of the prompts: it must not matter

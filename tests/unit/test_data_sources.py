@@ -39,10 +39,12 @@ def test_pairs_from_both_formats_in_the_order_given(tmp_path: Path) -> None:
     )
     table = parquet(tmp_path / "b.parquet", [{"prompt": f"p{i}", "response": f"r{i}"} for i in range(3000)])
     rows = load_rows([table, lines])
-    assert rows.column_names == ["prompt", "response", "source", "row"]
-    assert rows[2999] == {"prompt": "p2999", "response": "r2999", "source": 0, "row": 3000}
+    assert rows.column_names == ["prompt", "response", "weights", "source", "row"]
+    assert rows[2999] == {
+        "prompt": "p2999", "response": "r2999", "weights": None, "source": 0, "row": 3000,
+    }  # fmt: skip
     assert rows[3000:] == {
-        "prompt": ["p", ""], "response": ["r", "ü"], "source": [1, 1], "row": [1, 3],
+        "prompt": ["p", ""], "response": ["r", "ü"], "weights": [None, None], "source": [1, 1], "row": [1, 3],
     }  # fmt: skip
 
 
@@ -51,7 +53,7 @@ def test_nested_names_and_other_names(tmp_path: Path, write: Any) -> None:
     row = {"extra_info": {"question": "q", "more": {"answer": "a"}}, "dotted.name": "d"}
     file = write(tmp_path / ("a.jsonl" if write is json_lines else "a.parquet"), [row])
     rows = load_rows([file], prompt_key="extra_info.question", response_key="extra_info.more.answer")
-    assert rows[0] == {"prompt": "q", "response": "a", "source": 0, "row": 1}
+    assert rows[0] == {"prompt": "q", "response": "a", "weights": None, "source": 0, "row": 1}
     assert (
         load_rows([file], prompt_key="extra_info.question", response_key="dotted.name")[0]["response"] == "d"
     )
@@ -62,7 +64,7 @@ def test_conversations(tmp_path: Path, write: Any) -> None:
     rows = [{"chat": CHAT}, {"chat": [{"role": "system", "content": "s", "name": None}, *CHAT]}]
     file = write(tmp_path / ("a.jsonl" if write is json_lines else "a.parquet"), rows)
     loaded = load_rows([file], messages_key="chat")
-    assert loaded[0] == {"messages": CHAT, "source": 0, "row": 1}
+    assert loaded[0] == {"messages": CHAT, "weights": None, "source": 0, "row": 1}
     assert [m["role"] for m in loaded[1]["messages"]] == ["system", "user", "assistant"]
 
 
@@ -94,7 +96,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
         ([{"question": "q", "info": {"a": 1}}],
          "a.jsonl: has no column 'prompt' nor 'messages'; its columns are question, info.a"),
         ([{"prompt": "q", "answer": 1}], "a.jsonl: has no column 'response'; its columns are prompt, answer"),
-        (["", " "], "a.jsonl: the file has no rows"),
+        (["", " "], "a.jsonl: there are no rows"),
         ([{"messages": CHAT}, {"messages": "hi"}], "a.jsonl:2: 'messages' is of type str, not a list"),
         ([{"messages": CHAT}, {"messages": []}], "a.jsonl:2: 'messages' is an empty list"),
         ([{"messages": CHAT}, {"messages": ["hi"]}], "a.jsonl:2: message 1 is of type str, not an object"),
@@ -130,7 +132,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     for file, message in [
         ("absent.jsonl", "no such data file"),
         ("empty.jsonl", "the file is empty"), ("a.csv", "extension '.csv'"),
-        ("text.parquet", "not a parquet file"), ("none.parquet", "the file has no rows"),
+        ("text.parquet", "not a parquet file"), ("none.parquet", "there are no rows"),
     ]:  # fmt: skip
         with pytest.raises(UserError, match=f"{file}: {message}"):
             load_rows([good, str(tmp_path / file)])

@@ -75,6 +75,22 @@ def test_a_trained_first_token_is_no_label(tmp_path: Path, tokenizer: Any) -> No
     assert store.supervised.tolist() == [len(store.tokens) - 1]
 
 
+def test_each_sample_knows_its_source(tmp_path: Path, tokenizer: Any) -> None:
+    files = [str(tmp_path / f"{name}.jsonl") for name in "abc"]
+    counts = [700, 3, 600]
+    for file, count in zip(files, counts, strict=True):
+        write_pairs(Path(file), count)
+    settings: dict[str, Any] = {"template": "plain", "vocab_size": VOCAB_SIZE, "log": lambda _: None}
+    store = build_token_store(files, tokenizer, seq_length=400, cache_dir=tmp_path / "c", **settings)
+    assert (store.source.dtype, store.sources) == (np.int32, files)
+    assert store.source.tolist() == np.repeat([0, 1, 2], counts).tolist()
+    limit = int(np.median(store.lengths)) - 1
+    settings |= {"seq_length": limit, "truncation": "drop"}
+    dropped = build_token_store(files, tokenizer, cache_dir=tmp_path / "c", **settings)
+    assert dropped.source.tolist() == store.source[store.lengths - 1 <= limit].tolist()
+    assert len(dropped) < len(store)
+
+
 def test_conversations_are_stored(tmp_path: Path, tokenizer: Any) -> None:
     turn = [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "it is one"}]
     rows = [turn * n for n in (1, 2, 3)]
@@ -104,7 +120,7 @@ def test_the_second_time_opens_the_cache(tmp_path: Path, tokenizer: Any) -> None
     assert f"{len(first.tokens):,} tokens" in lines[-1]
     assert os.listdir(tmp_path / "cache") == [first.digest]
     assert sorted(os.listdir(tmp_path / "cache" / first.digest)) == [
-        "about.json", "offsets.npy", "supervised.npy", "tokens.bin", "trained.bin",
+        "about.json", "offsets.npy", "source.npy", "supervised.npy", "tokens.bin", "trained.bin",
     ]  # fmt: skip
     lines.clear()
     again = build(tmp_path, save_tiny_tokenizer(tmp_path / "tokenizer"), log=lines.append)
@@ -116,7 +132,8 @@ def test_the_digest_knows_all_that_changes_the_content(tmp_path: Path, tokenizer
     (tmp_path / "a.jsonl").write_text(row)
     (tmp_path / "same.jsonl").write_text(row)
     digests = [build(tmp_path, tokenizer).digest]
-    assert build(tmp_path, tokenizer, file="same.jsonl", num_workers=1).digest == digests[0]
+    same = build(tmp_path, tokenizer, file="same.jsonl", num_workers=1)
+    assert (same.digest, same.sources) == (digests[0], [str(tmp_path / "same.jsonl")])
     changes: list[dict[str, Any]] = [
         {"template": "plain"}, {"seq_length": 401}, {"vocab_size": 400}, {"truncation": "drop"},
         {"prompt_key": "p2"}, {"response_key": "r2"},

@@ -1,0 +1,226 @@
+"""One item of --data: a file, a folder of `datasets`, or a data set of the hub; its columns, rows, digest."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, DatasetDict
+from datasets.exceptions import DatasetGenerationError, DatasetsError
+
+from megatron_probsft.runtime.errors import UserError
+
+_HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+)(?=:))?(:(?P<split>[\w.-]+))?")
+
+
+class Reader(Protocol):
+    """What every kind of item can tell. All raise UserError, naming the item, where it cannot be read."""
+
+    def columns(self) -> dict[str, Any] | None:
+        """The names there are as keys, nested as in a row; None if there is no row."""
+        ...
+
+    def rows(self, keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(number, row), numbered from 1; at least the columns that hold these names or dotted paths."""
+        ...
+
+    def digest(self) -> str:
+        """Names the content."""
+        ...
+
+
+def reader_of(item: str) -> Reader:
+    """The reader of `file.jsonl`, `file.parquet`, `folder`, `folder:split`, `owner/name[[:config]:split]`.
+
+    A folder is one that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote; a path that exists goes
+    before a name on the hub. Reads nothing yet.
+
+    Raises UserError: no such file, an empty one, or one of another extension.
+    """
+    path = Path(item)
+    if path.is_file():
+        if path.suffix not in _READERS:
+            raise UserError(f"{item}: extension {path.suffix!r} is none of {', '.join(_READERS)}")
+        if path.stat().st_size == 0:
+            raise UserError(f"{item}: the file is empty")
+        return _READERS[path.suffix](item)
+    folder, _, split = item.rpartition(":")
+    if path.is_dir():
+        return _Folder(item, item, None)
+    if folder and Path(folder).is_dir():
+        return _Folder(item, folder, split)
+    on_hub = _HUB.fullmatch(item)
+    if path.suffix in _READERS or not on_hub:
+        raise UserError(f"{item}: no such data file or folder (of the hub: owner/name:config:split)")
+    return _Hub(item, **on_hub.groupdict())
+
+
+class _JsonLines:
+    def __init__(self, file: str) -> None:
+        self._file = file
+
+    def columns(self) -> dict[str, Any] | None:
+        return next((row for _, row in self.rows(())), None)
+
+    def rows(self, keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Numbered by line; blank ones are passed over."""
+        with open(self._file, "rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if not line.strip():
+                    continue
+                where = f"{self._file}:{number}"
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    reason = str(error).splitlines()[0]
+                    raise UserError(f"{where}: not valid JSON, one object per line: {reason}") from None
+                if not isinstance(row, dict):
+                    raise UserError(f"{where}: is of type {type(row).__name__}, not a JSON object")
+                yield number, row
+
+    def digest(self) -> str:
+        return _digest_of([self._file])
+
+
+class _Parquet:
+    def __init__(self, file: str) -> None:
+        self._file = file
+
+    def columns(self) -> dict[str, Any] | None:
+        parquet = self._open()
+        return _nested(parquet.schema_arrow) if parquet.metadata.num_rows else None
+
+    def rows(self, keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        parquet = self._open()
+        columns = _columns_of(keys, parquet.schema_arrow.names)
+        batches = parquet.iter_batches(batch_size=1000, columns=columns)
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+
+    def digest(self) -> str:
+        return _digest_of([self._file])
+
+    def _open(self) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(self._file)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{self._file}: not a parquet file: {str(error).splitlines()[0]}") from None
+
+
+_READERS: dict[str, type[_JsonLines | _Parquet]] = {
+    ".jsonl": _JsonLines, ".json": _JsonLines, ".parquet": _Parquet,
+}  # fmt: skip
+
+
+class _Arrow:
+    """A dataset in Arrow files, found by `_open`."""
+
+    def columns(self) -> dict[str, Any] | None:
+        dataset = self._open()
+        return _nested(dataset.features.arrow_schema) if len(dataset) else None
+
+    def rows(self, keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        dataset = self._open()
+        chosen: Any = dataset.select_columns(_columns_of(keys, dataset.column_names)).with_format("arrow")
+        rows = (row for table in chosen.iter(batch_size=1000) for row in table.to_pylist())
+        yield from enumerate(rows, start=1)
+
+    def digest(self) -> str:
+        return _digest_of([file["filename"] for file in self._open().cache_files])
+
+    def _open(self) -> Dataset:
+        raise NotImplementedError
+
+
+class _Folder(_Arrow):
+    def __init__(self, item: str, folder: str, split: str | None) -> None:
+        self._item, self._folder, self._split = item, folder, split
+
+    def _open(self) -> Dataset:
+        try:
+            found = datasets.load_from_disk(self._folder)
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            raise UserError(
+                f"{self._item}: not a whole folder of Dataset.save_to_disk (of others name the .parquet or "
+                f".jsonl files): {str(error).splitlines()[0]}"
+            ) from None
+        if isinstance(found, DatasetDict):
+            return _one_split(found, self._item, self._folder, self._split)
+        if self._split is not None:
+            raise UserError(f"{self._item}: {self._folder} has no splits, give it without :{self._split}")
+        return found
+
+
+class _Hub(_Arrow):
+    def __init__(self, item: str, id: str, config: str | None, split: str | None) -> None:
+        self._item, self._id, self._config, self._split = item, id, config, split
+
+    def _open(self) -> Dataset:
+        try:
+            found = _load_from_hub(self._id, self._config, self._split)
+        except ConnectionError as error:
+            raise UserError(
+                f"{self._item}: no such file or folder, and on the hub it cannot be reached: where there is "
+                f"a network keep it with Dataset.save_to_disk and give that folder: {error}"
+            ) from None
+        except (DatasetsError, FileNotFoundError, ValueError, RuntimeError) as error:  # names what there is
+            reason = str(error.__cause__ if isinstance(error, DatasetGenerationError) else error)
+            reason = " ".join(reason.partition("Example of usage")[0].split()).rstrip(".")
+            raise UserError(f"{self._item}: {reason} (spelled owner/name:config:split)") from None
+        if isinstance(found, DatasetDict):
+            base = self._item if self._config is None else f"{self._id}:{self._config}"
+            return _one_split(found, self._item, base, self._split)
+        return found
+
+
+@lru_cache(maxsize=32)  # it asks the hub each time
+def _load_from_hub(name: str, config: str | None, split: str | None) -> Any:
+    return datasets.load_dataset(name, config, split=split)
+
+
+def _one_split(found: DatasetDict, item: str, base: str, split: str | None) -> Dataset:
+    if split not in found:
+        missing = "name a split" if split is None else f"has no split {split!r}"
+        raise UserError(f"{item}: {missing}: {', '.join(f'{base}:{name}' for name in found)}")
+    return found[split]
+
+
+def _columns_of(keys: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The columns that hold these names or dotted paths."""
+    return list(dict.fromkeys(key if key in names else key.split(".")[0] for key in keys))
+
+
+def _nested(fields: Any) -> dict[str, Any]:
+    """A schema's names, nested as in one of its rows."""
+    return {f.name: _nested(f.type) if pa.types.is_struct(f.type) else None for f in fields}
+
+
+def _digest_of(files: Sequence[str]) -> str:
+    """Hash of the files' bytes."""
+    total = hashlib.blake2b(digest_size=16)
+    for file in files:
+        with open(file, "rb") as stream:
+            total.update(hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest())
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def bars_for_people() -> Iterator[None]:
+    """The progress bars of `datasets` only where somebody sees them."""
+    quiet = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
+    if quiet:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if quiet:
+            datasets.enable_progress_bars()
