@@ -1,0 +1,217 @@
+"""Every message of data/ once, as a user meets it: one line that names the place; none is left out."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from megatron_probsft.data import encoding, readers, sources, templates, token_store
+from megatron_probsft.data.templates import encode_messages
+from megatron_probsft.data.token_store import build_token_store
+from megatron_probsft.runtime.errors import UserError
+from tests.tiny_models import CHATML, VOCAB_SIZE, save_tiny_tokenizer
+
+PAIR = {"prompt": "one", "response": "two"}
+USER, ANSWER = {"role": "user", "content": "one?"}, {"role": "assistant", "content": "it is"}
+COVERED = (sources, readers, encoding, templates, token_store)
+
+
+class World:
+    """A folder with data, and what a call of `build_token_store` needs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tokenizer = save_tiny_tokenizer(folder / "tokenizer")
+        self.write("good.jsonl", PAIR)
+
+    def write(self, name: str, *rows: Any) -> str:
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        (self.folder / name).write_text("".join(line + "\n" for line in lines))
+        return name
+
+    def build(self, *names: str, **changes: Any) -> Any:
+        settings: dict[str, Any] = {"template": "chat", "seq_length": 99, "vocab_size": VOCAB_SIZE}
+        settings |= {"cache_dir": self.folder / "cache", "log": lambda _: None}
+        items = [name if name.startswith("hub/") else f"{self.folder}/{name}" for name in names]
+        return build_token_store(items, self.tokenizer, **settings | changes)
+
+    def rows(self, *rows: Any, **changes: Any) -> Any:
+        return self.build(self.write("a.jsonl", *rows), **changes)
+
+    def messages(self, *messages: Any, **changes: Any) -> Any:
+        return self.rows({"messages": list(messages)}, **changes)
+
+
+def _dataset(world: World, name: str, **splits: Any) -> str:
+    dataset = Dataset.from_list([PAIR])
+    (DatasetDict({"train": dataset}) if splits else dataset).save_to_disk(world.folder / name)
+    return name
+
+
+def _damaged(world: World, content: bytes | None) -> Any:
+    file = world.folder / "cache" / world.build("good.jsonl").digest / "trained.bin"
+    file.unlink() if content is None else file.write_bytes(content)
+    return world.build("good.jsonl")
+
+
+def _full_disk(world: World, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def write(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(token_store, "_write", write)
+        return world.build("good.jsonl")
+
+
+def _hub(world: World, monkeypatch: pytest.MonkeyPatch, outcome: Exception) -> Any:
+    def load_dataset(*_: Any, **__: Any) -> Any:
+        raise outcome
+
+    readers._load_from_hub.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("datasets.load_dataset", load_dataset)
+        return world.build("hub/words:train")
+
+
+def _changed(world: World, **attributes: Any) -> World:
+    for name, value in attributes.items():
+        setattr(world.tokenizer, name, value)
+    return world
+
+
+def _no_space(world: World) -> World:
+    from tokenizers.normalizers import Strip
+
+    world.tokenizer.backend_tokenizer.normalizer = Strip()
+    return world
+
+
+CASES: dict[str, Callable[[World, pytest.MonkeyPatch], Any]] = {
+    # files and folders
+    "no data file given": lambda w, _: w.build(),
+    "good.csv: extension '.csv' is none of .jsonl": lambda w, _: w.build(w.write("good.csv", "a,b")),
+    "empty.jsonl: the file is empty": lambda w, _: w.build(w.write("empty.jsonl")),
+    "absent.jsonl: no such data file or folder": lambda w, _: w.build("absent.jsonl"),
+    "a.parquet: not a parquet file": lambda w, _: w.build(w.write("a.parquet", "no")),
+    "blank.jsonl: there are no rows": lambda w, _: w.build(w.write("blank.jsonl", "", " ")),
+    "tokenizer: not a whole folder of Dataset.save_to_disk": lambda w, _: w.build("tokenizer"),
+    "one:train: {0}/one has no splits, give it without :train": lambda w, _: w.build(
+        _dataset(w, "one") + ":train"
+    ),
+    "two:test: has no split 'test': {0}/two:train": lambda w, _: w.build(_dataset(w, "two", n=1) + ":test"),
+    "hub/words:train: no such file or folder, and on the hub it cannot be reached: ": lambda w, patch: _hub(
+        w, patch, ConnectionError("Couldn't reach it")
+    ),
+    "hub/words:train: Unknown split (spelled owner/name:config:split)": lambda w, patch: _hub(
+        w, patch, ValueError("Unknown\n split.")
+    ),
+    "good.jsonl holds pairs but {0}/chat.jsonl does not: give files of one": lambda w, _: w.build(
+        "good.jsonl", w.write("chat.jsonl", {"messages": [USER, ANSWER]})
+    ),
+    # columns and rows
+    "a.jsonl: has no column 'prompt' nor 'messages'; its columns are text": lambda w, _: w.rows({"text": 1}),
+    "a.jsonl: has no column 'w' of --weight-key": lambda w, _: w.rows(PAIR, weight_key="w"),
+    "a.jsonl:2: not valid JSON, one object per line": lambda w, _: w.rows(PAIR, "{"),
+    "a.jsonl:2: is of type list, not a JSON object": lambda w, _: w.rows(PAIR, []),
+    "a.jsonl:1: 'prompt' is of type int, not a string": lambda w, _: w.rows({**PAIR, "prompt": 1}),
+    "a.jsonl:1: 'response' is not valid Unicode": lambda w, _: w.rows({**PAIR, "response": "\ud800"}),
+    "a.jsonl:1: 'response' is empty: every row needs": lambda w, _: w.rows({**PAIR, "response": ""}),
+    "a.jsonl:1: 'messages' is an empty list, not a list of {{role": lambda w, _: w.messages(),
+    "a.jsonl:1: message 1 is of type str, not an object": lambda w, _: w.messages("hi"),
+    "a.jsonl:1: message 2 has 'name': only role, content and weight": lambda w, _: w.messages(
+        USER, {**ANSWER, "name": "x"}
+    ),
+    # weights
+    "a.jsonl:1: 'w' is of type str, not a number": lambda w, _: w.rows({**PAIR, "w": "1"}, weight_key="w"),
+    "a.jsonl:1: 'w' is -1: a weight is from 0": lambda w, _: w.rows({**PAIR, "w": -1}, weight_key="w"),
+    "a.jsonl:1: all its weights are 0": lambda w, _: w.rows({**PAIR, "w": 0}, weight_key="w"),
+    "a.jsonl:1: message 1 has a weight, but": lambda w, _: w.messages({**USER, "weight": 1}, ANSWER),
+    # templates
+    "--template poem is unknown: use": lambda w, _: w.rows(PAIR, template="poem"),
+    "--template plain takes prompt and response": lambda w, _: w.messages(USER, ANSWER, template="plain"),
+    "the tokenizer has no (default) chat template": lambda w, _: _changed(w, chat_template=None).rows(PAIR),
+    "the tokenizer has no EOS token": lambda w, _: _changed(w, eos_token=None).rows(PAIR),
+    "a.jsonl:1: the chat template refuses the messages: no": lambda w, _: _changed(
+        w, chat_template="{{ raise_exception('no\nthanks') }}"
+    ).messages(USER, ANSWER),
+    "a.jsonl:1: the chat template renders an earlier turn differently": lambda w, _: _changed(
+        w, chat_template="{{ messages|length }}" + CHATML
+    ).messages(USER, ANSWER, USER, ANSWER),
+    "a.jsonl:1: message 1 has the role 'robot': use one of": lambda w, _: w.messages(
+        {"role": "robot", "content": "x"}, ANSWER
+    ),
+    "message 1 has content of type int, not a string": lambda w, _: encode_messages(
+        w.tokenizer, [{"role": "user", "content": 1}], "chat"
+    ),
+    "a.jsonl:1: message 2 is an empty assistant turn": lambda w, _: w.messages(
+        USER, {**ANSWER, "content": ""}
+    ),
+    "a.jsonl:1: message 1 is an assistant turn": lambda w, _: w.messages(ANSWER),
+    "a.jsonl:1: there is no assistant turn": lambda w, _: w.messages(USER),
+    # tokens
+    "a.jsonl:1: vocabulary label out of range: token id": lambda w, _: w.rows(PAIR, vocab_size=9),
+    "a.jsonl:1: the sample has no label": lambda w, _: _no_space(w).rows(
+        {"prompt": "", "response": " "}, template="plain"
+    ),
+    "a.jsonl:1: the sample has 15 positions, more than --seq-length 5": lambda w, _: w.rows(
+        {"prompt": "one", "response": "two"}, seq_length=5
+    ),
+    "--truncation up is unknown: use error, drop": lambda w, _: w.rows(PAIR, truncation="up"),
+    "a.jsonl: none of 1 samples is left at --seq-length 5": lambda w, _: w.rows(
+        PAIR, seq_length=5, truncation="drop"
+    ),
+    # the store
+    "good.jsonl: cannot keep the tokenized data here: ": lambda w, _: w.build(
+        "good.jsonl", cache_dir=w.folder / "good.jsonl"
+    ),
+    "cache: no space left for the tokenized data": _full_disk,
+    "cache/*: damaged token store, delete it to build it again: ": lambda w, _: _damaged(w, None),
+    "cache/*: damaged token store, delete it to build it again": lambda w, _: _damaged(w, b"1"),
+}
+
+
+def test_every_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reached = set()
+    for number, (expected, provoke) in enumerate(CASES.items()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with pytest.raises(UserError) as caught:
+            provoke(World(folder), monkeypatch)
+        found, wanted = str(caught.value), expected.format(folder)
+        if "/cache/" in found:  # the folder's name is a hash
+            found = found.replace(found.split("/cache/")[1].split(":")[0], "*")
+        assert found.removeprefix(f"{folder}/").startswith(wanted), found
+        assert "\n" not in found
+        reached |= _raised_at(caught.tb)
+    wanted_lines = {(module.__file__, line) for module in COVERED for line in _messages_of(module)}
+    assert len(wanted_lines) > 40
+    assert wanted_lines <= reached, sorted(wanted_lines - reached)
+
+
+def _messages_of(module: Any) -> list[range]:
+    """The lines of each `raise UserError(…)`."""
+    statements = ast.walk(ast.parse(Path(module.__file__).read_text()))
+    return [
+        range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        for node in statements
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
+        and isinstance(node.exc.func, ast.Name) and node.exc.func.id == "UserError"
+    ]  # fmt: skip
+
+
+def _raised_at(traceback: TracebackType | None) -> set[tuple[str, range]]:
+    reached = set()
+    modules = {module.__file__: _messages_of(module) for module in COVERED}
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        reached |= {(file, lines) for lines in modules.get(file, ()) if traceback.tb_lineno in lines}
+        traceback = traceback.tb_next
+    return reached
