@@ -154,6 +154,8 @@ def build_token_store(
         )
         with contextlib.suppress(OSError):  # not empty: another process was first, with the same store
             (building / "store").rename(folder)
+    except UserError:
+        raise
     except Exception as error:
         if _disk_is_full(error):
             raise UserError(
@@ -168,9 +170,11 @@ def build_token_store(
 
 def _disk_is_full(error: BaseException | None) -> bool:
     """Whether that is what is behind it: `datasets` wraps what went wrong."""
-    while error is not None:
+    seen = set()
+    while error is not None and id(error) not in seen:  # they may form a circle
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return False
 
