@@ -26,6 +26,7 @@ def save_tiny_model(
     groups: int = 6,
     head_dim: int = 16,
     vocab_size: int = VOCAB_SIZE,
+    initializer_range: float = 0.15,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
@@ -34,7 +35,7 @@ def save_tiny_model(
     sizes: dict[str, Any] = dict(  # noqa: C408
         vocab_size=vocab_size, hidden_size=heads * head_dim, intermediate_size=12 * heads,
         num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=groups,
-        max_position_embeddings=1024, tie_word_embeddings=tied, initializer_range=0.15, rms_norm_eps=1e-5,
+        max_position_embeddings=1024, tie_word_embeddings=tied, initializer_range=initializer_range, rms_norm_eps=1e-5,
         dtype=dtype,
     )  # fmt: skip
     model = (
