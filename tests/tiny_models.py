@@ -35,7 +35,8 @@ def save_tiny_model(
     sizes: dict[str, Any] = dict(  # noqa: C408
         vocab_size=vocab_size, hidden_size=heads * head_dim, intermediate_size=12 * heads,
         num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=groups,
-        max_position_embeddings=1024, tie_word_embeddings=tied, initializer_range=initializer_range, rms_norm_eps=1e-5,
+        max_position_embeddings=1024, tie_word_embeddings=tied, rms_norm_eps=1e-5,
+        initializer_range=initializer_range,
         dtype=dtype,
     )  # fmt: skip
     model = (
