@@ -206,8 +206,8 @@ def _train(
         if skipped_in_a_row >= config.max_skipped_steps:
             file = save_batch(save, state.iteration, batch)
             raise UserError(
-                f"loss or gradient not finite in {skipped_in_a_row} steps in a row, up to step "
-                f"{state.iteration}: the last batch is in {file}; the weights are as before these steps"
+                f"{result.skipped} not finite in step {state.iteration}, the {skipped_in_a_row}. in a row "
+                f"(--max-skipped-steps): its batch is in {file}; the weights are as before these steps"
             )
         last = state.iteration == train_iters
         if last or _divides(config.eval_interval, state.iteration):

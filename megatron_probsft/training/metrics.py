@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_probsft.runtime.distributed import data_group, pipeline_group
+from megatron_probsft.runtime.distributed import data_group
 
 HISTOGRAM_BINS = 20
 
@@ -48,14 +48,18 @@ def token_sums(loss: torch.Tensor, log_p: torch.Tensor, count: torch.Tensor) -> 
 def reduce_sums(micro_batches: list[torch.Tensor]) -> TokenMeans:
     """Add up the last stage's sums over micro-batches and data-parallel ranks, and tell every stage.
 
-    Collectives: one all-reduce on the data-parallel group, one broadcast along the pipeline, of 25 floats.
+    A value that is not finite on one rank is so on all, also where only one tensor-parallel rank has it.
+
+    Collectives: two all-reduces of 25 floats, over the data-parallel and the model-parallel (TP × PP) group.
     """
     # float32 over the wire would round; gloo and NCCL both take float64.
     total = torch.zeros(5 + HISTOGRAM_BINS, dtype=torch.float64, device=torch.cuda.current_device())
     for sums in micro_batches:
         total += sums
     dist.all_reduce(total, group=data_group())
-    dist.broadcast(total, src=parallel_state.get_pipeline_model_parallel_last_rank(), group=pipeline_group())
+    # The other stages have zeros, and the last stage's tensor-parallel ranks the same values.
+    dist.all_reduce(total, group=parallel_state.get_model_parallel_group())
+    total /= parallel_state.get_tensor_model_parallel_world_size()
     count, tokens, loss, nll, p, *histogram = total.tolist()
     n = max(tokens, 1.0)
     return TokenMeans(int(tokens), loss / max(count, 1.0), nll / n, p / n, [bin_ / n for bin_ in histogram])

@@ -64,7 +64,7 @@ class Reporter:
             "grad_norm": result.grad_norm,
             "learning_rate": result.learning_rate,
         }
-        self._skipped += result.skipped
+        self._skipped += result.skipped is not None
         below, above = result.means.share_below(0.1), result.means.share_above(0.55)
         self._record("train", iteration, values | {
             "supervised_tokens": result.means.tokens, "p_below_0.1": below, "p_above_0.55": above,
@@ -74,8 +74,8 @@ class Reporter:
         })  # fmt: skip
         if result.skipped:
             self.say(
-                f"step {iteration} skipped, the {self._skipped}. of this run: its loss or gradient is not "
-                "finite; weights, optimizer and schedule stay as they were"
+                f"step {iteration} skipped ({self._skipped} so far): its {result.skipped} is not finite; "
+                "weights, optimizer and schedule stay as they were"
             )
         if iteration % self._log_interval and iteration != self._train_iters:
             return

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -40,8 +40,8 @@ class StepResult:
     means: TokenMeans
     grad_norm: float
     learning_rate: float
-    skipped: bool
-    """The loss or the gradient was not finite: weights, optimizer and schedule are as they were."""
+    skipped: Literal["loss", "gradient"] | None
+    """What was not finite, if anything: then weights, optimizer and schedule are as they were."""
 
 
 def train_step(state: TrainState, batch: StepBatch, criterion: Criterion) -> StepResult:
@@ -56,12 +56,19 @@ def train_step(state: TrainState, batch: StepBatch, criterion: Criterion) -> Ste
     state.optimizer.zero_grad()
     means = _run(state, batch, criterion, forward_only=False)
     learning_rate = state.optimizer.param_groups[0]["lr"]
-    updated, grad_norm, _ = state.optimizer.step()  # type: ignore[misc]
-    if updated:
-        state.scheduler.step(increment=1)
+    skipped, grad_norm = None, math.nan
+    if not math.isfinite(means.loss):
+        skipped = "loss"
+    else:
+        updated, norm, _ = state.optimizer.step()  # type: ignore[misc]
+        if updated:
+            grad_norm = float(norm)
+            state.scheduler.step(increment=1)
+        else:
+            skipped = "gradient"
     state.iteration += 1
     state.consumed_samples += batch.samples
-    return StepResult(means, float(grad_norm) if updated else math.nan, learning_rate, not updated)
+    return StepResult(means, grad_norm, learning_rate, skipped)
 
 
 @torch.no_grad()

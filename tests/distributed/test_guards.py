@@ -1,0 +1,182 @@
+"""Steps that would ruin the weights are skipped, counted and shown; too many in a row stop the run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_probsft.objectives.registry import get_objective
+from megatron_probsft.runtime import distributed
+from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.training import loop
+from megatron_probsft.training.batches import StepBatch
+from megatron_probsft.training.config import TrainConfig
+from megatron_probsft.training.metrics import TokenMeans
+from megatron_probsft.training.setup import TrainState
+from megatron_probsft.training.step import Criterion, StepResult, train_step
+from tests.ranks import run_ranks
+from tests.training_runs import config_for, records, train, write_pairs
+
+LAYOUTS = {
+    "DP 2": {},
+    "DP 2, distributed optimizer": {
+        "use_distributed_optimizer": True,
+        "overlap_grad_reduce": True,
+        "overlap_param_gather": True,
+    },
+    "TP 2": {"tensor_model_parallel_size": 2},
+    "PP 2": {"pipeline_model_parallel_size": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("data") / "train.jsonl", 40)
+
+
+@dataclasses.dataclass
+class Fault:
+    """What goes wrong in which step on which rank; `in_loss` leaves the gradient as it is."""
+
+    step: int
+    rank: int
+    value: float
+    in_loss: bool = False
+
+    def __post_init__(self) -> None:
+        self.active = False
+
+    def train_step(self, state: TrainState, batch: StepBatch, criterion: Criterion) -> StepResult:
+        """Megatron's step with the fault, which must change nothing; others as they are."""
+        self.active = state.iteration + 1 == self.step
+        before = _everything(state)
+        here = self.active and distributed.rank() == self.rank
+        handles = []
+        if here and not self.in_loss:
+            weight = next(p for name, p in state.gpt.named_parameters() if "linear_fc1" in name)
+            handles = [weight.register_hook(lambda gradient: torch.full_like(gradient, self.value))]
+        if here and self.in_loss:
+
+            def loss(log_p: torch.Tensor) -> torch.Tensor:
+                return -log_p + torch.full_like(log_p, self.value)
+
+            criterion = dataclasses.replace(
+                criterion, objective=dataclasses.replace(criterion.objective, loss=loss)
+            )
+        result = train_step(state, batch, criterion)
+        for handle in handles:
+            handle.remove()
+        after = _everything(state)
+        same = [name for name in before if torch.equal(before[name], after[name])]
+        if self.active:
+            assert same == list(before)
+            assert result.skipped == ("loss" if self.in_loss else "gradient")
+        else:
+            assert len(same) < len(before) / 4
+        return result
+
+
+def _everything(state: TrainState) -> dict[str, torch.Tensor]:
+    """Copies of weights, moments, main weights, steps and the schedule's position."""
+    state.gather_weights()
+    found = {name: value.detach().clone() for name, value in state.gpt.named_parameters()}
+    for number, inner in enumerate(getattr(state.optimizer, "chained_optimizers", [state.optimizer])):
+        for place, (weight, moments) in enumerate(inner.optimizer.state.items()):
+            found[f"{number} {place} main"] = weight.detach().clone()
+            found |= {f"{number} {place} {name}": torch.as_tensor(m).clone() for name, m in moments.items()}
+    found["schedule"] = torch.tensor([state.scheduler.num_steps, state.optimizer.param_groups[0]["lr"]])
+    return found
+
+
+def _final_weights(config: TrainConfig) -> dict[str, torch.Tensor]:
+    state = loop.run(config)
+    state.gather_weights()
+    return {name: value.detach().clone() for name, value in state.gpt.named_parameters()}
+
+
+def _left_out(state: TrainState, batch: StepBatch, criterion: Criterion) -> StepResult:
+    """What a skipped step 2 should come to: its batch is passed over, unseen."""
+    if state.iteration + 1 != 2:
+        return train_step(state, batch, criterion)
+    state.iteration += 1
+    state.consumed_samples += batch.samples
+    return StepResult(TokenMeans(0, 0.0, 0.0, 0.0, [0.0] * 20), 0.0, 0.0, None)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(2, 0, float("nan")),
+        Fault(2, 1, float("inf")),
+        Fault(2, 1, float("nan"), in_loss=True),
+        Fault(2, 1, float("-inf"), in_loss=True),
+    ],
+    ids=str,
+)
+def test_a_step_that_is_not_finite_on_one_rank_leaves_no_trace(
+    layout: str, fault: Fault, tiny_llama: Path, data: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    settings: dict[str, Any] = {"train_iters": 4, "lr_warmup_iters": 0, **LAYOUTS[layout]}
+    monkeypatch.setattr(loop, "train_step", _left_out)
+    expected = run_ranks(2, _final_weights, config_for(tmp_path / "left_out", tiny_llama, data, **settings))
+    monkeypatch.setattr(loop, "train_step", fault.train_step)
+    folder = tmp_path / "run"
+    got = run_ranks(2, _final_weights, config_for(folder, tiny_llama, data, **settings))
+    for rank in range(2):
+        assert all(torch.equal(value, got[rank][name]) for name, value in expected[rank].items())
+    lines = records(folder, "train")
+    assert [line["skipped_steps"] for line in lines] == [0, 1, 1, 1]
+    assert [line["grad_norm"] is None for line in lines] == [False, True, False, False]
+    assert [line["learning_rate"] for line in lines][2] == lines[1]["learning_rate"]
+    what = "loss" if fault.in_loss else "gradient"
+    assert f"step 2 skipped (1 so far): its {what} is not finite; weights" in capfd.readouterr().out
+
+
+class Recorder:
+    """Every step fails from `first` on; each rank notes its labels of every step."""
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self.folder, self.first = folder, first
+
+    def train_step(self, state: TrainState, batch: StepBatch, criterion: Criterion) -> StepResult:
+        step = state.iteration + 1
+        tokens = [micro_batch.tokens for micro_batch in batch.micro_batches]
+        torch.save(tokens, self.folder / f"{step} {distributed.rank()}")
+        value = float("nan") if step >= self.first and step != 3 else 0.0
+
+        def loss(log_p: torch.Tensor) -> torch.Tensor:
+            return -log_p + value
+
+        objective = dataclasses.replace(get_objective("original"), loss=loss)
+        return train_step(state, batch, dataclasses.replace(criterion, objective=objective))
+
+
+def test_too_many_in_a_row_stop_the_run_and_leave_the_batch(
+    tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 2, 4 and 5 fail: 2 in a row are too many, and the third good step starts the count anew."""
+    monkeypatch.setattr(loop, "train_step", Recorder(tmp_path, first=2).train_step)
+    folder = tmp_path / "run"
+    settings = {"train_iters": 9, "max_skipped_steps": 2, "save_interval": 1}
+    with pytest.raises(UserError) as caught:
+        train(2, config_for(folder, tiny_llama, data, **settings))
+    pattern = folder / "skipped_step_0000005_data_rank_*.pt"
+    assert str(caught.value) == (
+        f"loss not finite in step 5, the 2. in a row (--max-skipped-steps): its batch is in {pattern}; "
+        "the weights are as before these steps"
+    )
+    assert [line["skipped_steps"] for line in records(folder)] == [0, 1, 1, 2, 3]
+    for rank in range(2):
+        saved = torch.load(str(pattern).replace("*", str(rank)))
+        expected = torch.load(tmp_path / f"5 {rank}")
+        assert all(
+            torch.equal(micro_batch["tokens"], tokens)
+            for micro_batch, tokens in zip(saved, expected, strict=True)
+        )
+        assert not torch.equal(saved[0]["tokens"], torch.load(tmp_path / f"4 {rank}")[0])
