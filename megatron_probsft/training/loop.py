@@ -28,7 +28,7 @@ from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.batches import START, Batches
 from megatron_probsft.training.checkpoints import Checkpoints
 from megatron_probsft.training.config import TrainConfig
-from megatron_probsft.training.guards import save_batch
+from megatron_probsft.training.guards import check_replicas, save_batch
 from megatron_probsft.training.metrics_file import drop_records_after
 from megatron_probsft.training.preemption import StopRequests
 from megatron_probsft.training.reporting import Reporter
@@ -78,7 +78,7 @@ def run(config: TrainConfig) -> TrainState:
     save.mkdir(parents=True, exist_ok=True)
     if distributed.rank() == 0:
         drop_records_after(save, state.iteration)
-    reporter = Reporter(save, train_iters, state.iteration, config.log_interval)
+    reporter = Reporter(config, train_iters, state.iteration)
     with StopRequests(config.exit_duration_in_mins) as stops:
         hf_folder = _train(config, state, inputs, batches, reporter, stops)
     reporter.close()
@@ -197,7 +197,7 @@ def _train(
     checkpoints = Checkpoints(config, config_yaml, inputs.hf.folder, inputs.train.digest, reporter.say)
     if state.iteration == 0:
         validate_now()
-    skipped_in_a_row = 0
+    skipped_in_a_row, equal_until = 0, state.iteration
     while state.iteration < train_iters:
         batch = batches.training_step(state.consumed_samples)
         result = train_step(state, batch, criterion)
@@ -209,6 +209,12 @@ def _train(
                 f"{result.skipped} not finite in step {state.iteration}, the {skipped_in_a_row}. in a row "
                 f"(--max-skipped-steps): its batch is in {file}; the weights are as before these steps"
             )
+        if _divides(config.check_weight_hash_across_dp_replicas_interval, state.iteration):
+            state.gather_weights()
+            check_replicas([state.gpt], state.iteration, equal_until, _newest_checkpoint(save))
+            equal_until = state.iteration
+            replicas = data_parallel()[1]
+            reporter.say(f"step {equal_until}: all {replicas} data-parallel replicas hold the same weights")
         last = state.iteration == train_iters
         if last or _divides(config.eval_interval, state.iteration):
             validate_now()
@@ -228,6 +234,11 @@ def _train(
 
 def _holds_checkpoint(run_folder: Path) -> bool:
     return run_folder.is_dir() and newest_step(run_folder) is not None
+
+
+def _newest_checkpoint(run_folder: Path) -> str:
+    step = newest_step(run_folder)
+    return "there is no checkpoint yet" if step is None else f"the newest checkpoint is of step {step}"
 
 
 def _say(text: str) -> None:

@@ -14,6 +14,8 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from megatron_probsft.runtime.distributed import rank
 from megatron_probsft.training.batches import StepBatch
+from megatron_probsft.training.config import TrainConfig
+from megatron_probsft.training.guards import Spikes
 from megatron_probsft.training.metrics import TokenMeans
 from megatron_probsft.training.step import StepResult
 
@@ -23,14 +25,16 @@ T = TypeVar("T")
 class Reporter:
     """Writes on rank 0 only; on the others every method does nothing."""
 
-    def __init__(self, folder: Path, train_iters: int, first_iteration: int, log_interval: int) -> None:
+    def __init__(self, config: TrainConfig, train_iters: int, first_iteration: int) -> None:
+        folder = Path(config.save)
         self._active = rank() == 0
         self._train_iters = train_iters
         self._first = first_iteration
-        self._log_interval = log_interval
+        self._log_interval = config.log_interval
         self._started = self._last = time.perf_counter()
         self._tokens_since_last = 0
         self._skipped = 0
+        self._spikes = Spikes(config.spike_factor)
         if self._active:
             self._json = (folder / "metrics.jsonl").open("a", buffering=1)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_iteration + 1)
@@ -65,13 +69,16 @@ class Reporter:
             "learning_rate": result.learning_rate,
         }
         self._skipped += result.skipped is not None
+        spikes = self._spikes.found({name: values[name] for name in ("loss", "grad_norm")})
         below, above = result.means.share_below(0.1), result.means.share_above(0.55)
         self._record("train", iteration, values | {
             "supervised_tokens": result.means.tokens, "p_below_0.1": below, "p_above_0.55": above,
             "micro_batches": len(batch.micro_batches), "pack_length": batch.pack_length,
             "packing_efficiency": batch.efficiency, "skipped_steps": self._skipped,
-            "seconds_since_start": now - self._started,
+            "seconds_since_start": now - self._started, "spike": [*spikes],
         })  # fmt: skip
+        for name, median in spikes.items():
+            self.say(f"step {iteration}: spike of {name}, {values[name]:.4g}; median so far {median:.4g}")
         if result.skipped:
             self.say(
                 f"step {iteration} skipped ({self._skipped} so far): its {result.skipped} is not finite; "

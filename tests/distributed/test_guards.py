@@ -15,6 +15,7 @@ from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training import loop
 from megatron_probsft.training.batches import StepBatch
 from megatron_probsft.training.config import TrainConfig
+from megatron_probsft.training.guards import Spikes
 from megatron_probsft.training.metrics import TokenMeans
 from megatron_probsft.training.setup import TrainState
 from megatron_probsft.training.step import Criterion, StepResult, train_step
@@ -180,3 +181,82 @@ def test_too_many_in_a_row_stop_the_run_and_leave_the_batch(
             for micro_batch, tokens in zip(saved, expected, strict=True)
         )
         assert not torch.equal(saved[0]["tokens"], torch.load(tmp_path / f"4 {rank}")[0])
+
+
+def test_spikes_are_flagged_and_normal_runs_are_not() -> None:
+    """Heavy-tailed noise around a falling curve: none is flagged at the default; planted ones are."""
+    generator = torch.Generator().manual_seed(0)
+    noise = (0.25 * torch.randn(2000, generator=generator)).exp().tolist()
+    steps = {
+        step: {"loss": 3 * 0.999**step + 0.1 * noise[step], "grad_norm": noise[-step - 1]}
+        for step in range(2000)
+    }
+    default = TrainConfig().spike_factor
+    quiet = Spikes(default)
+    assert not any(quiet.found(values) for values in steps.values())
+    spikes = Spikes(default)
+    steps[5]["loss"] = 90.0  # too early to know
+    steps[300]["loss"] *= 2
+    steps[301]["grad_norm"] = 12.0
+    steps[302] = {"loss": float("nan"), "grad_norm": float("inf")}
+    steps[1500] = {"loss": 4.0, "grad_norm": 40.0}
+    found = {step: [*names] for step, values in steps.items() if (names := spikes.found(values))}
+    assert found == {300: ["loss"], 301: ["grad_norm"], 1500: ["loss", "grad_norm"]}
+    flat = Spikes(default)
+    assert not any(flat.found({"loss": value}) for value in [1.0] * 40 + [1.3, 1.0, 0.2])
+    assert flat.found({"loss": 1.5}) == {"loss": 1.0}
+
+
+def test_a_spike_in_a_run_is_shown_and_recorded(
+    tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    def wrong_labels(state: TrainState, batch: StepBatch, criterion: Criterion) -> StepResult:
+        if state.iteration + 1 == 24:
+            for micro_batch in batch.micro_batches:
+                micro_batch.labels.copy_(310 + torch.arange(len(micro_batch.labels)) % 20)
+        return train_step(state, batch, criterion)
+
+    monkeypatch.setattr(loop, "train_step", wrong_labels)
+    settings = {"train_iters": 25, "lr_decay_style": "constant", "lr": 1e-3, "global_batch_size": 40}
+    lines = train(1, config_for(tmp_path / "run", tiny_llama, data, **settings))
+    flagged = {line["iteration"]: line["spike"] for line in lines if line["spike"]}
+    assert flagged == {24: ["loss", "grad_norm"]}
+    medians = [sorted(line[name] for line in lines[:23])[11] for name in ("loss", "grad_norm")]
+    shown = capfd.readouterr().out
+    for name, median in zip(("loss", "grad_norm"), medians, strict=True):
+        assert f"step 24: spike of {name}, {lines[23][name]:.4g}; median so far {median:.4g}\n" in shown
+    assert shown.count("spike of") == 2
+
+
+@pytest.mark.parametrize("layout", ["DP 2", "DP 2, distributed optimizer"])
+def test_replicas_that_differ_stop_the_run(
+    layout: str, tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    """One element of one weight of rank 1; the checkpoint of step 2 is named, no later one written."""
+
+    def drift(state: TrainState, batch: StepBatch, criterion: Criterion) -> StepResult:
+        result = train_step(state, batch, criterion)
+        if state.iteration == 4:
+            state.gather_weights()
+            state.gather_weights = lambda: None  # type: ignore[method-assign]
+            name, weight = [*state.gpt.named_parameters()][-1]
+            assert name == "decoder.final_layernorm.weight"
+            with torch.no_grad():
+                weight[3] += 1e-3 * distributed.rank()
+        return result
+
+    monkeypatch.setattr(loop, "train_step", drift)
+    folder = tmp_path / "run"
+    settings = {"train_iters": 6, "save_interval": 2, **LAYOUTS[layout]}
+    settings["check_weight_hash_across_dp_replicas_interval"] = 2
+    with pytest.raises(UserError) as caught:
+        train(2, config_for(folder, tiny_llama, data, **settings))
+    assert str(caught.value) == (
+        "weights differ between data-parallel replicas after step 4, were equal after step 2: "
+        "[Rank 1] Hash not matching for decoder.final_layernorm.weight in model chunk0; "
+        "the newest checkpoint is of step 2"
+    )
+    assert "step 2: all 2 data-parallel replicas hold the same weights" in capfd.readouterr().out
+    assert sorted(path.name for path in folder.glob("iter_*")) == ["iter_0000002"]
