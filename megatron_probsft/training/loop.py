@@ -211,7 +211,7 @@ def _train(
             )
         if _divides(config.check_weight_hash_across_dp_replicas_interval, state.iteration):
             state.gather_weights()
-            check_replicas([state.gpt], state.iteration, equal_until, _newest_checkpoint(save))
+            check_replicas([*state.gpt], state.iteration, equal_until, _newest_checkpoint(save))
             equal_until = state.iteration
             replicas = data_parallel()[1]
             reporter.say(f"step {equal_until}: all {replicas} data-parallel replicas hold the same weights")

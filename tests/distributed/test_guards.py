@@ -31,6 +31,7 @@ LAYOUTS = {
     },
     "TP 2": {"tensor_model_parallel_size": 2},
     "PP 2": {"pipeline_model_parallel_size": 2},
+    "PP 2 × VPP 2": {"pipeline_model_parallel_size": 2, "num_virtual_stages_per_pipeline_rank": 2},
 }
 
 
@@ -58,7 +59,7 @@ class Fault:
         here = self.active and distributed.rank() == self.rank
         handles = []
         if here and not self.in_loss:
-            weight = next(p for name, p in state.gpt.named_parameters() if "linear_fc1" in name)
+            weight = next(p for name, p in _weights(state).items() if "linear_fc1" in name)
             handles = [weight.register_hook(lambda gradient: torch.full_like(gradient, self.value))]
         if here and self.in_loss:
 
@@ -81,10 +82,18 @@ class Fault:
         return result
 
 
+def _weights(state: TrainState) -> dict[str, torch.Tensor]:
+    return {
+        f"{i} {name}": weight
+        for i, chunk in enumerate(state.gpt)
+        for name, weight in chunk.named_parameters()
+    }
+
+
 def _everything(state: TrainState) -> dict[str, torch.Tensor]:
     """Copies of weights, moments, main weights, steps and the schedule's position."""
     state.gather_weights()
-    found = {name: value.detach().clone() for name, value in state.gpt.named_parameters()}
+    found = {name: value.detach().clone() for name, value in _weights(state).items()}
     for number, inner in enumerate(getattr(state.optimizer, "chained_optimizers", [state.optimizer])):
         for place, (weight, moments) in enumerate(inner.optimizer.state.items()):
             found[f"{number} {place} main"] = weight.detach().clone()
@@ -96,7 +105,7 @@ def _everything(state: TrainState) -> dict[str, torch.Tensor]:
 def _final_weights(config: TrainConfig) -> dict[str, torch.Tensor]:
     state = loop.run(config)
     state.gather_weights()
-    return {name: value.detach().clone() for name, value in state.gpt.named_parameters()}
+    return {name: value.detach().clone() for name, value in _weights(state).items()}
 
 
 def _left_out(state: TrainState, batch: StepBatch, criterion: Criterion) -> StepResult:
@@ -241,7 +250,7 @@ def test_replicas_that_differ_stop_the_run(
         if state.iteration == 4:
             state.gather_weights()
             state.gather_weights = lambda: None  # type: ignore[method-assign]
-            name, weight = [*state.gpt.named_parameters()][-1]
+            name, weight = [*state.gpt[0].named_parameters()][-1]
             assert name == "decoder.final_layernorm.weight"
             with torch.no_grad():
                 weight[3] += 1e-3 * distributed.rank()
