@@ -146,6 +146,7 @@ class TrainConfig:
         None, "every so many steps: stop unless all data-parallel replicas hold the same weights"
     )
     log_interval: int = flag(1, "console line every so many steps")
+    log_entropy: bool = flag(False, "report the mean entropy of the model's distribution, in nats")
     seed: int = flag(1234, "of data order and random generators")
 
     def may_change(self, name: str) -> bool:

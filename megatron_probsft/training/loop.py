@@ -22,7 +22,7 @@ from megatron_probsft.checkpoint.run_folder import (
 from megatron_probsft.checkpoint.torch_dist import load_model
 from megatron_probsft.data.token_store import TokenStore, build_token_store
 from megatron_probsft.models.build import HFModel, check_parallelism, read_hf_model
-from megatron_probsft.objectives.registry import get_objective
+from megatron_probsft.objectives.registry import get_objective, with_statistic
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.batches import START, Batches
@@ -78,10 +78,11 @@ def run(config: TrainConfig) -> TrainState:
     save.mkdir(parents=True, exist_ok=True)
     if distributed.rank() == 0:
         drop_records_after(save, state.iteration)
-    reporter = Reporter(config, train_iters, state.iteration)
-    with StopRequests(config.exit_duration_in_mins) as stops:
+    with (
+        Reporter(config, hf.shape, train_iters, state.iteration) as reporter,
+        StopRequests(config.exit_duration_in_mins) as stops,
+    ):
         hf_folder = _train(config, state, inputs, batches, reporter, stops)
-    reporter.close()
     if config.save_hf and state.iteration == train_iters:
         state.gather_weights()
         save_hf_weights(state.gpt, dataclasses.replace(hf, folder=hf_folder), Path(config.save_hf))
@@ -174,8 +175,9 @@ def _train(
     config_yaml = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
     if distributed.rank() == 0:
         (save / "train_config.yaml").write_text(config_yaml)
+    objective = get_objective(config.objective)
     criterion = Criterion(
-        get_objective(config.objective),
+        with_statistic(objective, "entropy") if config.log_entropy else objective,
         inputs.hf.shape.vocab_size,
         HeadOptions(config.loss_path, config.loss_chunk_tokens, config.loss_kernels),
         config.loss_denominator,
@@ -191,15 +193,18 @@ def _train(
         # A pass may take longer than the grace between a signal and the kill: what is cut short is not shown.
         steps = itertools.takewhile(lambda _: stops.reason() is None, steps)
         means = validate(state, steps, criterion)
+        seconds = time.perf_counter() - started
+        reporter.phases.add({"validation": seconds})
         if stops.reason() is None:
-            reporter.validation(state.iteration, means, time.perf_counter() - started)
+            reporter.validation(state.iteration, {"all": means}, seconds)
 
     checkpoints = Checkpoints(config, config_yaml, inputs.hf.folder, inputs.train.digest, reporter.say)
     if state.iteration == 0:
         validate_now()
     skipped_in_a_row, equal_until = 0, state.iteration
     while state.iteration < train_iters:
-        batch = batches.training_step(state.consumed_samples)
+        with reporter.phases("data"):
+            batch = batches.training_step(state.consumed_samples)
         result = train_step(state, batch, criterion)
         reporter.step(state.iteration, result, batch)
         skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
@@ -221,11 +226,12 @@ def _train(
         stop = stops.reason()
         if stop is None and _divides(config.exit_interval, state.iteration):
             stop = "--exit-interval"
-        checkpoints.poll()
-        if last or stop or _divides(config.save_interval, state.iteration):
-            checkpoints.save(state)
-        if last or stop:
-            checkpoints.finish()
+        with reporter.phases("checkpoint"):
+            checkpoints.poll()
+            if last or stop or _divides(config.save_interval, state.iteration):
+                checkpoints.save(state)
+            if last or stop:
+                checkpoints.finish()
         if stop and not last:
             reporter.say(f"stopped at step {state.iteration} by {stop}; continue with --load {save}")
             break

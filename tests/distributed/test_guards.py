@@ -114,7 +114,7 @@ def _left_out(state: TrainState, batch: StepBatch, criterion: Criterion) -> Step
         return train_step(state, batch, criterion)
     state.iteration += 1
     state.consumed_samples += batch.samples
-    return StepResult(TokenMeans(0, 0.0, 0.0, 0.0, [0.0] * 20), 0.0, 0.0, None)
+    return StepResult(TokenMeans(0, 0.0, 0.0, 0.0, [0.0] * 20), 0.0, 0.0, None, {})
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
