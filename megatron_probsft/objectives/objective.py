@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,13 @@ class Objective:
 
     def __call__(self, log_p: torch.Tensor, **statistics: Any) -> torch.Tensor:
         return self.loss(log_p, **{name: statistics[name] for name in self.needs})
+
+
+def with_statistic(objective: Objective, statistic: str) -> Objective:
+    """The same objective, for which the kernels compute one more of STATISTICS: for reports."""
+    if statistic in objective.needs:
+        return objective
+    return dataclasses.replace(objective, loss=objective, needs=(*objective.needs, statistic))
 
 
 def gradient_weight(objective: Objective, log_p: torch.Tensor, **statistics: Any) -> torch.Tensor:

@@ -13,10 +13,18 @@ import re
 from megatron_probsft.objectives import functions, weighted  # noqa: F401  (imported to register)
 from megatron_probsft.objectives.check import check_objective
 from megatron_probsft.objectives.families import FAMILIES, Family
-from megatron_probsft.objectives.objective import STATISTICS, Objective, ObjectiveError, gradient_weight
+from megatron_probsft.objectives.objective import (
+    STATISTICS,
+    Objective,
+    ObjectiveError,
+    gradient_weight,
+    with_statistic,
+)
 from megatron_probsft.objectives.user_functions import user_objective
 
-__all__ = ["STATISTICS", "Objective", "ObjectiveError", "get_objective", "gradient_weight"]
+__all__ = [
+    "STATISTICS", "Objective", "ObjectiveError", "get_objective", "gradient_weight", "with_statistic",
+]  # fmt: skip
 
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|nan)(?=-|$)", re.IGNORECASE)
 

@@ -60,11 +60,6 @@ def tensor_group() -> dist.ProcessGroup:
     return parallel_state.get_tensor_model_parallel_group()  # type: ignore[return-value]
 
 
-def pipeline_group() -> dist.ProcessGroup:
-    """The ranks that hold this rank's part of the other stages."""
-    return parallel_state.get_pipeline_model_parallel_group()  # type: ignore[return-value]
-
-
 def context_group() -> dist.ProcessGroup:
     """The ranks that share each sequence."""
     return parallel_state.get_context_parallel_group()  # type: ignore[return-value]

@@ -94,6 +94,7 @@ def problems_of(config: TrainConfig) -> list[str]:
         "exit_interval", "log_interval", "lr", "adam_eps", "num_workers", "lr_wsd_decay_iters",
         "exit_duration_in_mins", "max_skipped_steps", "loss_chunk_tokens", "context_parallel_size",
         "recompute_num_layers", "save_retain_interval", "most_recent_k",
+        "spike_factor", "check_weight_hash_across_dp_replicas_interval",
     )  # fmt: skip
     for name in positive:
         value = getattr(config, name)

@@ -68,10 +68,15 @@ class StepBatch:
 
     micro_batches: list[MicroBatch]
     pack_length: int
-    samples: int
-    """Samples of the whole step, over all ranks."""
+    lengths: np.ndarray
+    """Real tokens of each sample of the whole step, over all ranks."""
     efficiency: float
     """Real tokens ÷ computed tokens, over all ranks."""
+
+    @property
+    def samples(self) -> int:
+        """Samples of the whole step, over all ranks."""
+        return len(self.lengths)
 
 
 class Batches:
@@ -188,7 +193,7 @@ class Batches:
             )
             for pack in plan.packs
         ]
-        return StepBatch(micro_batches, plan.pack_length, len(indices), plan.efficiency)
+        return StepBatch(micro_batches, plan.pack_length, self._store.lengths[indices] - 1, plan.efficiency)
 
     def _micro_batch(
         self, indices: np.ndarray, pack_length: int, sample_multiple: int, weight_scale: float

@@ -139,7 +139,14 @@ class TrainConfig:
     exit_interval: int | None = flag(None, "save and stop after a step that this divides")
     exit_duration_in_mins: float | None = flag(None, "save and stop after the step in which this time is up")
     max_skipped_steps: int = flag(5, "stop after so many steps in a row whose loss or gradient is not finite")
+    spike_factor: float = flag(
+        8.0, "flag a loss or gradient norm so many σ above the median of the last 50 steps"
+    )
+    check_weight_hash_across_dp_replicas_interval: int | None = flag(
+        None, "every so many steps: stop unless all data-parallel replicas hold the same weights"
+    )
     log_interval: int = flag(1, "console line every so many steps")
+    log_entropy: bool = flag(False, "report the mean entropy of the model's distribution, in nats")
     seed: int = flag(1234, "of data order and random generators")
 
     def may_change(self, name: str) -> bool:

@@ -22,13 +22,13 @@ from megatron_probsft.checkpoint.run_folder import (
 from megatron_probsft.checkpoint.torch_dist import load_model
 from megatron_probsft.data.token_store import TokenStore, build_token_store
 from megatron_probsft.models.build import HFModel, check_parallelism, read_hf_model
-from megatron_probsft.objectives.registry import get_objective
+from megatron_probsft.objectives.registry import get_objective, with_statistic
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.batches import START, Batches
 from megatron_probsft.training.checkpoints import Checkpoints
 from megatron_probsft.training.config import TrainConfig
-from megatron_probsft.training.guards import save_batch
+from megatron_probsft.training.guards import check_replicas, save_batch
 from megatron_probsft.training.metrics_file import drop_records_after
 from megatron_probsft.training.preemption import StopRequests
 from megatron_probsft.training.reporting import Reporter
@@ -78,10 +78,11 @@ def run(config: TrainConfig) -> TrainState:
     save.mkdir(parents=True, exist_ok=True)
     if distributed.rank() == 0:
         drop_records_after(save, state.iteration)
-    reporter = Reporter(save, train_iters, state.iteration, config.log_interval)
-    with StopRequests(config.exit_duration_in_mins) as stops:
+    with (
+        Reporter(config, hf.shape, train_iters, state.iteration) as reporter,
+        StopRequests(config.exit_duration_in_mins) as stops,
+    ):
         hf_folder = _train(config, state, inputs, batches, reporter, stops)
-    reporter.close()
     if config.save_hf and state.iteration == train_iters:
         state.gather_weights()
         save_hf_weights(state.gpt, dataclasses.replace(hf, folder=hf_folder), Path(config.save_hf))
@@ -174,8 +175,9 @@ def _train(
     config_yaml = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
     if distributed.rank() == 0:
         (save / "train_config.yaml").write_text(config_yaml)
+    objective = get_objective(config.objective)
     criterion = Criterion(
-        get_objective(config.objective),
+        with_statistic(objective, "entropy") if config.log_entropy else objective,
         inputs.hf.shape.vocab_size,
         HeadOptions(config.loss_path, config.loss_chunk_tokens, config.loss_kernels),
         config.loss_denominator,
@@ -191,35 +193,45 @@ def _train(
         # A pass may take longer than the grace between a signal and the kill: what is cut short is not shown.
         steps = itertools.takewhile(lambda _: stops.reason() is None, steps)
         means = validate(state, steps, criterion)
+        seconds = time.perf_counter() - started
+        reporter.phases.add({"validation": seconds})
         if stops.reason() is None:
-            reporter.validation(state.iteration, means, time.perf_counter() - started)
+            reporter.validation(state.iteration, {"all": means}, seconds)
 
     checkpoints = Checkpoints(config, config_yaml, inputs.hf.folder, inputs.train.digest, reporter.say)
     if state.iteration == 0:
         validate_now()
-    skipped_in_a_row = 0
+    skipped_in_a_row, equal_until = 0, state.iteration
     while state.iteration < train_iters:
-        batch = batches.training_step(state.consumed_samples)
+        with reporter.phases("data"):
+            batch = batches.training_step(state.consumed_samples)
         result = train_step(state, batch, criterion)
         reporter.step(state.iteration, result, batch)
         skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
         if skipped_in_a_row >= config.max_skipped_steps:
             file = save_batch(save, state.iteration, batch)
             raise UserError(
-                f"loss or gradient not finite in {skipped_in_a_row} steps in a row, up to step "
-                f"{state.iteration}: the last batch is in {file}; the weights are as before these steps"
+                f"{result.skipped} not finite in step {state.iteration}, the {skipped_in_a_row}. in a row "
+                f"(--max-skipped-steps): its batch is in {file}; the weights are as before these steps"
             )
+        if _divides(config.check_weight_hash_across_dp_replicas_interval, state.iteration):
+            state.gather_weights()
+            check_replicas([*state.gpt], state.iteration, equal_until, _newest_checkpoint(save))
+            equal_until = state.iteration
+            replicas = data_parallel()[1]
+            reporter.say(f"step {equal_until}: all {replicas} data-parallel replicas hold the same weights")
         last = state.iteration == train_iters
         if last or _divides(config.eval_interval, state.iteration):
             validate_now()
         stop = stops.reason()
         if stop is None and _divides(config.exit_interval, state.iteration):
             stop = "--exit-interval"
-        checkpoints.poll()
-        if last or stop or _divides(config.save_interval, state.iteration):
-            checkpoints.save(state)
-        if last or stop:
-            checkpoints.finish()
+        with reporter.phases("checkpoint"):
+            checkpoints.poll()
+            if last or stop or _divides(config.save_interval, state.iteration):
+                checkpoints.save(state)
+            if last or stop:
+                checkpoints.finish()
         if stop and not last:
             reporter.say(f"stopped at step {state.iteration} by {stop}; continue with --load {save}")
             break
@@ -228,6 +240,11 @@ def _train(
 
 def _holds_checkpoint(run_folder: Path) -> bool:
     return run_folder.is_dir() and newest_step(run_folder) is not None
+
+
+def _newest_checkpoint(run_folder: Path) -> str:
+    step = newest_step(run_folder)
+    return "there is no checkpoint yet" if step is None else f"the newest checkpoint is of step {step}"
 
 
 def _say(text: str) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_probsft.runtime.distributed import data_group, pipeline_group
+from megatron_probsft.runtime.distributed import data_group
 
 HISTOGRAM_BINS = 20
+_SUMS = 6
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class TokenMeans:
     mean_p: float
     histogram: list[float]
     """Share of tokens with p in each of 20 equal bins of [0, 1]."""
+    entropy: float | None = None
+    """Of the model's distribution, in nats, where it was computed."""
 
     def share_below(self, p: float) -> float:
         """Of tokens; p a multiple of 0.05."""
@@ -34,28 +38,61 @@ class TokenMeans:
         return sum(self.histogram[round(p * HISTOGRAM_BINS) :])
 
 
-def token_sums(loss: torch.Tensor, log_p: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """`[5 + bins]` float64 sums: count, tokens, loss, −log p, p, then the histogram of p.
+def token_sums(
+    loss: torch.Tensor, log_p: torch.Tensor, count: torch.Tensor, entropy: torch.Tensor | None
+) -> torch.Tensor:
+    """`[6 + bins]` float64 sums: count, tokens, loss, −log p, p, entropy (0 without), the histogram of p.
 
-    loss and log_p `[T]` float32; count: what the micro-batch adds to the loss's denominator.
+    loss, log_p and entropy `[T]` float32; count: what the micro-batch adds to the loss's denominator.
     """
     p = log_p.exp()
-    totals = torch.stack([torch.ones_like(p), loss, -log_p, p]).sum(1, dtype=torch.float64)
+    entropy = torch.zeros_like(p) if entropy is None else entropy
+    totals = torch.stack([torch.ones_like(p), loss, -log_p, p, entropy]).sum(1, dtype=torch.float64)
     histogram = torch.histc(p, bins=HISTOGRAM_BINS, min=0.0, max=1.0).double()
     return torch.cat([count.double().reshape(1), totals, histogram])
 
 
-def reduce_sums(micro_batches: list[torch.Tensor]) -> TokenMeans:
+def reduce_sums(micro_batches: list[torch.Tensor], *, with_entropy: bool) -> TokenMeans:
     """Add up the last stage's sums over micro-batches and data-parallel ranks, and tell every stage.
 
-    Collectives: one all-reduce on the data-parallel group, one broadcast along the pipeline, of 25 floats.
+    A value that is not finite on one rank is so on all, also where only one tensor-parallel rank has it.
+
+    Collectives: two all-reduces of 26 floats, over the data-parallel and the model-parallel (TP × PP) group.
     """
     # float32 over the wire would round; gloo and NCCL both take float64.
-    total = torch.zeros(5 + HISTOGRAM_BINS, dtype=torch.float64, device=torch.cuda.current_device())
+    total = torch.zeros(_SUMS + HISTOGRAM_BINS, dtype=torch.float64, device=torch.cuda.current_device())
     for sums in micro_batches:
         total += sums
     dist.all_reduce(total, group=data_group())
-    dist.broadcast(total, src=parallel_state.get_pipeline_model_parallel_last_rank(), group=pipeline_group())
-    count, tokens, loss, nll, p, *histogram = total.tolist()
+    # The other stages have zeros, and the last stage's tensor-parallel ranks the same values.
+    dist.all_reduce(total, group=parallel_state.get_model_parallel_group())
+    total /= parallel_state.get_tensor_model_parallel_world_size()
+    count, tokens, loss, nll, p, entropy, *histogram = total.tolist()
     n = max(tokens, 1.0)
-    return TokenMeans(int(tokens), loss / max(count, 1.0), nll / n, p / n, [bin_ / n for bin_ in histogram])
+    return TokenMeans(
+        int(tokens),
+        loss / max(count, 1.0),
+        nll / n,
+        p / n,
+        [bin_ / n for bin_ in histogram],
+        entropy / n if with_entropy else None,
+    )
+
+
+def combine(parts: Sequence[TokenMeans]) -> TokenMeans:
+    """The means over all tokens of disjoint sets of them; of losses that are means over tokens."""
+    tokens = sum(part.tokens for part in parts)
+
+    def mean(values: Iterable[float]) -> float:
+        weighted = (value * part.tokens for value, part in zip(values, parts, strict=True))
+        return sum(weighted) / max(tokens, 1)
+
+    entropies = [part.entropy for part in parts if part.entropy is not None]
+    return TokenMeans(
+        tokens,
+        mean(part.loss for part in parts),
+        mean(part.nll for part in parts),
+        mean(part.mean_p for part in parts),
+        [mean(column) for column in zip(*(part.histogram for part in parts), strict=True)],
+        mean(entropies) if entropies else None,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 
 def drop_records_after(folder: Path, iteration: int) -> None:
@@ -18,6 +19,13 @@ def drop_records_after(folder: Path, iteration: int) -> None:
     part = file.with_suffix(".part")
     part.write_text("".join(kept if iteration else []))
     part.rename(file)
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """Every whole record of the run so far; none where there is no file."""
+    file = folder / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+    return [json.loads(line) for line in lines if _iteration_of(line) < float("inf")]
 
 
 def _iteration_of(line: str) -> float:

@@ -1,120 +1,153 @@
-"""What the person watching sees, and what machines read: console lines, JSON lines, TensorBoard."""
+"""What a run tells while it goes on: one record per step and per validation, and lines about them."""
 
 from __future__ import annotations
 
-import datetime
-import json
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch.utils.tensorboard.writer import SummaryWriter
-
-from megatron_probsft.runtime.distributed import rank
+from megatron_probsft.models.family import ModelShape
+from megatron_probsft.runtime.device import device_name, peak_memory_bytes
+from megatron_probsft.runtime.distributed import rank, world_size
 from megatron_probsft.training.batches import StepBatch
-from megatron_probsft.training.metrics import TokenMeans
+from megatron_probsft.training.config import TrainConfig
+from megatron_probsft.training.console import Console, eta
+from megatron_probsft.training.flops import model_flops, peak_tflops
+from megatron_probsft.training.guards import Spikes
+from megatron_probsft.training.metrics import TokenMeans, combine
+from megatron_probsft.training.metrics_file import read_records
+from megatron_probsft.training.records import Records
 from megatron_probsft.training.step import StepResult
+from megatron_probsft.training.timing import Phases
 
 T = TypeVar("T")
 
 
 class Reporter:
-    """Writes on rank 0 only; on the others every method does nothing."""
+    """Writes on rank 0 only; on the others every method does nothing. Enter it, so that it closes."""
 
-    def __init__(self, folder: Path, train_iters: int, first_iteration: int, log_interval: int) -> None:
+    def __init__(
+        self, config: TrainConfig, shape: ModelShape, train_iters: int, first_iteration: int
+    ) -> None:
+        """first_iteration: the step that is resumed, 0 for a new run."""
+        self.phases = Phases()
         self._active = rank() == 0
-        self._train_iters = train_iters
-        self._first = first_iteration
-        self._log_interval = log_interval
-        self._started = self._last = time.perf_counter()
-        self._tokens_since_last = 0
+        self._console = Console(active=self._active)
+        self._shape, self._train_iters, self._first = shape, train_iters, first_iteration
+        self._log_interval = config.log_interval
+        self._started = time.perf_counter()
+        self._tokens_since_line, self._seconds_since_line = 0, 0.0
+        self._spikes = Spikes(config.spike_factor)
+        self._peak = peak_tflops(device_name()) if config.bf16 else None
         self._skipped = 0
         if self._active:
-            self._json = (folder / "metrics.jsonl").open("a", buffering=1)
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_iteration + 1)
+            folder = Path(config.save)
+            before = [record for record in read_records(folder) if record["kind"] == "train"]
+            self._skipped = before[-1]["skipped_steps"] if before else 0
+            self._records = Records(folder, first_iteration)
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._console.close()
+        if self._active:
+            self._records.close()
 
     def say(self, text: str) -> None:
         """A line of its own."""
-        if self._active:
-            print(text, flush=True)
+        self._console.say(text)
 
     def progress(self, title: str, items: Iterator[T], total: int) -> Iterator[T]:
-        """Pass the items on; a line with the time left about every 5 s."""
-        started = last = time.perf_counter()
-        for done, item in enumerate(items):
-            now = time.perf_counter()
-            if done and now - last > 5:
-                last = now
-                eta = datetime.timedelta(seconds=round((now - started) / done * (total - done)))
-                self.say(f"{title}: {done}/{total} | ETA {eta}")
-            yield item
+        """Pass the items on and show how many are done."""
+        return self._console.progress(title, items, total)
 
     def step(self, iteration: int, result: StepResult, batch: StepBatch) -> None:
-        """One optimizer step: console every log_interval, JSON and TensorBoard always."""
+        """One optimizer step: console every log_interval, records always."""
         if not self._active:
             return
-        now = time.perf_counter()
-        self._tokens_since_last += result.means.tokens
-        values = {
-            "loss": result.means.loss,
-            "nll": result.means.nll,
-            "mean_p": result.means.mean_p,
-            "grad_norm": result.grad_norm,
-            "learning_rate": result.learning_rate,
-        }
-        self._skipped += result.skipped
-        below, above = result.means.share_below(0.1), result.means.share_above(0.55)
-        self._record("train", iteration, values | {
-            "supervised_tokens": result.means.tokens, "p_below_0.1": below, "p_above_0.55": above,
+        self.phases.add(result.seconds)
+        seconds = self.phases.take()
+        step_seconds = sum(seconds.values()) - seconds["validation"] - seconds["checkpoint"]
+        self._skipped += result.skipped is not None
+        main = _means(result.means) | {"grad_norm": result.grad_norm, "learning_rate": result.learning_rate}
+        spikes = self._spikes.found({name: main[name] for name in ("loss", "grad_norm")})
+        since_start = time.perf_counter() - self._started
+        left = since_start / (iteration - self._first) * (self._train_iters - iteration)
+        values = main | {
+            "p_below_0.1": result.means.share_below(0.1), "p_above_0.55": result.means.share_above(0.55),
+            "p_histogram": result.means.histogram,
+            "samples": batch.samples, "tokens": int(batch.lengths.sum()),
+            "supervised_tokens": result.means.tokens,
             "micro_batches": len(batch.micro_batches), "pack_length": batch.pack_length,
-            "packing_efficiency": batch.efficiency, "skipped_steps": self._skipped,
-            "seconds_since_start": now - self._started,
-        })  # fmt: skip
+            "packing_efficiency": batch.efficiency,
+            "tokens_per_second": float(batch.lengths.sum()) / step_seconds,
+            "supervised_tokens_per_second": result.means.tokens / step_seconds,
+            **self._speed(batch, result.means.tokens, step_seconds),
+            "peak_memory_gib": peak_memory_bytes() / 2**30,
+            "skipped_steps": self._skipped, "spike": [*spikes],
+            "seconds": seconds, "seconds_since_start": since_start, "eta_seconds": left,
+        }  # fmt: skip
+        self._records.write("train", iteration, values)
         if result.skipped:
             self.say(
-                f"step {iteration} skipped, the {self._skipped}. of this run: its loss or gradient is not "
-                "finite; weights, optimizer and schedule stay as they were"
+                f"step {iteration} skipped ({self._skipped} so far): its {result.skipped} is not finite; "
+                "weights, optimizer and schedule stay as they were"
             )
-        if iteration % self._log_interval and iteration != self._train_iters:
-            return
-        speed = self._tokens_since_last / max(now - self._last, 1e-9)
-        self._board.add_scalar("train/supervised_tokens_per_second", speed, iteration)
-        per_step = (now - self._started) / (iteration - self._first)
-        eta = datetime.timedelta(seconds=round(per_step * (self._train_iters - iteration)))
-        self.say(
-            f"step {iteration:>{len(str(self._train_iters))}}/{self._train_iters}"
-            f" | loss {values['loss']:.4f} | nll {values['nll']:.4f} | mean p {values['mean_p']:.3f}"
-            f" | grad-norm {values['grad_norm']:.3f} | lr {values['learning_rate']:.2e}"
-            f" | {speed:,.0f} supervised tokens/s | ETA {eta}"
-        )
-        self._last, self._tokens_since_last = now, 0
+        for name, median in spikes.items():
+            self.say(f"step {iteration}: spike of {name}, {main[name]:.4g}; median so far {median:.4g}")
+        self._tokens_since_line += result.means.tokens
+        self._seconds_since_line += step_seconds
+        self._show_step(iteration, values)
 
-    def validation(self, iteration: int, means: TokenMeans, seconds: float) -> None:
-        """One pass over the validation data."""
+    def validation(self, iteration: int, by_source: Mapping[str, TokenMeans], seconds: float) -> None:
+        """One pass over the validation data, whose disjoint sources are reported together and one by one."""
         if not self._active:
             return
+        means = combine([*by_source.values()])
         self.say(
-            f"validation at step {iteration} | loss {means.loss:.4f} | nll {means.nll:.4f}"
-            f" | mean p {means.mean_p:.3f} | {means.tokens:,} supervised tokens in {seconds:.1f} s"
+            f"validation at step {iteration} | {_line(_means(means))}"
+            f" | {means.tokens:,} supervised tokens in {seconds:.1f} s"
         )
-        values = {"loss": means.loss, "nll": means.nll, "mean_p": means.mean_p}
-        self._record("validation", iteration, values | {
+        values: dict[str, Any] = _means(means) | {
             "supervised_tokens": means.tokens, "seconds": seconds, "p_histogram": means.histogram,
-        })  # fmt: skip
+        }  # fmt: skip
+        if len(by_source) > 1:
+            values["sources"] = {
+                name: {**_means(part), "supervised_tokens": part.tokens} for name, part in by_source.items()
+            }
+            for name, part in by_source.items():
+                self.say(f"  {name} | {_line(_means(part))} | {part.tokens:,} supervised tokens")
+        self._records.write("validation", iteration, values)
 
-    def close(self) -> None:
-        if self._active:
-            self._json.close()
-            self._board.close()
+    def _speed(self, batch: StepBatch, supervised_tokens: int, seconds: float) -> dict[str, float]:
+        """Model TFLOP/s per process, and its share of the device's peak where that is known."""
+        flops = model_flops(self._shape, batch.lengths, supervised_tokens)
+        tflops = flops / seconds / world_size() / 1e12
+        return {"model_tflops_per_device": tflops} | ({"mfu": tflops / self._peak} if self._peak else {})
 
-    def _record(self, kind: str, iteration: int, values: dict[str, Any]) -> None:
-        finite = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in values.items()
-        }
-        self._json.write(json.dumps({"kind": kind, "iteration": iteration, **finite}) + "\n")
-        for name, value in values.items():
-            if isinstance(value, float):
-                self._board.add_scalar(f"{kind}/{name}", value, iteration)
+    def _show_step(self, iteration: int, values: dict[str, Any]) -> None:
+        means, left = _line(values), eta(values["eta_seconds"])
+        rate = f"{values['supervised_tokens_per_second']:,.0f} supervised tokens/s"
+        self._console.step(iteration, self._train_iters, f"{means} | {rate} | ETA {left}")
+        if iteration % self._log_interval and iteration != self._train_iters:
+            return
+        rate = f"{self._tokens_since_line / self._seconds_since_line:,.0f} supervised tokens/s"
+        mfu = f" | MFU {values['mfu']:.1%}" if "mfu" in values else ""
+        self.say(
+            f"step {iteration:>{len(str(self._train_iters))}}/{self._train_iters} | {means}"
+            f" | grad-norm {values['grad_norm']:.3f} | lr {values['learning_rate']:.2e}"
+            f" | {rate}{mfu} | ETA {left}"
+        )
+        self._tokens_since_line, self._seconds_since_line = 0, 0.0
+
+
+def _means(means: TokenMeans) -> dict[str, float]:
+    values = {"loss": means.loss, "nll": means.nll, "mean_p": means.mean_p}
+    return values if means.entropy is None else values | {"entropy": means.entropy}
+
+
+def _line(values: Mapping[str, float]) -> str:
+    entropy = f" | entropy {values['entropy']:.3f}" if "entropy" in values else ""
+    return f"loss {values['loss']:.4f} | nll {values['nll']:.4f} | mean p {values['mean_p']:.3f}{entropy}"

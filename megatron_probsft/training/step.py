@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -17,7 +18,7 @@ from megatron_probsft.runtime.distributed import tensor_group
 from megatron_probsft.training import denominators
 from megatron_probsft.training.batches import MicroBatch, StepBatch
 from megatron_probsft.training.config import Denominator
-from megatron_probsft.training.metrics import TokenMeans, reduce_sums, token_sums
+from megatron_probsft.training.metrics import TokenMeans, combine, reduce_sums, token_sums
 from megatron_probsft.training.setup import TrainState
 from megatron_probsft.vocab_parallel.fused_head import Tokens
 from megatron_probsft.vocab_parallel.head import HeadOptions, supervised_loss
@@ -40,8 +41,10 @@ class StepResult:
     means: TokenMeans
     grad_norm: float
     learning_rate: float
-    skipped: bool
-    """The loss or the gradient was not finite: weights, optimizer and schedule are as they were."""
+    skipped: Literal["loss", "gradient"] | None
+    """What was not finite, if anything: then weights, optimizer and schedule are as they were."""
+    seconds: dict[str, float]
+    """Wall time of forward_backward and optimizer, as `timing.Phases` takes it."""
 
 
 def train_step(state: TrainState, batch: StepBatch, criterion: Criterion) -> StepResult:
@@ -50,18 +53,28 @@ def train_step(state: TrainState, batch: StepBatch, criterion: Criterion) -> Ste
     The loss is Σ objective(log p) over the global batch's supervised tokens ÷ their number (or as
     `criterion.denominator` says); Megatron-Core's `finalize_model_grads` divides, once.
     """
+    started = time.perf_counter()
     for chunk in state.model:
         chunk.train()
         chunk.zero_grad_buffer()
     state.optimizer.zero_grad()
     means = _run(state, batch, criterion, forward_only=False)
+    computed = time.perf_counter()
     learning_rate = state.optimizer.param_groups[0]["lr"]
-    updated, grad_norm, _ = state.optimizer.step()  # type: ignore[misc]
-    if updated:
-        state.scheduler.step(increment=1)
+    skipped, grad_norm = None, math.nan
+    if not math.isfinite(means.loss):
+        skipped = "loss"
+    else:
+        updated, norm, _ = state.optimizer.step()  # type: ignore[misc]
+        if updated:
+            grad_norm = float(norm)
+            state.scheduler.step(increment=1)
+        else:
+            skipped = "gradient"
     state.iteration += 1
     state.consumed_samples += batch.samples
-    return StepResult(means, float(grad_norm) if updated else math.nan, learning_rate, not updated)
+    seconds = {"forward_backward": computed - started, "optimizer": time.perf_counter() - computed}
+    return StepResult(means, grad_norm, learning_rate, skipped, seconds)
 
 
 @torch.no_grad()
@@ -71,19 +84,7 @@ def validate(state: TrainState, batches: Iterator[StepBatch], criterion: Criteri
     for chunk in state.model:
         chunk.eval()
     results = [_run(state, batch, criterion, forward_only=True) for batch in batches]
-    tokens = sum(result.tokens for result in results)
-
-    def mean(values: list[float]) -> float:
-        weighted = (value * result.tokens for value, result in zip(values, results, strict=True))
-        return sum(weighted) / max(tokens, 1)
-
-    return TokenMeans(
-        tokens,
-        mean([result.loss for result in results]),
-        mean([result.nll for result in results]),
-        mean([result.mean_p for result in results]),
-        [mean([*column]) for column in zip(*(result.histogram for result in results), strict=True)],
-    )
+    return combine(results)
 
 
 def _run(state: TrainState, batch: StepBatch, criterion: Criterion, *, forward_only: bool) -> TokenMeans:
@@ -111,7 +112,9 @@ def _run(state: TrainState, batch: StepBatch, criterion: Criterion, *, forward_o
         micro_batch_size=1,
         forward_only=forward_only,
     )
-    return reduce_sums([report["sums"] for report in reports])
+    return reduce_sums(
+        [report["sums"] for report in reports], with_entropy="entropy" in criterion.objective.needs
+    )
 
 
 class _Head:
@@ -158,7 +161,8 @@ class _Head:
             self._criterion.vocab_size,
             is_first=self._is_first,
         )
-        return total, count, {"sums": token_sums(self._tokens.losses, self._tokens.log_p, count)}
+        entropy = self._tokens.statistics.get("entropy")
+        return total, count, {"sums": token_sums(self._tokens.losses, self._tokens.log_p, count, entropy)}
 
 
 def _packed(micro_batch: MicroBatch) -> PackedSeqParams:

@@ -1,0 +1,41 @@
+"""Model FLOPs of a step, counted from its samples' lengths, and what devices could do at best."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from megatron_probsft.models.family import ModelShape
+
+# Dense bf16 TFLOP/s of NVIDIA's data sheets, by a part of the device's name: the first that fits counts.
+_PEAKS = {
+    "GB200": 2500.0, "B200": 2250.0, "GH200": 989.4, "H200 NVL": 835.5, "H200": 989.4, "H100 PCIe": 756.0,
+    "H100 NVL": 835.5, "H100": 989.4, "H800": 989.4, "H20": 148.0, "A100": 311.9, "A800": 311.9,
+    "L40S": 362.1, "L40": 181.0, "A40": 149.7, "A10G": 70.0, "A10": 125.0, "L4": 121.0,
+}  # fmt: skip
+
+
+def model_flops(shape: ModelShape, lengths: np.ndarray, supervised_tokens: int) -> float:
+    """Floating-point operations that one forward and backward pass needs, over all ranks.
+
+    The convention of Megatron's `num_floating_point_operations` for packed sequences: 2 per multiply and
+    add, backward twice the forward, each sample's attention L² with the causal half taken off (PaLM,
+    arXiv 2204.02311 appendix B, takes none off), no padding and no recomputation; norms, activations and the
+    embedding's look-up are left out. Unlike there the head counts for supervised tokens only: the others
+    need none.
+
+    Args:
+        lengths: `[samples]` tokens of each sample that go through the model.
+    """
+    heads, groups = shape.num_attention_heads * shape.head_dim, shape.num_query_groups * shape.head_dim
+    layer = shape.hidden_size * (2 * heads + 2 * groups + 3 * shape.ffn_hidden_size)
+    squares = float(np.square(lengths.astype(np.float64)).sum())
+    multiplications = (
+        shape.num_layers * (layer * float(lengths.sum()) + heads * squares)
+        + shape.hidden_size * shape.vocab_size * supervised_tokens
+    )
+    return 3 * 2 * multiplications
+
+
+def peak_tflops(device: str) -> float | None:
+    """Dense bf16 TFLOP/s of a device by its name (`torch.cuda.get_device_name()`), or None if not known."""
+    return next((peak for name, peak in _PEAKS.items() if name in device), None)

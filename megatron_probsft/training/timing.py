@@ -1,0 +1,45 @@
+"""Where a run's wall time goes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+PARTS = ("data", "forward_backward", "optimizer", "validation", "checkpoint", "other")
+
+
+class Phases:
+    """Wall time by part of the run, by the host's clock: nothing waits for the device.
+
+    On a GPU a part ends where the host learns a number from it: forward_backward with the loss's sums,
+    optimizer with the gradient norm, so that the kernels of the update itself end in `other`.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = _no_time()
+        self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Count what happens inside as `part`."""
+        started = time.perf_counter()
+        yield
+        self.add({part: time.perf_counter() - started})
+
+    def add(self, seconds: dict[str, float]) -> None:
+        """Count what was timed elsewhere, by part."""
+        for part, spent in seconds.items():
+            self._seconds[part] += spent
+
+    def take(self) -> dict[str, float]:
+        """Seconds since the last call, by part (all of PARTS); their sum is the wall time."""
+        now = time.perf_counter()
+        wall, self._since = now - self._since, now
+        seconds, self._seconds = self._seconds, _no_time()
+        seconds["other"] = wall - sum(seconds.values())
+        return seconds
+
+
+def _no_time() -> dict[str, float]:
+    return dict.fromkeys(PARTS, 0.0)

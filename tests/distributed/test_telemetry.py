@@ -1,0 +1,200 @@
+"""What a run tells: rates and times, model FLOPs, histograms, entropy, sources, the terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from megatron_probsft.models.build import read_hf_model
+from megatron_probsft.training import reporting
+from megatron_probsft.training.console import Console
+from megatron_probsft.training.flops import model_flops, peak_tflops
+from megatron_probsft.training.metrics import TokenMeans, combine
+from megatron_probsft.training.reporting import Reporter
+from megatron_probsft.training.timing import PARTS
+from tests.training_runs import config_for, records, train, write_pairs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("data") / "train.jsonl", 24)
+
+
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2"])
+def test_model_flops_are_those_of_an_unpacked_step(family: str, request: pytest.FixtureRequest) -> None:
+    """torch's counter on transformers' model, sample by sample; it counts the whole L² of attention."""
+    folder = request.getfixturevalue(family)
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    lengths = [7, 40, 13]
+    with FlopCounterMode(display=False) as counter:
+        for length in lengths:
+            model(torch.arange(length)[None]).logits.sum().backward()
+    shape = read_hf_model(folder).shape
+    heads = shape.num_attention_heads * shape.head_dim
+    causal_half = 3 * 2 * shape.num_layers * heads * sum(length**2 for length in lengths)
+    expected = counter.get_total_flops() - causal_half
+    assert model_flops(shape, np.asarray(lengths), sum(lengths)) == expected
+    head = 6 * shape.hidden_size * shape.vocab_size
+    assert model_flops(shape, np.asarray(lengths), 11) == expected - head * (sum(lengths) - 11)
+
+
+def test_peaks_by_device_name() -> None:
+    names = {
+        "NVIDIA H100 80GB HBM3": 989.4, "NVIDIA H100 PCIe": 756.0, "NVIDIA H200": 989.4,
+        "NVIDIA A100-SXM4-80GB": 311.9, "NVIDIA B200": 2250.0, "NVIDIA GB200": 2500.0, "NVIDIA L40S": 362.1,
+        "NVIDIA L4": 121.0, "cpu": None, "Tesla T4": None,
+    }  # fmt: skip
+    assert {name: peak_tflops(name) for name in names} == names
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [{}, {"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}],
+    ids=["DP 2", "TP 2", "PP 2"],
+)
+def test_the_records_of_a_run(
+    layout: dict, tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    """24 samples, all in each step; counts and entropy of the first step from transformers."""
+    monkeypatch.setattr(reporting, "peak_tflops", lambda name: 1e-3 if name == "cpu" else None)
+    folder = tmp_path / "run"
+    settings: dict[str, Any] = {
+        "global_batch_size": 24, "log_entropy": True, "valid_data": [str(data)], "bf16": True, **layout
+    }  # fmt: skip
+    settings["save_interval"] = settings["eval_interval"] = 1
+    train(2, config_for(folder, tiny_llama, data, **settings))
+    steps, validations = records(folder, "train"), records(folder, "validation")
+
+    lengths, p, entropies = _by_transformers(tiny_llama, data)
+    first = steps[0]
+    assert (first["samples"], first["tokens"], first["supervised_tokens"]) == (24, sum(lengths), len(p))
+    assert first["entropy"] == pytest.approx(float(entropies.mean()), rel=0.02)  # bf16
+    assert first["p_histogram"] == pytest.approx(validations[0]["p_histogram"])
+    # bf16 moves a token over a bin's edge now and then
+    expected = torch.histc(p, 20, 0, 1) / len(p)
+    assert float((expected - torch.tensor(first["p_histogram"])).abs().sum()) < 4.1 / len(p)
+    assert first["p_below_0.1"] == pytest.approx(sum(first["p_histogram"][:2]))
+    assert all(record["entropy"] > 0 for record in validations)
+
+    ends = [record["seconds_since_start"] for record in steps]
+    for record, start, end in zip(steps, [0.0, *ends], ends, strict=False):
+        seconds = record["seconds"]
+        assert set(seconds) == set(PARTS)
+        assert all(value >= 0 for value in seconds.values())
+        assert sum(seconds.values()) == pytest.approx(end - start, abs=0.02)
+        step_seconds = sum(seconds.values()) - seconds["validation"] - seconds["checkpoint"]
+        assert record["tokens_per_second"] == pytest.approx(record["tokens"] / step_seconds)
+        assert record["supervised_tokens_per_second"] == pytest.approx(len(p) / step_seconds)
+        flops = model_flops(read_hf_model(tiny_llama).shape, np.asarray(lengths), len(p))
+        tflops = flops / step_seconds / 2 / 1e12
+        assert record["model_tflops_per_device"] == pytest.approx(tflops)
+        assert record["mfu"] == pytest.approx(tflops / 1e-3)
+        assert 0.1 < record["peak_memory_gib"] < 20
+    for part in ("data", "forward_backward", "optimizer", "validation"):
+        assert all(record["seconds"][part] > 0 for record in steps), part
+    assert [record["seconds"]["checkpoint"] > 0 for record in steps] == [False, True, True]
+    shown = capfd.readouterr().out
+    assert f" | entropy {first['entropy']:.3f} | grad-norm" in shown
+    assert f"supervised tokens/s | MFU {first['mfu']:.1%} | ETA" in shown
+
+    board = EventAccumulator(str(folder / "tensorboard"), {"histograms": 0}).Reload()
+    assert {"train/seconds/data", "train/mfu", "train/entropy", "validation/nll"} <= set(
+        board.Tags()["scalars"]
+    )
+    histogram = board.Histograms("train/p")[0].histogram_value
+    assert histogram.num == len(p)
+    assert [n / len(p) for n in histogram.bucket] == pytest.approx(first["p_histogram"])
+
+
+def _by_transformers(folder: Path, data: Path) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+    """Tokens that go through the model, by sample; p and entropy `[T]` of all supervised tokens."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    lengths, p, entropies = [], [], []
+    for row in map(json.loads, data.read_text().splitlines()):
+        messages = [{"role": "user", "content": row["prompt"]}]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        start = len(tokenizer(prompt)["input_ids"])
+        ids = torch.tensor(tokenizer(prompt + row["response"] + "<|im_end|>")["input_ids"])
+        with torch.no_grad():
+            log_p = model(ids[None, :-1]).logits[0].log_softmax(-1)[start - 1 :]
+        lengths.append(len(ids) - 1)
+        p.append(log_p.gather(1, ids[start:, None]).exp().squeeze(1))
+        entropies.append(-(log_p.exp() * log_p).sum(1))
+    return lengths, torch.cat(p), torch.cat(entropies)
+
+
+def test_entropy_is_there_on_request_only(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    lines = train(1, config_for(tmp_path / "without", tiny_llama, data, train_iters=2))
+    assert "entropy" not in lines[0]
+    assert "mfu" not in lines[0]  # no peak is known of this CPU
+    with_it = train(1, config_for(tmp_path / "with", tiny_llama, data, train_iters=2, log_entropy=True))
+    assert 0 < with_it[0]["entropy"] < math.log(331)
+    assert [line["loss"] for line in with_it] == [line["loss"] for line in lines]
+
+
+def _means(tokens: int, nll: float) -> TokenMeans:
+    return TokenMeans(tokens, 2 * nll, nll, math.exp(-nll), [1.0] + [0.0] * 19)
+
+
+def test_validation_by_source(tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture) -> None:
+    """The total weighs sources by their tokens."""
+    config = config_for(tmp_path, tiny_llama, tmp_path / "unused.jsonl")
+    sources = {"math": _means(300, 1.0), "chat": _means(100, 3.0)}
+    assert combine([*sources.values()]).nll == 1.5
+    with Reporter(config, read_hf_model(tiny_llama).shape, 10, 0) as reporter:
+        reporter.validation(4, sources, 2.0)
+        reporter.validation(5, {"all": _means(10, 1.0)}, 2.0)
+    both, one = records(tmp_path, "validation")
+    assert (both["nll"], both["loss"], both["supervised_tokens"]) == (1.5, 3.0, 400)
+    assert both["sources"]["math"] == {
+        "loss": 2.0, "nll": 1.0, "mean_p": math.exp(-1.0), "supervised_tokens": 300
+    }  # fmt: skip
+    assert set(both["sources"]) == {"math", "chat"}
+    assert "sources" not in one
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "validation at step 4 | loss 3.0000 | nll 1.5000 | mean p 0.288 | 400 supervised tokens in 2.0 s",
+        "  math | loss 2.0000 | nll 1.0000 | mean p 0.368 | 300 supervised tokens",
+        "  chat | loss 6.0000 | nll 3.0000 | mean p 0.050 | 100 supervised tokens",
+    ]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.value for event in board.Scalars("validation/sources/chat/nll")] == [3.0]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_bar_below_the_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    terminal, file = Terminal(), io.StringIO()
+    for stream in (terminal, file):
+        console = Console(active=True, stream=stream)
+        console.say("a line [red] " + "x" * 200)
+        console.step(3, 12, "loss 1.0 | ETA 0:00:09")
+        assert list(console.progress("validation", iter("abc"), 3)) == ["a", "b", "c"]
+        console.close()
+        console.say("the end")
+    plain = "a line [red] " + "x" * 200 + "\nthe end\n"
+    assert file.getvalue() == plain
+    shown = terminal.getvalue()
+    assert "a line [red] " + "x" * 200 + "\n" in shown  # not wrapped, no markup read
+    assert "3/12" in shown
+    assert "loss 1.0 | ETA 0:00:09" in shown
+    assert "2/3" in shown
+    assert shown.endswith("the end\n")
+    assert Console(active=False, stream=terminal).say("not on this rank") is None
+    assert terminal.getvalue() == shown
