@@ -133,8 +133,8 @@ class Batches:
         """How that step is cut, without its tokens."""
         return self._plan(self._indices(consumed_samples))
 
-    def in_order(self, source: int | None = None) -> Iterator[StepBatch]:
-        """Every sample once, in the file's order, of one source or of all: for validation.
+    def in_order(self, source: int) -> Iterator[StepBatch]:
+        """Every sample of a source once, in its order: for validation.
 
         Weights are relative to the whole pass: its token mean of the steps' losses is the weighted mean.
         """
@@ -143,13 +143,11 @@ class Batches:
         for first in range(0, len(samples), self._config.global_batch_size):
             yield self._step(samples[first : first + self._config.global_batch_size], scale)
 
-    def steps_in_order(self, source: int | None = None) -> int:
+    def steps_in_order(self, source: int) -> int:
         """How many steps `in_order` gives."""
         return math.ceil(len(self._samples_of(source)) / self._config.global_batch_size)
 
-    def _samples_of(self, source: int | None) -> np.ndarray:
-        if source is None:
-            return np.arange(len(self._store))
+    def _samples_of(self, source: int) -> np.ndarray:
         return np.flatnonzero(self._store.source == source)
 
     def _make_blend(self, weights: list[float]) -> Blend:

@@ -189,14 +189,19 @@ def _train(
         if valid is None:
             return
         started = time.perf_counter()
-        steps = reporter.progress("validation", valid.in_order(), valid.steps_in_order())
-        # A pass may take longer than the grace between a signal and the kill: what is cut short is not shown.
-        steps = itertools.takewhile(lambda _: stops.reason() is None, steps)
-        means = validate(state, steps, criterion)
+        by_source = {}
+        for number, name in enumerate(inputs.valid.sources if inputs.valid else []):
+            total = valid.steps_in_order(number)
+            if total == 0:  # all left out by --truncation
+                continue
+            steps = reporter.progress(f"validation on {name}", valid.in_order(number), total)
+            # It may take longer than the grace between a signal and the kill: what is cut short is not shown.
+            steps = itertools.takewhile(lambda _: stops.reason() is None, steps)
+            by_source[name] = validate(state, steps, criterion)
         seconds = time.perf_counter() - started
         reporter.phases.add({"validation": seconds})
         if stops.reason() is None:
-            reporter.validation(state.iteration, {"all": means}, seconds)
+            reporter.validation(state.iteration, by_source, seconds)
 
     checkpoints = Checkpoints(config, config_yaml, inputs.hf.folder, inputs.train.digest, reporter.say)
     if state.iteration == 0:

@@ -98,3 +98,22 @@ def test_save_hf_holds_the_trained_weights(tiny_llama: Path, data: Path, tmp_pat
     last, first = records(tmp_path / "run", "validation")[-1], records(tmp_path / "again", "validation")[0]
     assert first["nll"] == pytest.approx(last["nll"], rel=1e-5)
     assert first["p_histogram"] == pytest.approx(last["p_histogram"], abs=1e-3)
+
+
+def test_every_validation_file_is_reported_by_itself(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    files = [write_pairs(tmp_path / f"{seed}.jsonl", count, seed) for seed, count in ((1, 11), (2, 5))]
+    alone = []
+    for number, file in enumerate(files):
+        settings = {"valid_data": [str(file)], "train_iters": 1, "lr_warmup_iters": 0}
+        train(1, config_for(tmp_path / f"alone {number}", tiny_llama, data, **settings))
+        alone.append(records(tmp_path / f"alone {number}", "validation")[-1])
+    settings["valid_data"] = [str(file) for file in files]
+    train(2, config_for(tmp_path / "both", tiny_llama, data, **settings))
+    both = records(tmp_path / "both", "validation")[-1]
+    tokens = [record["supervised_tokens"] for record in alone]
+    assert both["supervised_tokens"] == sum(tokens)
+    for key in ("loss", "nll", "mean_p"):
+        each = [record[key] for record in alone]
+        assert [both["sources"][str(file)][key] for file in files] == pytest.approx(each, rel=1e-5)
+        whole = sum(value * n for value, n in zip(each, tokens, strict=True)) / sum(tokens)
+        assert both[key] == pytest.approx(whole, rel=1e-5)
