@@ -111,7 +111,7 @@ def _train(
     def recording(state: Any, batch: Any, criterion: Any) -> Any:
         result = original(state, batch, criterion)
         if distributed.rank() == 0:
-            gradient = state.gpt.embedding.word_embeddings.weight.main_grad
+            gradient = state.gpt[0].embedding.word_embeddings.weight.main_grad
             torch.save(gradient.clone(), folder.with_name(f"{folder.name} {state.iteration}.pt"))
         return result
 
