@@ -9,8 +9,13 @@ from typing import Any
 
 import pytest
 
+from megatron_probsft.models.build import read_hf_model
+from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.training import loop
 from megatron_probsft.training.arguments import parse_arguments
+from megatron_probsft.training.batches import Batches
+from tests.ranks import run_ranks
 from tests.training_runs import config_for, records, train, write_pairs
 
 
@@ -46,6 +51,32 @@ def test_one_order_on_every_layout_and_over_interruptions(
             assert step == pytest.approx(expected, rel=1e-5)
     unweighted = run("unweighted", 1, data_weights=None)
     assert unweighted[0] != whole[0]
+
+
+def _in_order(config: Any) -> list[list[tuple[int, list[int]]]]:
+    """For all sources, the first and the second: of each step (samples, its tokens without padding)."""
+    distributed.initialize()
+    store, _ = loop.token_stores(config, read_hf_model(config.hf_model))
+    batches = Batches(store, config, (0, 1))
+    passes = []
+    for source in (None, 0, 1):
+        steps = []
+        for batch in batches.in_order(source):
+            tokens = [token for micro in batch.micro_batches for token in micro.tokens[0].tolist() if token]
+            steps.append((batch.samples, sorted(tokens)))
+        assert len(steps) == batches.steps_in_order(source)
+        passes.append(steps)
+    expected = [sorted(store.sample(i)[0][:-1].tolist()) for i in range(len(store))]
+    assert passes[2] == [(7, sorted(token for sample in expected[20:] for token in sample if token))]
+    return passes
+
+
+def test_a_source_alone_in_its_order(tiny_llama: Path, files: list[str], tmp_path: Path) -> None:
+    config = dataclasses.replace(_config(tmp_path / "run", tiny_llama, files), data_weights=None)
+    every, first, _ = run_ranks(1, _in_order, config)[0]
+    assert [samples for samples, _ in every] == [8, 8, 8, 3]
+    assert [samples for samples, _ in first] == [8, 8, 4]
+    assert every[:2] == first[:2]  # the first 16 samples
 
 
 def test_an_epoch_is_as_many_samples_as_there_are(tiny_llama: Path, files: list[str], tmp_path: Path) -> None:
