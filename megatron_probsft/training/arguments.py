@@ -122,6 +122,8 @@ def problems_of(config: TrainConfig) -> list[str]:
         config.packing or not config.fixed_pack_length,
         "--fixed-pack-length is a way of packing: not with --no-packing",
     )
+    for file in sorted({file for file in config.valid_data if config.valid_data.count(file) > 1}):
+        problems.append(f"--valid-data names {file} more than once")
     weights = config.data_weights
     require(
         weights is None or (len(weights) == len(config.data) and all(0 < w < math.inf for w in weights)),

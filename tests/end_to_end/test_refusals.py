@@ -92,6 +92,7 @@ def _flags(folder: Path, model: Path, data: Path, *more: str) -> list[str]:
         (["--learning-rate", "1"], 1, "unknown flag --learning-rate"),
         (["--lr", "-1"], 1, "--lr must be more than 0"),
         (["--data", "nowhere.jsonl"], 1, "nowhere.jsonl"),
+        (["--valid-data", "a.jsonl", "a.jsonl"], 1, "names a.jsonl more than once"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
