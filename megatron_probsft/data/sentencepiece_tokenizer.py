@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from sentencepiece import SentencePieceProcessor
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # pyright: ignore[reportAttributeAccessIssue]
 from transformers import BatchEncoding
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
@@ -71,8 +71,9 @@ class SentencePieceTokenizer(SentencePieceBackend):
         """The processor of a text's start, and the one of what follows a special token."""
         self.sp_model = self._inner = model = SentencePieceProcessor(model_proto=proto)
         self._controls = {model.id_to_piece(i): i for i in range(len(model)) if model.is_control(i)}
+        parsed = ModelProto.FromString(proto)
+        self.dummy_prefix = parsed.normalizer_spec.add_dummy_prefix
         if not self.legacy:
-            parsed = ModelProto.FromString(proto)
             parsed.normalizer_spec.add_dummy_prefix = False
             self._inner = SentencePieceProcessor(model_proto=parsed.SerializeToString())
 
@@ -113,7 +114,9 @@ class SentencePieceTokenizer(SentencePieceBackend):
             self.prepare_for_model(ids, truncation=truncation.value, return_attention_mask=False, **kwargs)
             for ids in self._ids(texts, split)
         ]
-        batch: Any = {key: [one[key] for one in encoded] for key in (encoded[0] if encoded else ["input_ids"])}
+        batch: Any = {
+            key: [one[key] for one in encoded] for key in (encoded[0] if encoded else ["input_ids"])
+        }
         batch = self.pad(batch, padding.value, kwargs.get("max_length"), return_attention_mask=mask)
         if isinstance(text, str):
             batch = {key: value[0] for key, value in batch.items()}
@@ -128,6 +131,7 @@ class SentencePieceTokenizer(SentencePieceBackend):
         ids = [i for i in ids if i not in skipped and (i in spelled or 0 <= i < len(self.sp_model))]
         text, model = "", self.sp_model
         for special, run in groupby(ids, spelled.__contains__):
-            text += "".join(spelled[i] for i in run) if special else model.decode(list(run))
+            part = list(run)
+            text += "".join(spelled[i] for i in part) if special else model.decode(part)
             model = self._inner
         return text

@@ -18,8 +18,8 @@ _TRANSFORMERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 def load_tokenizer(folder: str | Path) -> Any:
     """The tokenizer of a Hugging Face folder; nothing is fetched.
 
-    `tokenizer.json`, or `vocab.json` with `merges.txt`, is opened by transformers. A `tokenizer.model` without
-    them becomes a `SentencePieceTokenizer`: transformers 5 would convert it to its own library, whose ids
+    `tokenizer.json`, or `vocab.json` with `merges.txt`, is opened by transformers. A `tokenizer.model` alone
+    becomes a `SentencePieceTokenizer`: transformers 5 would convert it to the tokenizers library, whose ids
     differ from sentencepiece's in runs of spaces, line ends, "▁" and spelled-out control symbols.
 
     Raises UserError: none of these files, or one that cannot be read.
@@ -32,7 +32,9 @@ def load_tokenizer(folder: str | Path) -> Any:
         loader = SentencePieceTokenizer
         _check_sentencepiece(model)
     else:
-        raise UserError(f"{folder} has no tokenizer: it needs tokenizer.json or SentencePiece's tokenizer.model")
+        raise UserError(
+            f"{folder} has no tokenizer: it needs tokenizer.json or SentencePiece's tokenizer.model"
+        )
     try:
         return loader.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises nothing narrower

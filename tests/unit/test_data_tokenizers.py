@@ -26,7 +26,7 @@ LLAMA_CHAT = (
     "{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }} {{ eos_token }}"
     "{% else %}{{ bos_token }}[INST] {{ m.content }} [/INST]{% endif %}{% endfor %}"
 )
-WORDS = "the sum of one and two is three what who Paris café 12 345 ( ) = + * / \\frac boxed it".split()
+WORDS = ["the", "sum", "of", "one", "two", "is", "three", "café", "12", "345", "(", "+", "/", "\\frac", "it"]
 KINDS: dict[str, dict[str, Any]] = {
     "bpe": {},
     "unigram": {"model_type": "unigram"},
@@ -62,8 +62,9 @@ def texts() -> list[str]:
     fonts = ["standard", "slant", "banner", "big", "block", "digital"]
     art = [pyfiglet.figlet_format(" ".join(draw.choices(WORDS, k=2)), font=f) for f in fonts * 50]
     parts = [
-        *"a1_/\\|▁éＡﬁ🎉", "the", " ", "  ", "     ", "\n", "\t", "\r\n", "日本", "\u00a0", "\u200b", "e\u0301", "\0",
-        "<s>", "</s>", "<unk>", "<0x0A>", "<|im_end|>", "<tab>", "[INST]", "</s >",
+        *"a1_/\\|▁éＡﬁ🎉", "the",
+        " ", "  ", "     ", "\n", "\t", "\r\n", "日本", "\u00a0", "\u200b", "e\u0301",
+        "\0", "<s>", "</s>", "<unk>", "<0x0A>", "<|im_end|>", "<tab>", "[INST]", "</s >",
     ]  # fmt: skip
     mixed = ["".join(draw.choices(parts, k=draw.randint(1, 12))) for _ in range(1990)]
     return [*art, *mixed, "", " ", "\n", " a", "a ", "  a  ", "\na\n", "▁", "▁a", "a" * 5000]
@@ -127,6 +128,23 @@ def test_special_tokens_are_tokens_in_what_a_template_renders_only(tmp_path: Pat
     assert tokens == [*prompt, *encode("</s>  it"), 2]  # a response is text
     assert sum(trained) == len(encode("</s>  it")) + 1
     assert tokenizer.decode(tokens[len(prompt) : -1]) == "</s>  it"
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_the_parts_of_a_conversation_are_those_of_its_whole(tmp_path: Path, legacy: bool) -> None:
+    folder = save_sentencepiece(tmp_path / "model", {"chat_template": LLAMA_CHAT, "legacy": legacy})
+    tokenizer = load_tokenizer(folder)
+    roles = ["user", "assistant"] * 2
+    contents = ["what is one", "it is three", "and two", "it  is"]
+    messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+    tokens, trained = encode_messages(tokenizer, messages, "chat")
+    whole = tokenizer.apply_chat_template(messages[:3], return_dict=False)
+    response = tokenizer.sp_model.encode("it  is")
+    assert tokens == [*whole, *response, 2]
+    assert [t for t, flag in zip(tokens, trained, strict=True) if flag] == [
+        *tokenizer("it is three </s>", split_special_tokens=False, add_special_tokens=False)["input_ids"],
+        *response, 2,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("legacy", "after"), [(True, ["▁two"]), (False, ["t", "wo"])])
@@ -202,7 +220,7 @@ def test_folders_that_hold_no_tokenizer(tmp_path: Path) -> None:
     whole = (tmp_path / "tokenizer.model").read_bytes()
     for damaged in (b"", whole[:500], whole[:-300], b"IQ== 0\nIg== 1\n"):  # the last: tiktoken, as of Llama 3
         (tmp_path / "tokenizer.model").write_bytes(damaged)
-        with pytest.raises(UserError, match="tokenizer.model is damaged or no SentencePiece model"):
+        with pytest.raises(UserError, match=r"tokenizer.model is damaged or no SentencePiece model"):
             load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')
     with pytest.raises(UserError, match="the tokenizer cannot be loaded: "):
