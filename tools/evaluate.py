@@ -17,9 +17,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
-from megatron_probsft.data.templates import check_template, encode_prompt
+from megatron_probsft.data.templates import TEMPLATES, check_template, encode_prompt
+from megatron_probsft.data.tokenizers import load_tokenizer
 from megatron_probsft.evaluation.graders import Grader, get_grader
 from megatron_probsft.evaluation.scoring import score
 from megatron_probsft.evaluation.vllm_runner import generate, kv_bytes_per_token
@@ -132,7 +133,7 @@ def load_model_files(model: Path) -> tuple[Any, Any, list[int]]:
         raise UserError(f"--model {model} {what}: give a Hugging Face model folder")
     try:
         config = AutoConfig.from_pretrained(model, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+        tokenizer = load_tokenizer(model)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--model {model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     settings = model / "generation_config.json"
@@ -221,7 +222,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--task", type=Path, required=True, help="jsonl file, a prompt and an answer in each row")
     add("--output", type=Path, required=True, help="new folder")
     add("--grader", default="exact", help="exact, number or math (default: exact)")
-    add("--template", default="chat", help="chat or plain, as in training (default: chat)")
+    add("--template", default="chat", help=f"as in training: {', '.join(TEMPLATES)} (default: chat)")
     add("--prompt-key", default="prompt")
     add("--answer-key", default="answer")
     add("--limit", type=int, help="first N problems only")

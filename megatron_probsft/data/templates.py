@@ -1,20 +1,27 @@
 """Text to tokens and back to what is trained: one definition for training and for generation.
 
-A template is "chat", the tokenizer's own chat template, or "plain", the tokenizer's own encoding of the
-prompt (with BOS where the tokenizer adds it). What is trained is told by position, never by token value: in
-many tokenizers pad, EOS and the end of a turn are one token.
+A template is "chat", the tokenizer's own chat template; "plain", the tokenizer's own encoding of the prompt
+(with BOS where the tokenizer adds it); or one of `NAMED_TEMPLATES`, fixed text around the prompt. What is
+trained is told by position, never by token value: in many tokenizers pad, EOS and the end of a turn are one
+token.
+
+A response is encoded by itself. Where sentencepiece begins a text with its dummy prefix "▁", so begins the
+response, whatever the prompt ends with: what a model generates, decoded by itself, is then the response to
+the character, and both decoded together have one space between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
 
+from megatron_probsft.data.named_templates import NAMED_TEMPLATES
 from megatron_probsft.runtime.errors import UserError
 
-TEMPLATES = ("chat", "plain")
+TEMPLATES = ("chat", "plain", *NAMED_TEMPLATES)
 _ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -42,16 +49,23 @@ def encode_messages(
     last message is an assistant's, the tokens end with it and EOS, as those of `encode_pair` do.
 
     Raises UserError: unknown role, content that is no string or an empty assistant turn, no assistant turn
-    or it comes first, the "plain" template, and what the chat template itself refuses.
+    or it comes first, a template other than "chat", and what the chat template itself refuses.
     """
     check_template(tokenizer, template, conversations=True)
     return encode_segments(tokenizer, [split_messages(tokenizer, messages)])[0]
 
 
+def check_template_name(template: str) -> None:
+    """UserError unless there is such a template."""
+    if template not in TEMPLATES:
+        near = difflib.get_close_matches(template, TEMPLATES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"--template {template} is unknown: use one of {', '.join(TEMPLATES)}{hint}")
+
+
 def check_template(tokenizer: Any, template: str, *, conversations: bool = False) -> None:
     """UserError unless this tokenizer can encode with this template."""
-    if template not in TEMPLATES:
-        raise UserError(f"--template {template} is unknown: use {' or '.join(TEMPLATES)}")
+    check_template_name(template)
     if conversations and template != "chat":
         raise UserError(f"--template {template} takes prompt and response: messages need --template chat")
     if template == "chat":
@@ -59,6 +73,13 @@ def check_template(tokenizer: Any, template: str, *, conversations: bool = False
             tokenizer.get_chat_template()
         except ValueError:
             raise UserError("the tokenizer has no (default) chat template: use --template plain") from None
+    if template in NAMED_TEMPLATES:
+        for token in NAMED_TEMPLATES[template].special_tokens():
+            if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+                raise UserError(
+                    f"--template {template} needs {token}, which is no token of this tokenizer: use chat, "
+                    "plain or a template of the model's own family"
+                )
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no EOS token: set eos_token in its tokenizer_config.json")
 
@@ -84,13 +105,13 @@ def split_messages(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> list[t
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        prompt = _render(tokenizer, messages[:index], add_generation_prompt=True)
+        [prompt] = _render(tokenizer, [messages[:index]], add_generation_prompt=True)
         segments.append((_after(done, prompt), False))
         if index == len(messages) - 1:
             return [*segments, (message["content"], True)]
-        done = _render(tokenizer, messages[: index + 1]).rstrip()
+        done = _render(tokenizer, [messages[: index + 1]])[0].rstrip()
         segments.append((_after(prompt, done), True))
-    return [*segments, (_after(done, _render(tokenizer, messages)), False)]
+    return [*segments, (_after(done, _render(tokenizer, [messages])[0]), False)]
 
 
 def encode_segments[Mark](
@@ -98,30 +119,39 @@ def encode_segments[Mark](
 ) -> list[tuple[list[int], list[Mark]]]:
     """Tokens and, for each, the mark of its segment (from `split_messages`: whether it is trained).
 
-    One call of the tokenizer. EOS follows a last segment whose mark is true, and carries it.
+    Two calls of the tokenizer. A last segment whose mark is true is a response; EOS follows and carries it.
     """
-    ids = iter(_token_ids(tokenizer, [text for segments in conversations for text, _ in segments]))
+    rendered = [
+        text if index == 0 else _after_another(tokenizer, text)
+        for segments in conversations
+        for index, (text, _) in enumerate(segments[:-1] if segments[-1][1] else segments)
+    ]
+    rendered_ids = iter(_token_ids(tokenizer, rendered, rendered=True))
+    response_ids = iter(_token_ids(tokenizer, [s[-1][0] for s in conversations if s[-1][1]]))
     encoded = []
     for segments in conversations:
         tokens: list[int] = []
         marks: list[Mark] = []
-        for _, mark in segments:
-            new = next(ids)
+        for index, (_, mark) in enumerate(segments):
+            response = mark and index == len(segments) - 1
+            new = [*next(response_ids), tokenizer.eos_token_id] if response else next(rendered_ids)
             tokens += new
             marks += [mark] * len(new)
-        if segments[-1][1]:
-            tokens.append(tokenizer.eos_token_id)
-            marks.append(segments[-1][1])
         encoded.append((tokens, marks))
     return encoded
 
 
+def _after_another(tokenizer: Any, text: str) -> str:
+    """A later part of a rendering, where sentencepiece's dummy prefix is the space that it begins with."""
+    return text[1:] if text.startswith(" ") and getattr(tokenizer, "dummy_prefix", False) else text
+
+
 def _encode_prompts(tokenizer: Any, prompts: Sequence[str], template: str) -> list[list[int]]:
     if template == "chat":
-        texts = [
-            _render(tokenizer, [{"role": "user", "content": p}], add_generation_prompt=True) for p in prompts
-        ]
-        return _token_ids(tokenizer, texts)
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        return _token_ids(tokenizer, _render(tokenizer, chats, add_generation_prompt=True), rendered=True)
+    if template in NAMED_TEMPLATES:
+        return _token_ids(tokenizer, map(NAMED_TEMPLATES[template].render, prompts), rendered=True)
     ids = _token_ids(tokenizer, prompts, add_special_tokens=True)
     appended = _appended(tokenizer)
     return [one[: len(one) - appended] for one in ids]
@@ -133,18 +163,26 @@ def _appended(tokenizer: Any) -> int:
     return mask[::-1].index(0) if 0 in mask else 0
 
 
-def _token_ids(tokenizer: Any, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
+def _token_ids(
+    tokenizer: Any, texts: Iterable[str], *, add_special_tokens: bool = False, rendered: bool = False
+) -> list[list[int]]:
+    """With `rendered`, special tokens that the text spells are tokens; else as the tokenizer has it."""
+    texts = list(texts)
+    if not texts:
+        return []
+    settings: dict[str, Any] = {"split_special_tokens": False} if rendered else {}
     return tokenizer(
-        list(texts), add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False
-    )["input_ids"]
+        texts, add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False,
+        **settings,
+    )["input_ids"]  # fmt: skip
 
 
 def _render(
-    tokenizer: Any, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = False
-) -> str:
+    tokenizer: Any, chats: Sequence[Sequence[dict[str, Any]]], *, add_generation_prompt: bool = False
+) -> list[str]:
     try:
         return tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+            [list(chat) for chat in chats], tokenize=False, add_generation_prompt=add_generation_prompt
         )
     except TemplateError as error:
         raise UserError(f"the chat template refuses the messages: {str(error).splitlines()[0]}") from None

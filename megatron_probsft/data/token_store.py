@@ -22,6 +22,7 @@ from megatron_probsft.data import templates
 from megatron_probsft.data.encoding import Encoder, Truncation, encode
 from megatron_probsft.data.readers import bars_for_people, reader_of
 from megatron_probsft.data.sources import check_files, load_rows
+from megatron_probsft.data.tokenizers import tokenizer_identity
 from megatron_probsft.runtime.errors import UserError
 
 _FORMAT = 2
@@ -229,17 +230,7 @@ def _sums_of_labels(values: np.ndarray, starts: np.ndarray, dtype: type) -> np.n
 
 
 def _digest(files: Sequence[str], tokenizer: Any, settings: list[Any]) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    model = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
-    for state in ("truncation", "padding"):  # set by each call
-        model.pop(state, None)
-    content = [
-        _FORMAT,
-        type(tokenizer).__name__,
-        model,
-        tokenizer.special_tokens_map,
-        tokenizer.chat_template,
-    ]
+    content = [_FORMAT, tokenizer_identity(tokenizer)]
     content += [settings, [reader_of(file).digest() for file in files]]
     return hashlib.blake2b(
         json.dumps(content, sort_keys=True, default=str).encode(), digest_size=16

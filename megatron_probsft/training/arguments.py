@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 import yaml
 
+from megatron_probsft.data.templates import check_template_name
 from megatron_probsft.objectives.registry import ObjectiveError, get_objective
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.config import CHANGEABLE, TrainConfig
@@ -154,6 +155,10 @@ def problems_of(config: TrainConfig) -> list[str]:
     try:
         get_objective(config.objective)
     except ObjectiveError as error:
+        problems.append(str(error))
+    try:
+        check_template_name(config.template)
+    except UserError as error:
         problems.append(str(error))
     return problems
 

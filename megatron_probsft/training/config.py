@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from megatron_probsft.data.named_templates import NAMED_TEMPLATES
+
 Denominator = Literal["tokens", "kept-tokens", "microbatch-mean", "microbatch-sum"]
 
 CHANGEABLE = (
@@ -52,7 +54,9 @@ class TrainConfig:
         None, "share of the training samples drawn from each of --data (default: every sample once per epoch)"
     )
     valid_data: list[str] = flag([], "validation data, likewise")
-    template: Literal["chat", "plain"] = flag("chat", "chat: the tokenizer's template; plain: none")
+    template: str = flag(
+        "chat", f"chat: the tokenizer's template; plain: none; or {', '.join(NAMED_TEMPLATES)}"
+    )
     prompt_key: str = flag("prompt", "column of the prompt; dots reach inside: extra_info.question")
     response_key: str = flag("response", "column of the response")
     messages_key: str = flag("messages", "column of chat messages, used where there is no prompt column")

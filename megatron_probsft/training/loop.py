@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch.distributed as dist
 import yaml
-from transformers import AutoTokenizer
 
 from megatron_probsft.checkpoint.hf_weights import load_hf_weights, save_hf_weights
 from megatron_probsft.checkpoint.run_folder import (
@@ -21,6 +20,7 @@ from megatron_probsft.checkpoint.run_folder import (
 )
 from megatron_probsft.checkpoint.torch_dist import load_model
 from megatron_probsft.data.token_store import TokenStore, build_token_store
+from megatron_probsft.data.tokenizers import load_tokenizer
 from megatron_probsft.models.build import HFModel, check_parallelism, read_hf_model
 from megatron_probsft.objectives.registry import get_objective, with_statistic
 from megatron_probsft.runtime import distributed
@@ -117,7 +117,7 @@ def check_inputs(config: TrainConfig) -> tuple[HFModel, Path | None]:
 
 def token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenStore | None]:
     """Tokenize on rank 0 while the others wait, then open the cache everywhere."""
-    tokenizer = AutoTokenizer.from_pretrained(hf.folder)
+    tokenizer = load_tokenizer(hf.folder)
     cache = Path(config.data_cache_path or Path(config.save).with_name("data_cache"))
 
     def build(files: list[str]) -> TokenStore:

@@ -160,7 +160,7 @@ def test_unknown_yaml_keys_and_wrong_types(tiny_llama: Path, data: Path, tmp_pat
         ("learning_rate: 1", "unknown key 'learning_rate'"),
         ("lr: fast", "lr should be float, got 'fast'"),
         ("bf16: 1", "bf16 should be bool"),
-        ("template: alpaca", "template must be one of chat, plain"),
+        ("template: alpaca", "--template alpaca is unknown: use one of chat, plain, qwen-boxed"),
         ("- lr", "must hold keys and values"),
     ):
         recipe.write_text(text)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tokenizers.processors import TemplateProcessing
 
+from megatron_probsft.data.named_templates import NAMED_TEMPLATES
 from megatron_probsft.data.templates import encode_messages, encode_pair, encode_pairs, encode_prompt
 from megatron_probsft.runtime.errors import UserError
 from tests.tiny_models import save_tiny_tokenizer
@@ -139,8 +140,12 @@ def test_what_the_chat_template_refuses_or_rewrites(tokenizer: Any) -> None:
 
 
 def test_templates_that_do_not_fit_the_tokenizer(tokenizer: Any) -> None:
-    with pytest.raises(UserError, match="--template vicuna is unknown: use chat or plain"):
+    with pytest.raises(UserError, match="--template vicuna is unknown: use one of chat, plain, qwen-boxed"):
         encode_prompt(tokenizer, "p", "vicuna")
+    with pytest.raises(UserError, match=r"--template qwen-box is unknown: .*; did you mean qwen-boxed\?$"):
+        encode_pair(tokenizer, "p", "r", "qwen-box")
+    with pytest.raises(UserError, match=r"llama-figlet needs <\|begin_of_text\|>, which is no token of this"):
+        encode_pair(tokenizer, "p", "r", "llama-figlet")
     with pytest.raises(UserError, match="messages need --template chat"):
         encode_messages(tokenizer, [USER, GOOD], "plain")
     tokenizer.chat_template = None
@@ -149,3 +154,66 @@ def test_templates_that_do_not_fit_the_tokenizer(tokenizer: Any) -> None:
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="no EOS token"):
         encode_pair(tokenizer, "p", "r", "plain")
+
+
+BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
+ASSISTANT = "You are a helpful assistant."
+DECODES = (
+    "You are an expert at decoding Figlet Font ASCII art. When given Figlet Font text, identify the word it "
+    "represents and output only that without any explanations or additional text."
+)
+
+
+def llama3(tokenizer: Any, system: str, user: str) -> str:
+    """What the chat template of Llama 3 renders, but for its dates."""
+    tokenizer.chat_template = (
+        "<|begin_of_text|>{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+        "{{ m.content }}<|eot_id|>{% endfor %}<|start_header_id|>assistant<|end_header_id|>{{ '\n\n' }}"
+    )
+    chat = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    return tokenizer.apply_chat_template(chat, tokenize=False)
+
+
+@pytest.mark.parametrize(
+    ("template", "system", "user"),
+    [
+        ("qwen-boxed", ASSISTANT, f"PROMPT\n{BOXED}"),
+        ("qwen25-math-cot", BOXED, "PROMPT"),
+        ("qwen-figlet", DECODES, "PROMPT\n"),
+    ],
+)
+def test_named_templates_of_qwen_are_conversations(
+    tokenizer: Any, template: str, system: str, user: str
+) -> None:
+    """One definition for both: what is generated from is what a pair begins with."""
+    prompt = " what  is {one}?\n"  # format characters stay
+    chat = [
+        {"role": "system", "content": system},
+        {"role": "user", "content": user.replace("PROMPT", prompt)},
+    ]
+    expected = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    assert encode_prompt(tokenizer, prompt, template) == expected
+    tokens, trained = encode_pair(tokenizer, prompt, " it", template)
+    response = tokenizer(" it", add_special_tokens=False)["input_ids"]
+    assert tokens == [*expected, *response, tokenizer.eos_token_id]
+    assert sum(trained) == len(response) + 1
+    with pytest.raises(UserError, match="messages need --template chat"):
+        encode_messages(tokenizer, [USER, GOOD], template)
+
+
+def test_named_templates_of_llama_and_deepseek(tokenizer: Any) -> None:
+    special = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer.add_special_tokens({"extra_special_tokens": [*special, "<｜begin▁of▁sentence｜>"]})
+    boxed = llama3(tokenizer, ASSISTANT, f"PROMPT\n{BOXED}").replace("<|eot_id|>", "<|eot_id|>\n")
+    dates = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+    expected = {
+        "llama-base-boxed-with-bos": boxed,
+        "llama-medical": "<|begin_of_text|>" + llama3(tokenizer, dates, f"PROMPT\n{BOXED}"),
+        "llama-figlet": "<|begin_of_text|>" + llama3(tokenizer, DECODES, "PROMPT"),
+        "deepseek-math": f"<｜begin▁of▁sentence｜>User: PROMPT\n{BOXED}\n\nAssistant:",
+    }
+    for template, text in expected.items():
+        ids = encode_prompt(tokenizer, "PROMPT", template)
+        assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.convert_ids_to_tokens(ids[:1])[0] in tokenizer.all_special_tokens
+    assert {*expected, "qwen-boxed", "qwen25-math-cot", "qwen-figlet"} == NAMED_TEMPLATES.keys()
