@@ -45,15 +45,15 @@ class Reporter:
             folder = Path(config.save)
             before = [record for record in read_records(folder) if record["kind"] == "train"]
             self._skipped = before[-1]["skipped_steps"] if before else 0
-            self._records = Records(folder, first_iteration)
+            self._records = Records(config, first_iteration)
 
     def __enter__(self) -> Reporter:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._console.close()
         if self._active:
-            self._records.close()
+            self._records.close(failed=error is not None)
 
     def say(self, text: str) -> None:
         """A line of its own."""

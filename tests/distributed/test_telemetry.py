@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import math
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_probsft.models.build import read_hf_model
+from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training import reporting
 from megatron_probsft.training.console import Console
 from megatron_probsft.training.flops import model_flops, peak_tflops
@@ -198,3 +200,106 @@ def test_a_terminal_gets_a_bar_below_the_lines(monkeypatch: pytest.MonkeyPatch) 
     assert shown.endswith("the end\n")
     assert Console(active=False, stream=terminal).say("not on this rank") is None
     assert terminal.getvalue() == shown
+
+
+_FAKE_WANDB = """
+import json, os
+
+def _note(*call):
+    with open(os.environ["FAKE_WANDB_LOG"], "a") as file:
+        file.write(json.dumps(call) + "\\n")
+
+class Histogram:
+    def __init__(self, np_histogram):
+        self.counts, self.edges = (part.tolist() for part in np_histogram)
+
+class Run:
+    def log(self, values, step):
+        shown = {k: v.counts if isinstance(v, Histogram) else v for k, v in values.items()}
+        _note("log", step, shown)
+
+    def finish(self, exit_code):
+        _note("finish", exit_code)
+
+def init(**settings):
+    if os.environ.get("FAKE_WANDB_FAILS"):
+        raise RuntimeError("api_key not configured (no-tty)\\nmore about it")
+    _note("init", settings)
+    return Run()
+"""
+
+
+@pytest.fixture
+def fake_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module wandb that notes its calls in the file returned."""
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "wandb.py").write_text(_FAKE_WANDB)
+    monkeypatch.syspath_prepend(str(tmp_path / "fake"))
+    monkeypatch.setenv("FAKE_WANDB_LOG", str(tmp_path / "calls"))
+    return tmp_path / "calls"
+
+
+def test_wandb_gets_the_records_and_a_resumed_run_goes_on_there(
+    fake_wandb: Path, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    settings: dict[str, Any] = {
+        "train_iters": 4, "save_optim": True, "valid_data": [str(data)], "wandb_project": "probabilities",
+        "wandb_entity": "team", "wandb_exp_name": "first", "wandb_save_dir": str(tmp_path),
+    }  # fmt: skip
+    train(2, config_for(folder, tiny_llama, data, exit_interval=2, **settings))
+    del settings["wandb_exp_name"], settings["wandb_save_dir"], settings["wandb_entity"]
+    train(2, config_for(folder, None, data, load=str(folder), **settings))
+    calls = [json.loads(line) for line in fake_wandb.read_text().splitlines()]
+    first, second = [call[1] for call in calls if call[0] == "init"]
+    assert {name: first[name] for name in ("project", "entity", "name", "dir", "resume")} == {
+        "project": "probabilities", "entity": "team", "name": "first", "dir": str(tmp_path),
+        "resume": "allow",
+    }  # fmt: skip
+    assert first["config"]["global_batch_size"] == 8
+    assert second["id"] == first["id"] == (folder / "wandb_run_id").read_text()
+    assert (second["name"], second["entity"], second["dir"]) == ("run", None, str(folder))
+    assert [call[0] for call in calls if call[0] != "log"] == ["init", "finish", "init", "finish"]
+    assert [call[1] for call in calls if call[0] == "finish"] == [0, 0]
+    logged = [call[1:] for call in calls if call[0] == "log"]
+    lines = records(folder)
+    assert [step for step, _ in logged] == [line["iteration"] for line in lines] == [0, 1, 2, 3, 4, 4]
+    for (_, values), line in zip(logged, lines, strict=True):
+        assert values[f"{line['kind']}/loss"] == line["loss"]
+        counts = [share * line["supervised_tokens"] for share in line["p_histogram"]]
+        assert values[f"{line['kind']}/p"] == pytest.approx(counts)
+    assert logged[1][1]["train/seconds/optimizer"] == lines[1]["seconds"]["optimizer"]
+
+
+def test_a_failed_run_is_failed_on_wandb(
+    fake_wandb: Path, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    config = config_for(
+        tmp_path / "run", tiny_llama, data, wandb_project="probabilities", lr=1e30, min_lr=0.0
+    )
+    config.max_skipped_steps = 1
+    with pytest.raises(UserError, match="not finite"):
+        train(1, config)
+    assert json.loads(fake_wandb.read_text().splitlines()[-1]) == ["finish", 1]
+
+
+def test_wandb_is_refused_where_it_cannot_work(
+    tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    def refusal(**settings: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            train(1, config_for(tmp_path / "run", tiny_llama, data, **settings))
+        return str(caught.value)
+
+    if importlib.util.find_spec("wandb") is None:
+        assert refusal(wandb_project="x") == "--wandb-project needs the package wandb: pip install wandb"
+    for flag in ("exp-name", "entity", "save-dir"):
+        setting = "wandb_" + flag.replace("-", "_")
+        assert refusal(**{setting: "x"}) == f"--wandb-{flag} belongs to --wandb-project"
+    request.getfixturevalue("fake_wandb")
+    monkeypatch.setenv("FAKE_WANDB_FAILS", "1")
+    assert refusal(wandb_project="x") == (
+        "--wandb-project x: W&B does not start: api_key not configured (no-tty); log in with `wandb login`, "
+        "or keep the run on this disk with WANDB_MODE=offline"
+    )
