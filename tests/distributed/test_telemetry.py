@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -12,17 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.text import Text
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_probsft.models.build import read_hf_model
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.training import reporting
+from megatron_probsft.training import loop, reporting
 from megatron_probsft.training.console import Console
 from megatron_probsft.training.flops import model_flops, peak_tflops
 from megatron_probsft.training.metrics import TokenMeans, combine
 from megatron_probsft.training.reporting import Reporter
+from megatron_probsft.training.setup import TrainState
+from megatron_probsft.training.step import StepResult, train_step
 from megatron_probsft.training.timing import PARTS
 from tests.training_runs import config_for, records, train, write_pairs
 
@@ -188,16 +192,18 @@ def test_a_terminal_gets_a_bar_below_the_lines(monkeypatch: pytest.MonkeyPatch) 
         console.say("a line [red] " + "x" * 200)
         console.step(3, 12, "loss 1.0 | ETA 0:00:09")
         assert list(console.progress("validation", iter("abc"), 3)) == ["a", "b", "c"]
-        console.close()
+        console.say("after it")
+        console.show(Text("a table"))
         console.say("the end")
-    plain = "a line [red] " + "x" * 200 + "\nthe end\n"
+    plain = "a line [red] " + "x" * 200 + "\nafter it\na table\nthe end\n"
     assert file.getvalue() == plain
     shown = terminal.getvalue()
     assert "a line [red] " + "x" * 200 + "\n" in shown  # not wrapped, no markup read
     assert "3/12" in shown
     assert "loss 1.0 | ETA 0:00:09" in shown
     assert "2/3" in shown
-    assert shown.endswith("the end\n")
+    assert "validation" not in shown[shown.index("after it") :]
+    assert shown.endswith("a table\nthe end\n")
     assert Console(active=False, stream=terminal).say("not on this rank") is None
     assert terminal.getvalue() == shown
 
@@ -303,3 +309,73 @@ def test_wandb_is_refused_where_it_cannot_work(
         "--wandb-project x: W&B does not start: api_key not configured (no-tty); log in with `wandb login`, "
         "or keep the run on this disk with WANDB_MODE=offline"
     )
+
+
+def test_the_summary_of_a_stopped_and_resumed_run(
+    tiny_llama: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """Totals are those of all records, whichever process wrote them."""
+    folder = tmp_path / "run"
+    settings: dict[str, Any] = {
+        "train_iters": 4, "save_optim": True, "valid_data": [str(data)], "eval_interval": 1,
+        "tensor_model_parallel_size": 2,
+    }  # fmt: skip
+    train(2, config_for(folder, tiny_llama, data, exit_interval=3, **settings))
+    stopped = json.loads((folder / "summary.json").read_text())
+    assert (stopped["status"], stopped["steps"]) == ("stopped by --exit-interval", 3)
+    assert stopped["checkpoint"] == str(folder / "iter_0000003")
+    assert "run stopped by --exit-interval" in capfd.readouterr().out
+    train(2, config_for(folder, None, data, load=str(folder), **settings))
+    summary = json.loads((folder / "summary.json").read_text())
+    lines, steps = records(folder), records(folder, "train")
+    validations = [line for line in lines if line["kind"] == "validation"]
+    assert (summary["status"], summary["steps"]) == ("finished", 4)
+    for name in ("samples", "tokens", "supervised_tokens"):
+        assert summary[name] == sum(step[name] for step in steps)
+    assert summary["samples"] == 32
+    for part in PARTS:
+        in_records = sum(step["seconds"][part] for step in steps)
+        after = summary["seconds"][part] - in_records
+        # The last validation and checkpoint came after the last step's record.
+        assert after > 0 if part in ("validation", "checkpoint", "other") else after == pytest.approx(0)
+    assert summary["wall_seconds"] == pytest.approx(sum(summary["seconds"].values()))
+    training = summary["wall_seconds"] - summary["seconds"]["validation"] - summary["seconds"]["checkpoint"]
+    assert summary["tokens_per_second"] == pytest.approx(summary["tokens"] / training)
+    assert min(step["packing_efficiency"] for step in steps) <= summary["packing_efficiency"]
+    assert summary["packing_efficiency"] <= max(step["packing_efficiency"] for step in steps)
+    assert 0 < summary["model_tflops_per_device"] <= max(step["model_tflops_per_device"] for step in steps)
+    best = min(validations, key=lambda line: line["loss"])
+    expected = {"first": validations[0], "last": validations[-1], "best": best}
+    for which, line in expected.items():
+        assert summary["validation"][which] == {
+            name: line[name] for name in ("iteration", "loss", "nll", "mean_p")
+        }
+    assert summary["train"]["last"]["loss"] == steps[-1]["loss"]
+    assert (summary["skipped_steps"], summary["spikes"]) == (0, 0)
+    assert summary["peak_memory_gib"] >= steps[-1]["peak_memory_gib"]
+    assert summary["checkpoint"] == str(folder / "iter_0000004")
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    shown = capfd.readouterr().out
+    assert "run finished" in shown
+    assert f"loss {best['loss']:.4f}, nll {best['nll']:.4f}" in shown
+
+
+def test_skipped_steps_are_counted_over_resumes(
+    tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def skipping(state: TrainState, *rest: Any) -> StepResult:
+        result = train_step(state, *rest)
+        if state.iteration in (1, 3):
+            means = dataclasses.replace(result.means, loss=math.nan)
+            return dataclasses.replace(result, means=means, skipped="loss")
+        return result
+
+    monkeypatch.setattr(loop, "train_step", skipping)
+    folder = tmp_path / "run"
+    settings: dict[str, Any] = {"train_iters": 4, "save_optim": True}
+    train(1, config_for(folder, tiny_llama, data, exit_interval=2, **settings))
+    train(1, config_for(folder, None, data, load=str(folder), **settings))
+    assert [line["skipped_steps"] for line in records(folder)] == [1, 1, 2, 2]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["skipped_steps"] == 2
+    assert summary["train"]["first"]["loss"] is None
