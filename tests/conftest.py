@@ -19,6 +19,7 @@ del os.environ["TRITON_INTERPRET"]
 import pytest
 import torch
 
+from megatron_probsft.training import curves  # noqa: F401  (runs import it late: once here)
 from tests.tiny_models import save_tiny_model
 
 torch.set_num_threads(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import importlib.util
 import math
 import types
 import typing
@@ -151,6 +152,15 @@ def problems_of(config: TrainConfig) -> list[str]:
     require(
         config.loss_kernels != "triton" or torch.cuda.is_available(),
         "--loss-kernels triton needs a CUDA device: leave it at auto here",
+    )
+    for flag in ("wandb_exp_name", "wandb_entity", "wandb_save_dir"):
+        given = getattr(config, flag) is not None
+        require(
+            not given or config.wandb_project is not None, f"--{_dashed(flag)} belongs to --wandb-project"
+        )
+    require(
+        config.wandb_project is None or importlib.util.find_spec("wandb") is not None,
+        "--wandb-project needs the package wandb: pip install wandb",
     )
     try:
         get_objective(config.objective)

@@ -151,6 +151,10 @@ class TrainConfig:
     )
     log_interval: int = flag(1, "console line every so many steps")
     log_entropy: bool = flag(False, "report the mean entropy of the model's distribution, in nats")
+    wandb_project: str | None = flag(None, "report to this Weights & Biases project too; WANDB_MODE as usual")
+    wandb_exp_name: str | None = flag(None, "the run's name there (default: the name of the run folder)")
+    wandb_entity: str | None = flag(None, "the user or team that the project belongs to")
+    wandb_save_dir: str | None = flag(None, "where W&B keeps its files (default: the run folder)")
     seed: int = flag(1234, "of data order and random generators")
 
     def may_change(self, name: str) -> bool:

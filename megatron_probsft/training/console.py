@@ -45,7 +45,8 @@ class Console:
             self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, renderable: RenderableType) -> None:
-        """Something of rich's, such as a table."""
+        """Something of rich's, such as a table, at the end: the bar goes."""
+        self.close()
         if self._active:
             RichConsole(file=self._stream).print(renderable)
 
@@ -60,17 +61,20 @@ class Console:
         """Pass the items on; a second bar, or a line with the time left about every 5 s."""
         started = last = time.perf_counter()
         bar = None if self._bars is None else self._bars.add_task(title, total=total, text="")
-        for done, item in enumerate(items):
-            now = time.perf_counter()
-            left = eta((now - started) / max(done, 1) * (total - done))
+        try:
+            for done, item in enumerate(items):
+                now = time.perf_counter()
+                left = eta((now - started) / max(done, 1) * (total - done))
+                if self._bars is not None and bar is not None:
+                    self._bars.update(bar, completed=done, text=f"ETA {left}" if done else "", refresh=True)
+                elif done and now - last > 5:
+                    last = now
+                    self.say(f"{title}: {done}/{total} | ETA {left}")
+                yield item
+        finally:  # also where the caller stops early
             if self._bars is not None and bar is not None:
-                self._bars.update(bar, completed=done, text=f"ETA {left}" if done else "", refresh=True)
-            elif done and now - last > 5:
-                last = now
-                self.say(f"{title}: {done}/{total} | ETA {left}")
-            yield item
-        if self._bars is not None and bar is not None:
-            self._bars.remove_task(bar)
+                self._bars.remove_task(bar)
+                self._bars.refresh()
 
     def close(self) -> None:
         """Take the bar away; lines can still be said."""

@@ -206,7 +206,7 @@ def _train(
     checkpoints = Checkpoints(config, config_yaml, inputs.hf.folder, inputs.train.digest, reporter.say)
     if state.iteration == 0:
         validate_now()
-    skipped_in_a_row, equal_until = 0, state.iteration
+    skipped_in_a_row, equal_until, stop = 0, state.iteration, None
     while state.iteration < train_iters:
         with reporter.phases("data"):
             batch = batches.training_step(state.consumed_samples)
@@ -240,6 +240,7 @@ def _train(
         if stop and not last:
             reporter.say(f"stopped at step {state.iteration} by {stop}; continue with --load {save}")
             break
+    reporter.finish("finished" if state.iteration == train_iters else f"stopped by {stop}")
     return checkpoints.hf_folder
 
 

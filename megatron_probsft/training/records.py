@@ -1,4 +1,4 @@
-"""What machines read of a run: JSON lines and TensorBoard."""
+"""What machines read of a run: JSON lines, TensorBoard, and W&B where it is asked for."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard.writer import SummaryWriter
 
-HISTOGRAM = "p_histogram"
+from megatron_probsft.training.config import TrainConfig
+from megatron_probsft.training.wandb_run import WandbRun
 
 
 class Records:
-    """`metrics.jsonl` and `tensorboard/` in the run folder; one process writes."""
+    """`metrics.jsonl` and `tensorboard/` in the run folder, and a W&B run; one process writes."""
 
-    def __init__(self, folder: Path, first_iteration: int) -> None:
-        """first_iteration: the step that is resumed, 0 for a new run."""
+    def __init__(self, config: TrainConfig, first_iteration: int) -> None:
+        """first_iteration: the step resumed, 0 for a new run. Raises UserError where W&B does not start."""
+        folder = Path(config.save)
+        self._wandb = WandbRun(config, folder) if config.wandb_project else None
         self._json = (folder / "metrics.jsonl").open("a", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_iteration + 1)
 
@@ -27,23 +30,28 @@ class Records:
         `p_histogram`, shares of `supervised_tokens` in equal bins of [0, 1], becomes a histogram.
         """
         self._json.write(json.dumps({"kind": kind, "iteration": iteration, **_finite(values)}) + "\n")
-        for name, value in scalars(kind, values).items():
+        numbers = _scalars(kind, values)
+        for name, value in numbers.items():
             self._board.add_scalar(name, value, iteration)
-        if HISTOGRAM in values:
-            self._histogram(f"{kind}/p", values[HISTOGRAM], values["supervised_tokens"], iteration)
+        counts = np.asarray(values["p_histogram"]) * values["supervised_tokens"]
+        self._histogram(f"{kind}/p", counts, iteration)
+        if self._wandb is not None:
+            self._wandb.log(iteration, numbers, {f"{kind}/p": counts})
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         self._json.close()
         self._board.close()
+        if self._wandb is not None:
+            self._wandb.close(failed=failed)
 
-    def _histogram(self, name: str, shares: list[float], tokens: int, iteration: int) -> None:
-        edges = np.linspace(0, 1, len(shares) + 1)
-        counts, middles = np.asarray(shares) * tokens, (edges[:-1] + edges[1:]) / 2
+    def _histogram(self, name: str, counts: np.ndarray, iteration: int) -> None:
+        edges = np.linspace(0, 1, len(counts) + 1)
+        middles = (edges[:-1] + edges[1:]) / 2
         self._board.add_histogram_raw(
             name,
             min=0.0,
             max=1.0,
-            num=tokens,
+            num=float(counts.sum()),
             sum=float(counts @ middles),
             sum_squares=float(counts @ middles**2),
             bucket_limits=edges[1:].tolist(),
@@ -52,12 +60,12 @@ class Records:
         )
 
 
-def scalars(prefix: str, values: dict[str, Any]) -> dict[str, float]:
+def _scalars(prefix: str, values: dict[str, Any]) -> dict[str, float]:
     """The numbers among the values, also inside mappings, by their path; no lists, no texts."""
     found: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            found |= scalars(f"{prefix}/{name}", value)
+            found |= _scalars(f"{prefix}/{name}", value)
         elif isinstance(value, int | float):
             found[f"{prefix}/{name}"] = float(value)
     return found

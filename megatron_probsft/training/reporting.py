@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+import torch.distributed as dist
+
+from megatron_probsft.checkpoint.run_folder import checkpoint_folder, newest_step
 from megatron_probsft.models.family import ModelShape
 from megatron_probsft.runtime.device import device_name, peak_memory_bytes
 from megatron_probsft.runtime.distributed import rank, world_size
@@ -19,6 +24,7 @@ from megatron_probsft.training.metrics import TokenMeans, combine
 from megatron_probsft.training.metrics_file import read_records
 from megatron_probsft.training.records import Records
 from megatron_probsft.training.step import StepResult
+from megatron_probsft.training.summary import summarize, table
 from megatron_probsft.training.timing import Phases
 
 T = TypeVar("T")
@@ -41,19 +47,19 @@ class Reporter:
         self._spikes = Spikes(config.spike_factor)
         self._peak = peak_tflops(device_name()) if config.bf16 else None
         self._skipped = 0
+        self._folder = Path(config.save)
         if self._active:
-            folder = Path(config.save)
-            before = [record for record in read_records(folder) if record["kind"] == "train"]
+            before = [record for record in read_records(self._folder) if record["kind"] == "train"]
             self._skipped = before[-1]["skipped_steps"] if before else 0
-            self._records = Records(folder, first_iteration)
+            self._records = Records(config, first_iteration)
 
     def __enter__(self) -> Reporter:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._console.close()
         if self._active:
-            self._records.close()
+            self._records.close(failed=error is not None)
 
     def say(self, text: str) -> None:
         """A line of its own."""
@@ -120,6 +126,29 @@ class Reporter:
             for name, part in by_source.items():
                 self.say(f"  {name} | {_line(_means(part))} | {part.tokens:,} supervised tokens")
         self._records.write("validation", iteration, values)
+
+    def finish(self, status: str) -> None:
+        """The end, reached or not: `summary.json` and `curves.png` in the run folder, and a table.
+
+        Collective: one all-reduce of the peak memory over the world.
+        """
+        peak = torch.tensor(peak_memory_bytes(), device=torch.cuda.current_device())
+        dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+        records = read_records(self._folder) if self._active else []
+        if not records:
+            return
+        newest = newest_step(self._folder)
+        content = {
+            "status": status,
+            **summarize(records, self.phases.take()),
+            "peak_memory_gib": int(peak) / 2**30,
+            "checkpoint": None if newest is None else str(checkpoint_folder(self._folder, newest)),
+        }
+        (self._folder / "summary.json").write_text(json.dumps(content, indent=2) + "\n")
+        from megatron_probsft.training.curves import plot_curves  # matplotlib takes a second: only here
+
+        plot_curves(records, self._folder / "curves.png")
+        self._console.show(table(content))
 
     def _speed(self, batch: StepBatch, supervised_tokens: int, seconds: float) -> dict[str, float]:
         """Model TFLOP/s per process, and its share of the device's peak where that is known."""

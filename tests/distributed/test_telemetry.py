@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import io
 import json
 import math
@@ -11,16 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.text import Text
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_probsft.models.build import read_hf_model
-from megatron_probsft.training import reporting
+from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.training import loop, reporting
 from megatron_probsft.training.console import Console
 from megatron_probsft.training.flops import model_flops, peak_tflops
 from megatron_probsft.training.metrics import TokenMeans, combine
 from megatron_probsft.training.reporting import Reporter
+from megatron_probsft.training.setup import TrainState
+from megatron_probsft.training.step import StepResult, train_step
 from megatron_probsft.training.timing import PARTS
 from tests.training_runs import config_for, records, train, write_pairs
 
@@ -186,15 +192,190 @@ def test_a_terminal_gets_a_bar_below_the_lines(monkeypatch: pytest.MonkeyPatch) 
         console.say("a line [red] " + "x" * 200)
         console.step(3, 12, "loss 1.0 | ETA 0:00:09")
         assert list(console.progress("validation", iter("abc"), 3)) == ["a", "b", "c"]
-        console.close()
+        console.say("after it")
+        console.show(Text("a table"))
         console.say("the end")
-    plain = "a line [red] " + "x" * 200 + "\nthe end\n"
+    plain = "a line [red] " + "x" * 200 + "\nafter it\na table\nthe end\n"
     assert file.getvalue() == plain
     shown = terminal.getvalue()
     assert "a line [red] " + "x" * 200 + "\n" in shown  # not wrapped, no markup read
     assert "3/12" in shown
     assert "loss 1.0 | ETA 0:00:09" in shown
     assert "2/3" in shown
-    assert shown.endswith("the end\n")
+    assert "validation" not in shown[shown.index("after it") :]
+    assert shown.endswith("a table\nthe end\n")
     assert Console(active=False, stream=terminal).say("not on this rank") is None
     assert terminal.getvalue() == shown
+
+
+_FAKE_WANDB = """
+import json, os
+
+def _note(*call):
+    with open(os.environ["FAKE_WANDB_LOG"], "a") as file:
+        file.write(json.dumps(call) + "\\n")
+
+class Histogram:
+    def __init__(self, np_histogram):
+        self.counts, self.edges = (part.tolist() for part in np_histogram)
+
+class Run:
+    def log(self, values, step):
+        shown = {k: v.counts if isinstance(v, Histogram) else v for k, v in values.items()}
+        _note("log", step, shown)
+
+    def finish(self, exit_code):
+        _note("finish", exit_code)
+
+def init(**settings):
+    if os.environ.get("FAKE_WANDB_FAILS"):
+        raise RuntimeError("api_key not configured (no-tty)\\nmore about it")
+    _note("init", settings)
+    return Run()
+"""
+
+
+@pytest.fixture
+def fake_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module wandb that notes its calls in the file returned."""
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "wandb.py").write_text(_FAKE_WANDB)
+    monkeypatch.syspath_prepend(str(tmp_path / "fake"))
+    monkeypatch.setenv("FAKE_WANDB_LOG", str(tmp_path / "calls"))
+    return tmp_path / "calls"
+
+
+def test_wandb_gets_the_records_and_a_resumed_run_goes_on_there(
+    fake_wandb: Path, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    settings: dict[str, Any] = {
+        "train_iters": 4, "save_optim": True, "valid_data": [str(data)], "wandb_project": "probabilities",
+        "wandb_entity": "team", "wandb_exp_name": "first", "wandb_save_dir": str(tmp_path),
+    }  # fmt: skip
+    train(2, config_for(folder, tiny_llama, data, exit_interval=2, **settings))
+    del settings["wandb_exp_name"], settings["wandb_save_dir"], settings["wandb_entity"]
+    train(2, config_for(folder, None, data, load=str(folder), **settings))
+    calls = [json.loads(line) for line in fake_wandb.read_text().splitlines()]
+    first, second = [call[1] for call in calls if call[0] == "init"]
+    assert {name: first[name] for name in ("project", "entity", "name", "dir", "resume")} == {
+        "project": "probabilities", "entity": "team", "name": "first", "dir": str(tmp_path),
+        "resume": "allow",
+    }  # fmt: skip
+    assert first["config"]["global_batch_size"] == 8
+    assert second["id"] == first["id"] == (folder / "wandb_run_id").read_text()
+    assert (second["name"], second["entity"], second["dir"]) == ("run", None, str(folder))
+    assert [call[0] for call in calls if call[0] != "log"] == ["init", "finish", "init", "finish"]
+    assert [call[1] for call in calls if call[0] == "finish"] == [0, 0]
+    logged = [call[1:] for call in calls if call[0] == "log"]
+    lines = records(folder)
+    assert [step for step, _ in logged] == [line["iteration"] for line in lines] == [0, 1, 2, 3, 4, 4]
+    for (_, values), line in zip(logged, lines, strict=True):
+        assert values[f"{line['kind']}/loss"] == line["loss"]
+        counts = [share * line["supervised_tokens"] for share in line["p_histogram"]]
+        assert values[f"{line['kind']}/p"] == pytest.approx(counts)
+    assert logged[1][1]["train/seconds/optimizer"] == lines[1]["seconds"]["optimizer"]
+
+
+def test_a_failed_run_is_failed_on_wandb(
+    fake_wandb: Path, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    config = config_for(
+        tmp_path / "run", tiny_llama, data, wandb_project="probabilities", lr=1e30, min_lr=0.0
+    )
+    config.max_skipped_steps = 1
+    with pytest.raises(UserError, match="not finite"):
+        train(1, config)
+    assert json.loads(fake_wandb.read_text().splitlines()[-1]) == ["finish", 1]
+
+
+def test_wandb_is_refused_where_it_cannot_work(
+    tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    def refusal(**settings: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            train(1, config_for(tmp_path / "run", tiny_llama, data, **settings))
+        return str(caught.value)
+
+    if importlib.util.find_spec("wandb") is None:
+        assert refusal(wandb_project="x") == "--wandb-project needs the package wandb: pip install wandb"
+    for flag in ("exp-name", "entity", "save-dir"):
+        setting = "wandb_" + flag.replace("-", "_")
+        assert refusal(**{setting: "x"}) == f"--wandb-{flag} belongs to --wandb-project"
+    request.getfixturevalue("fake_wandb")
+    monkeypatch.setenv("FAKE_WANDB_FAILS", "1")
+    assert refusal(wandb_project="x") == (
+        "--wandb-project x: W&B does not start: api_key not configured (no-tty); log in with `wandb login`, "
+        "or keep the run on this disk with WANDB_MODE=offline"
+    )
+
+
+def test_the_summary_of_a_stopped_and_resumed_run(
+    tiny_llama: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """Totals are those of all records, whichever process wrote them."""
+    folder = tmp_path / "run"
+    settings: dict[str, Any] = {
+        "train_iters": 4, "save_optim": True, "valid_data": [str(data)], "eval_interval": 1,
+        "tensor_model_parallel_size": 2,
+    }  # fmt: skip
+    train(2, config_for(folder, tiny_llama, data, exit_interval=3, **settings))
+    stopped = json.loads((folder / "summary.json").read_text())
+    assert (stopped["status"], stopped["steps"]) == ("stopped by --exit-interval", 3)
+    assert stopped["checkpoint"] == str(folder / "iter_0000003")
+    assert "run stopped by --exit-interval" in capfd.readouterr().out
+    train(2, config_for(folder, None, data, load=str(folder), **settings))
+    summary = json.loads((folder / "summary.json").read_text())
+    lines, steps = records(folder), records(folder, "train")
+    validations = [line for line in lines if line["kind"] == "validation"]
+    assert (summary["status"], summary["steps"]) == ("finished", 4)
+    for name in ("samples", "tokens", "supervised_tokens"):
+        assert summary[name] == sum(step[name] for step in steps)
+    assert summary["samples"] == 32
+    for part in PARTS:
+        in_records = sum(step["seconds"][part] for step in steps)
+        after = summary["seconds"][part] - in_records
+        # The last validation and checkpoint came after the last step's record.
+        assert after > 0 if part in ("validation", "checkpoint", "other") else after == pytest.approx(0)
+    assert summary["wall_seconds"] == pytest.approx(sum(summary["seconds"].values()))
+    training = summary["wall_seconds"] - summary["seconds"]["validation"] - summary["seconds"]["checkpoint"]
+    assert summary["tokens_per_second"] == pytest.approx(summary["tokens"] / training)
+    assert min(step["packing_efficiency"] for step in steps) <= summary["packing_efficiency"]
+    assert summary["packing_efficiency"] <= max(step["packing_efficiency"] for step in steps)
+    assert 0 < summary["model_tflops_per_device"] <= max(step["model_tflops_per_device"] for step in steps)
+    best = min(validations, key=lambda line: line["loss"])
+    expected = {"first": validations[0], "last": validations[-1], "best": best}
+    for which, line in expected.items():
+        assert summary["validation"][which] == {
+            name: line[name] for name in ("iteration", "loss", "nll", "mean_p")
+        }
+    assert summary["train"]["last"]["loss"] == steps[-1]["loss"]
+    assert (summary["skipped_steps"], summary["spikes"]) == (0, 0)
+    assert summary["peak_memory_gib"] >= steps[-1]["peak_memory_gib"]
+    assert summary["checkpoint"] == str(folder / "iter_0000004")
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    shown = capfd.readouterr().out
+    assert "run finished" in shown
+    assert f"loss {best['loss']:.4f}, nll {best['nll']:.4f}" in shown
+
+
+def test_skipped_steps_are_counted_over_resumes(
+    tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def skipping(state: TrainState, *rest: Any) -> StepResult:
+        result = train_step(state, *rest)
+        if state.iteration in (1, 3):
+            means = dataclasses.replace(result.means, loss=math.nan)
+            return dataclasses.replace(result, means=means, skipped="loss")
+        return result
+
+    monkeypatch.setattr(loop, "train_step", skipping)
+    folder = tmp_path / "run"
+    settings: dict[str, Any] = {"train_iters": 4, "save_optim": True}
+    train(1, config_for(folder, tiny_llama, data, exit_interval=2, **settings))
+    train(1, config_for(folder, None, data, load=str(folder), **settings))
+    assert [line["skipped_steps"] for line in records(folder)] == [1, 1, 2, 2]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["skipped_steps"] == 2
+    assert summary["train"]["first"]["loss"] is None
