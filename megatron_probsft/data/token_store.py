@@ -8,9 +8,7 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +17,7 @@ import numpy as np
 from datasets import Dataset
 
 from megatron_probsft.data import templates
+from megatron_probsft.data.build_folder import build_folder
 from megatron_probsft.data.encoding import Encoder, Truncation, encode
 from megatron_probsft.data.readers import bars_for_people, reader_of
 from megatron_probsft.data.sources import check_files, load_rows
@@ -114,7 +113,8 @@ def build_token_store(
     response is cut in two, and leave out a sample that keeps no label of its response.
 
     `num_workers` processes tokenize (default: the CPUs, at most 8; 1 for under 2000 rows). Processes may
-    race or be killed: a store appears whole, in one rename, and the first one stays.
+    race or be killed: a store appears whole, in one rename, and the first one stays; what a killed process
+    has left is removed by the next that builds.
 
     Raises UserError: as `load_rows` and `check_template` do; a longer sample under "error"; a token id not
     in [0, vocab_size); a sample without any label; nothing left; a full disk.
@@ -132,9 +132,10 @@ def build_token_store(
     folder = Path(cache_dir) / digest
     if folder.exists():
         return TokenStore(folder, files)
-    building = Path(cache_dir) / f".building-{uuid.uuid4().hex}"
+    stack = contextlib.ExitStack()
     try:
-        (building / "store").mkdir(parents=True)
+        building = stack.enter_context(build_folder(Path(cache_dir)))
+        (building / "store").mkdir()
     except OSError as error:
         raise UserError(f"{cache_dir}: cannot keep the tokenized data here: {error.strerror}") from None
     started = time.monotonic()
@@ -165,7 +166,7 @@ def build_token_store(
             ) from None
         raise
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        stack.close()
     return TokenStore(folder, files)
 
 
