@@ -136,6 +136,9 @@ CASES: dict[str, Callable[[World, pytest.MonkeyPatch], Any]] = {
     "a.jsonl:1: message 1 has a weight, but": lambda w, _: w.messages({**USER, "weight": 1}, ANSWER),
     # templates
     "--template poem is unknown: use": lambda w, _: w.rows(PAIR, template="poem"),
+    "--template llama-figlet needs <|begin_of_text|>, which is no": lambda w, _: w.rows(
+        PAIR, template="llama-figlet"
+    ),
     "--template plain takes prompt and response": lambda w, _: w.messages(USER, ANSWER, template="plain"),
     "the tokenizer has no (default) chat template": lambda w, _: _changed(w, chat_template=None).rows(PAIR),
     "the tokenizer has no EOS token": lambda w, _: _changed(w, eos_token=None).rows(PAIR),
