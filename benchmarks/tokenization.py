@@ -4,7 +4,7 @@
 
 `megatron_probsft` is `build_token_store` on a jsonl file: reading, chat template, tokens, checks, files on
 the disk. `encode_batch` and `encode_batch_fast` are the tokenizers library's calls on the same rendered
-strings, with as many threads as the store has processes. reasoning-gym's gsm_symbolic and figlet_font; medians.
+strings, with as many threads as the store has processes. gsm_symbolic and figlet_font; medians.
 """
 
 from __future__ import annotations
