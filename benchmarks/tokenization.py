@@ -1,11 +1,10 @@
-"""How fast is a data set tokenized? The whole pass, rows to store, against the library's own batch call.
+"""How fast is a data set tokenized? The whole pass, rows to written store, against the library's batch call.
 
     python benchmarks/tokenization.py --json FILE
 
 `megatron_probsft` is `build_token_store` on a jsonl file: reading, chat template, tokens, checks, files on
 the disk. `encode_batch` and `encode_batch_fast` are the tokenizers library's calls on the same rendered
-strings, with as many threads as the store has processes. Data of reasoning-gym (gsm_symbolic, figlet_font);
-medians over rounds.
+strings, with as many threads as the store has processes. gsm_symbolic and figlet_font; medians.
 """
 
 from __future__ import annotations
