@@ -23,12 +23,14 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import hardware, show, write_json
+from megatron_probsft.checkpoint.hf_weights import load_hf_weights
 from megatron_probsft.data.order import sample_indices
+from megatron_probsft.objectives.registry import get_objective
 from megatron_probsft.runtime import distributed
-from megatron_probsft.training import loop
 from megatron_probsft.training.batches import Batches
 from megatron_probsft.training.config import TrainConfig
-from megatron_probsft.training.setup import build_train_state, data_parallel
+from megatron_probsft.training.inputs import check_inputs, token_stores
+from megatron_probsft.training.setup import build_gpt, build_train_state, data_parallel
 from megatron_probsft.training.step import Criterion, train_step
 
 COLUMNS = {
@@ -104,13 +106,13 @@ class _Ours:
             seq_length=args.max_length, micro_batch_size=4, global_batch_size=args.global_batch_size,
             train_iters=args.rounds + 1, lr=LR, lr_decay_style="constant", truncation="drop",
         )  # fmt: skip
-        hf, _ = loop.check_inputs(self.config)
-        self.store, _ = loop.token_stores(self.config, hf)
+        hf, _ = check_inputs(self.config)
+        self.store, _ = token_stores(self.config, hf)
         self._batches = Batches(self.store, self.config, data_parallel())
-        gpt = loop.build_gpt(self.config, hf)
-        loop.load_hf_weights(gpt, hf)
+        gpt = build_gpt(self.config, hf)
+        load_hf_weights(gpt, hf)
         self._state = build_train_state(self.config, gpt, args.rounds + 1)
-        self._criterion = Criterion(loop.get_objective("original"), hf.shape.vocab_size)
+        self._criterion = Criterion(get_objective("original"), hf.shape.vocab_size)
 
     def step(self, _: int) -> int:
         batch = self._batches.training_step(self._state.consumed_samples)

@@ -78,3 +78,9 @@ def rank() -> int:
 def world_size() -> int:
     """The number of processes, known before `initialize` too."""
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def say(text: str) -> None:
+    """A line on the first rank's standard output."""
+    if rank() == 0:
+        print(text, flush=True)

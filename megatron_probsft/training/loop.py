@@ -5,23 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch.distributed as dist
 import yaml
 
 from megatron_probsft.checkpoint.hf_weights import load_hf_weights, save_hf_weights
-from megatron_probsft.checkpoint.run_folder import (
-    find_checkpoint,
-    hf_folder_of,
-    newest_step,
-    saved_steps,
-)
+from megatron_probsft.checkpoint.run_folder import newest_step, saved_steps
 from megatron_probsft.checkpoint.torch_dist import load_model
-from megatron_probsft.data.token_store import TokenStore, build_token_store
-from megatron_probsft.data.tokenizers import load_tokenizer
-from megatron_probsft.models.build import HFModel, check_parallelism, read_hf_model
 from megatron_probsft.objectives.registry import get_objective, with_statistic
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
@@ -29,23 +19,14 @@ from megatron_probsft.training.batches import START, Batches
 from megatron_probsft.training.checkpoints import Checkpoints
 from megatron_probsft.training.config import TrainConfig
 from megatron_probsft.training.guards import check_replicas, save_batch
+from megatron_probsft.training.inputs import Inputs, check_inputs, token_stores
 from megatron_probsft.training.metrics_file import drop_records_after
 from megatron_probsft.training.preemption import StopRequests
 from megatron_probsft.training.reporting import Reporter
-from megatron_probsft.training.resume import check_same_run, load_state, position_of
-from megatron_probsft.training.setup import TrainState, build_gpt, build_train_state, data_parallel, layout_of
+from megatron_probsft.training.resume import load_state, position_of
+from megatron_probsft.training.setup import TrainState, build_gpt, build_train_state, data_parallel
 from megatron_probsft.training.step import Criterion, train_step, validate
 from megatron_probsft.vocab_parallel.head import HeadOptions
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """All that is known and checked before the model is built."""
-
-    hf: HFModel
-    checkpoint: Path | None
-    train: TokenStore
-    valid: TokenStore | None
 
 
 def run(config: TrainConfig) -> TrainState:
@@ -56,7 +37,7 @@ def run(config: TrainConfig) -> TrainState:
     """
     save = Path(config.save)
     hf, checkpoint = check_inputs(config)
-    _say(f"starting {distributed.world_size()} process(es) on {checkpoint or config.hf_model}")
+    distributed.say(f"starting {distributed.world_size()} process(es) on {checkpoint or config.hf_model}")
     distributed.initialize(
         config.tensor_model_parallel_size,
         config.pipeline_model_parallel_size,
@@ -72,9 +53,11 @@ def run(config: TrainConfig) -> TrainState:
 
     state = _build(config, inputs, train_iters)
     if resumed:
-        _say(f"{config.load} has checkpoints of steps {', '.join(map(str, saved_steps(resumed.parent)))}")
+        distributed.say(
+            f"{config.load} has checkpoints of steps {', '.join(map(str, saved_steps(resumed.parent)))}"
+        )
         for note in load_state(state, resumed, config, inputs.train.digest):
-            _say(note)
+            distributed.say(note)
     save.mkdir(parents=True, exist_ok=True)
     if distributed.rank() == 0:
         drop_records_after(save, state.iteration)
@@ -88,69 +71,6 @@ def run(config: TrainConfig) -> TrainState:
         save_hf_weights(state.gpt, dataclasses.replace(hf, folder=hf_folder), Path(config.save_hf))
         reporter.say(f"wrote {config.save_hf}")
     return state
-
-
-def check_inputs(config: TrainConfig) -> tuple[HFModel, Path | None]:
-    """Everything that can be refused before process groups exist; reads only small files.
-
-    Raises:
-        UserError: a folder that exists or is missing, an unsupported model, a layout that does not divide.
-    """
-    save = Path(config.save)
-    resuming_here = config.load is not None and Path(config.load).resolve() == save.resolve()
-    if save.exists() and not resuming_here:
-        raise UserError(f"--save {save} exists: choose a new folder, or resume it with --load {save}")
-    if config.save_hf and Path(config.save_hf).exists():
-        raise UserError(f"--save-hf {config.save_hf} exists: choose a new folder")
-    checkpoint = None
-    if config.load and (config.hf_model is None or _holds_checkpoint(Path(config.load))):
-        checkpoint, _ = find_checkpoint(Path(config.load), config.ckpt_step)
-    if checkpoint is not None and not config.finetune:
-        check_same_run(checkpoint, config)
-    hf = read_hf_model(hf_folder_of(checkpoint) if checkpoint else str(config.hf_model))
-    check_parallelism(hf.shape, layout_of(config), distributed.world_size())
-    positions = hf.shape.max_position_embeddings
-    if config.seq_length > positions:
-        raise UserError(f"--seq-length {config.seq_length} is more than the model's {positions} positions")
-    return hf, checkpoint
-
-
-def token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenStore | None]:
-    """Tokenize on rank 0 while the others wait, then open the cache everywhere."""
-    tokenizer = load_tokenizer(hf.folder)
-    cache = Path(config.data_cache_path or Path(config.save).with_name("data_cache"))
-
-    def build(files: list[str]) -> TokenStore:
-        return build_token_store(
-            files,
-            tokenizer,
-            template=config.template,
-            seq_length=config.seq_length,
-            vocab_size=hf.shape.vocab_size,
-            truncation=config.truncation,
-            cache_dir=cache,
-            prompt_key=config.prompt_key,
-            response_key=config.response_key,
-            messages_key=config.messages_key,
-            weight_key=config.weight_key,
-            num_workers=config.num_workers,
-            log=_say,
-        )
-
-    def both() -> tuple[TokenStore, TokenStore | None]:
-        return build(config.data), build(config.valid_data) if config.valid_data else None
-
-    outcome: list[tuple[TokenStore, TokenStore | None] | UserError | None] = [None]
-    if distributed.rank() == 0:
-        try:
-            outcome[0] = both()
-        except UserError as error:
-            outcome[0] = error
-    failure = [str(outcome[0]) if isinstance(outcome[0], UserError) else None]
-    dist.broadcast_object_list(failure, src=0)
-    if failure[0] is not None:
-        raise UserError(failure[0])
-    return both() if outcome[0] is None else outcome[0]  # type: ignore[return-value]
 
 
 def _build(config: TrainConfig, inputs: Inputs, train_iters: int) -> TrainState:
@@ -244,18 +164,9 @@ def _train(
     return checkpoints.hf_folder
 
 
-def _holds_checkpoint(run_folder: Path) -> bool:
-    return run_folder.is_dir() and newest_step(run_folder) is not None
-
-
 def _newest_checkpoint(run_folder: Path) -> str:
     step = newest_step(run_folder)
     return "there is no checkpoint yet" if step is None else f"the newest checkpoint is of step {step}"
-
-
-def _say(text: str) -> None:
-    if distributed.rank() == 0:
-        print(text, flush=True)
 
 
 def _divides(interval: int | None, iteration: int) -> bool:

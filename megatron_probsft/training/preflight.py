@@ -19,7 +19,7 @@ from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.arguments import problems_of
 from megatron_probsft.training.batches import Batches
 from megatron_probsft.training.config import TrainConfig
-from megatron_probsft.training.loop import check_inputs, token_stores
+from megatron_probsft.training.inputs import check_inputs, token_stores
 from megatron_probsft.training.memory_estimate import StageMemory, parameter_count, stage_memory
 
 _STEPS_LOOKED_AT = 50

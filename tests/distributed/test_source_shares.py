@@ -12,9 +12,9 @@ import pytest
 from megatron_probsft.models.build import read_hf_model
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.training import loop
 from megatron_probsft.training.arguments import parse_arguments
 from megatron_probsft.training.batches import Batches
+from megatron_probsft.training.inputs import token_stores
 from tests.ranks import run_ranks
 from tests.training_runs import config_for, records, train, write_pairs
 
@@ -56,7 +56,7 @@ def test_one_order_on_every_layout_and_over_interruptions(
 def _check_passes_in_order(config: Any) -> None:
     """For the first and the second source: of each step (samples, its tokens without padding)."""
     distributed.initialize()
-    store, _ = loop.token_stores(config, read_hf_model(config.hf_model))
+    store, _ = token_stores(config, read_hf_model(config.hf_model))
     batches = Batches(store, config, (0, 1))
     passes = []
     for source in (0, 1):
