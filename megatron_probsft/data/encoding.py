@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
-import uuid
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any, Literal
 
-from datasets import Dataset, Features, List, Value
+import numpy as np
 
 from megatron_probsft.data import templates
 from megatron_probsft.runtime.errors import UserError
 
 Truncation = Literal["error", "drop", "left", "right"]
-_ENCODED = Features(
-    {
-        "tokens": List(Value("int32")),
-        "trained": List(Value("bool")),
-        "weights": List(Value("float32")),
-        "cut": Value("bool"),
-        "source": Value("int32"),
-    }
-)
+_ROWS = 500  # at once
+_Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The samples of some rows, one after the other."""
+
+    tokens: np.ndarray  # int32 [total]
+    weights: np.ndarray  # float32 [total], 0 where not trained
+    lengths: np.ndarray  # int64 [n], tokens of each sample
+    source: np.ndarray  # int32 [n]
+    weighted: bool  # whether any trained token may weigh other than 1
+    cut: int  # samples that truncation shortened
+    rows: int  # what it was made of
+
+    def sums_of_labels(self, values: np.ndarray) -> np.ndarray:
+        """float64 `[n]`: each sample's sum, without its first token, which nothing predicts."""
+        return _sums_of_labels(values, self.lengths)
 
 
 class Encoder:
-    """A batch of rows of `load_rows` to a batch of samples; sent to the worker processes.
-
-    Per sample: tokens; trained, whether each one is; weights, each one's, 0 where it is not trained, or null
-    where all trained ones weigh 1; cut, whether truncation shortened it; source, as the row's.
+    """Some rows of `read_rows` to samples; the worker processes inherit it.
 
     Raises UserError, naming file and row: what the template refuses; a token id not in [0, vocab); nothing
     to train; a sample of more than `limit` positions under "error".
@@ -49,90 +63,170 @@ class Encoder:
         self._files, self._tokenizer, self._template = list(files), tokenizer, template
         self._limit, self._vocab, self._truncation = limit + 1, vocab, truncation
 
-    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        where = [f"{self._files[s]}:{r}" for s, r in zip(batch["source"], batch["row"], strict=True)]
-        result: dict[str, list[Any]] = {name: [] for name in _ENCODED}
-        samples = zip(where, batch["source"], self._tokenize(batch, where), batch["weights"], strict=True)
-        for place, source, (tokens, marks), weights in samples:
-            if not 0 <= min(tokens) <= max(tokens) < self._vocab:
-                wrong = next(t for t in tokens if not 0 <= t < self._vocab)
-                raise UserError(
-                    f"{place}: vocabulary label out of range: token id {wrong} with a vocabulary of "
-                    f"{self._vocab}: the tokenizer does not belong to the model"
-                )
-            if weights is not None:  # marks number the trained turns
-                marks = [float(mark and weights[mark - 1]) for mark in marks]
-            if not any(marks[1:]):
-                raise UserError(
-                    f"{place}: the sample has no label: nothing in it can be predicted and trained"
-                )
-            kept = self._fit(tokens, marks, place)
-            if kept is None:
-                continue
-            result["tokens"].append(kept[0])
-            result["trained"].append(kept[1] if weights is None else [weight > 0 for weight in kept[1]])
-            result["weights"].append(None if weights is None else kept[1])
-            result["cut"].append(len(kept[0]) < len(tokens))
-            result["source"].append(source)
-        return result
-
-    def _tokenize(self, batch: dict[str, list[Any]], where: list[str]) -> Sequence[tuple[list[int], Any]]:
-        """(tokens, marks) of each row; a mark is 0 where not trained, else the number of the trained turn."""
-        if "prompt" in batch:
-            return templates.encode_pairs(self._tokenizer, batch["prompt"], batch["response"], self._template)
-        templates.check_template(self._tokenizer, self._template, conversations=True)
-        conversations = []
-        for place, messages, weights in zip(where, batch["messages"], batch["weights"], strict=True):
-            try:
-                segments = templates.split_messages(self._tokenizer, messages)
-            except UserError as error:
-                raise UserError(f"{place}: {error}") from None
-            if weights is not None:
-                turns = itertools.count(1)
-                segments = [(text, next(turns) if trained else 0) for text, trained in segments]
-            conversations.append(segments)
-        return templates.encode_segments(self._tokenizer, conversations)
-
-    def _fit[Mark](
-        self, tokens: list[int], marks: list[Mark], place: str
-    ) -> tuple[list[int], list[Mark]] | None:
-        limit = self._limit
-        if len(tokens) <= limit:
-            return tokens, marks
-        if self._truncation == "error":
-            raise UserError(
-                f"{place}: the sample has {len(tokens) - 1} positions, more than --seq-length {limit - 1}: "
-                "raise it, or choose --truncation drop, left or right"
+    def __call__(self, rows: Sequence[_Row]) -> Encoded:
+        samples = self._tokenize(rows)
+        ids, weights = zip(*itertools.chain(*samples), strict=True)
+        of_segment = np.fromiter(map(len, ids), np.int64, len(ids))
+        tokens = np.fromiter(itertools.chain(*ids), np.int64, of_segment.sum())
+        values = np.repeat(np.array(weights, np.float32), of_segment)
+        segments = np.fromiter(map(len, samples), np.int64, len(samples))
+        lengths = np.add.reduceat(of_segment, np.cumsum(segments) - segments)
+        self._check_samples(rows, tokens, values, lengths)
+        spans, cut = self._fit(rows, tokens, values, lengths)
+        if len(spans) < len(rows) or cut:
+            tokens, values = (
+                np.concatenate([a[:0], *(a[s] for s in spans.values())]) for a in (tokens, values)
             )
-        if self._truncation == "left":
-            tokens, marks = tokens[-limit:], marks[-limit:]
-            return (tokens, marks) if any(marks[1:]) else None
-        if self._truncation == "right" and any(marks[1 : limit - 1]):
-            last = self._tokenizer.eos_token_id if marks[limit - 1] else tokens[limit - 1]
-            return [*tokens[: limit - 1], last], marks[:limit]
-        return None
-
-
-def encode(rows: Dataset, encoder: Encoder, workers: int, file: Path) -> Dataset:
-    """The encoded samples of all rows, in their order, in Arrow files named after `file`."""
-    with _no_tokenizer_threads() if workers > 1 else contextlib.nullcontext():
-        return rows.map(
-            encoder,
-            batched=True,
-            batch_size=500,
-            remove_columns=rows.column_names,
-            features=_ENCODED,
-            num_proc=workers if workers > 1 else None,
-            cache_file_name=str(file),
-            load_from_cache_file=False,
-            new_fingerprint=uuid.uuid4().hex,  # instead of hashing the tokenizer
-            desc="tokenizing",
+            lengths = np.array([span.stop - span.start for span in spans.values()], np.int64)
+        return Encoded(
+            tokens=tokens.astype(np.int32),
+            weights=values,
+            lengths=lengths,
+            source=np.array([rows[index]["source"] for index in spans], np.int32),
+            weighted=any(row["weights"] is not None for row in rows),
+            cut=cut,
+            rows=len(rows),
         )
+
+    def _place(self, row: _Row) -> str:
+        return f"{self._files[row['source']]}:{row['row']}"
+
+    def _tokenize(self, rows: Sequence[_Row]) -> list[list[tuple[list[int], float]]]:
+        """Each row as segments, (tokens, the weight of each of them, 0 where they are not trained)."""
+        if "prompt" in rows[0]:
+            prompts, responses = ([row[name] for row in rows] for name in ("prompt", "response"))
+            samples = templates.encode_pairs(self._tokenizer, prompts, responses, self._template)
+        else:
+            templates.check_template(self._tokenizer, self._template, conversations=True)
+            samples = templates.encode_segments(self._tokenizer, [self._split(row) for row in rows])
+        return [
+            [(tokens, _weight(row["weights"], mark)) for tokens, mark in sample]
+            for row, sample in zip(rows, samples, strict=True)
+        ]
+
+    def _split(self, row: _Row) -> list[tuple[str, int]]:
+        """A conversation's segments; the trained ones are numbered from 1."""
+        try:
+            segments = templates.split_messages(self._tokenizer, row["messages"])
+        except UserError as error:
+            raise UserError(f"{self._place(row)}: {error}") from None
+        turns = itertools.count(1)
+        return [(text, next(turns) if trained else 0) for text, trained in segments]
+
+    def _check_samples(
+        self, rows: Sequence[_Row], tokens: np.ndarray, values: np.ndarray, lengths: np.ndarray
+    ) -> None:
+        if tokens.min() < 0 or tokens.max() >= self._vocab:
+            wrong = int(np.flatnonzero((tokens < 0) | (tokens >= self._vocab))[0])
+            place = self._place(rows[int(np.searchsorted(np.cumsum(lengths), wrong, "right"))])
+            raise UserError(
+                f"{place}: vocabulary label out of range: token id {tokens[wrong]} with a vocabulary of "
+                f"{self._vocab}: the tokenizer does not belong to the model"
+            )
+        labels = _sums_of_labels(values > 0, lengths)
+        if not labels.all():
+            place = self._place(rows[int(np.flatnonzero(labels == 0)[0])])
+            raise UserError(f"{place}: the sample has no label: nothing in it can be predicted and trained")
+
+    def _fit(
+        self, rows: Sequence[_Row], tokens: np.ndarray, values: np.ndarray, lengths: np.ndarray
+    ) -> tuple[dict[int, slice], int]:
+        """What is kept of each row that is kept, and how many are cut. EOS may be written into `tokens`."""
+        ends = np.cumsum(lengths).tolist()
+        spans = dict(enumerate(map(slice, [0, *ends], ends)))
+        too_long = np.flatnonzero(lengths > self._limit).tolist()
+        for index in too_long:
+            start, end = spans.pop(index).start, ends[index]
+            if self._truncation == "error":
+                raise UserError(
+                    f"{self._place(rows[index])}: the sample has {end - start - 1} positions, more than "
+                    f"--seq-length {self._limit - 1}: raise it, or choose --truncation drop, left or right"
+                )
+            if self._truncation == "left" and values[end - self._limit + 1 : end].any():
+                spans[index] = slice(end - self._limit, end)
+            last = start + self._limit - 1
+            if self._truncation == "right" and values[start + 1 : last].any():
+                spans[index] = slice(start, last + 1)
+                if values[last]:
+                    tokens[last] = self._tokenizer.eos_token_id
+        return dict(sorted(spans.items())), len(spans) - (len(rows) - len(too_long))
+
+
+def encode(rows: Iterable[_Row], encoder: Encoder, workers: int) -> Iterator[Encoded]:
+    """The samples of all rows, in their order; one worker is a thread of this process.
+
+    Raises UserError: as reading and the encoder do; a process that was killed.
+    """
+    pending: deque[Future[Encoded]] = deque()
+    with _workers(encoder, workers) as (pool, work):
+        try:
+            for batch in itertools.batched(rows, _ROWS):
+                pending.append(pool.submit(work, batch))
+                if len(pending) > 3 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"one of {workers} processes that tokenize was killed (out of memory?): try fewer with "
+                "--num-workers"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _workers(
+    encoder: Encoder, workers: int
+) -> Iterator[tuple[Executor, Callable[[Sequence[_Row]], Encoded]]]:
+    """An executor and what to submit to it. Processes are forked: they inherit the encoder."""
+    if workers == 1:
+        yield ThreadPoolExecutor(1), encoder  # the tokenizers library has its own threads
+        return
+    start = {"initializer": _start_worker, "initargs": (encoder, os.getpid())}
+    with _no_tokenizer_threads():  # the processes share the CPUs already
+        yield ProcessPoolExecutor(workers, get_context("fork"), **start), _encode
+
+
+_thread: ThreadPoolExecutor  # of a worker process
+_encoder: Encoder
+
+
+def _start_worker(encoder: Encoder, parent: int) -> None:
+    # In a thread, with malloc's memory of its own, tokenizing takes 2/3 of the time that it takes in the main
+    # thread, whose memory is the one the parent has filled. And what was inherited is no garbage to look for.
+    global _thread, _encoder
+    _thread, _encoder = ThreadPoolExecutor(1), encoder
+    gc.freeze()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _encode(rows: Sequence[_Row]) -> Encoded:
+    return _thread.submit(_encoder, rows).result()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _weight(weights: list[float] | None, turn: int) -> float:
+    """Of a segment: turn numbers the trained ones from 1, 0 is no trained one."""
+    return float(turn > 0) if weights is None or turn == 0 else weights[turn - 1]
+
+
+def _sums_of_labels(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    if not len(lengths):
+        return np.zeros(0)
+    starts = np.cumsum(lengths) - lengths
+    return np.add.reduceat(values, starts, dtype=np.float64) - values[starts]
 
 
 @contextlib.contextmanager
 def _no_tokenizer_threads() -> Iterator[None]:
-    """For processes about to be forked, which already share the CPUs."""
+    """For processes that are forked meanwhile."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:

@@ -34,6 +34,10 @@ class Reader(Protocol):
         """(number, row), numbered from 1; at least the columns that hold these names or dotted paths."""
         ...
 
+    def count(self) -> int:
+        """How many rows there are, blank lines too."""
+        ...
+
     def digest(self) -> str:
         """Names the content."""
         ...
@@ -88,6 +92,10 @@ class _JsonLines:
                     raise UserError(f"{where}: is of type {type(row).__name__}, not a JSON object")
                 yield number, row
 
+    def count(self) -> int:
+        with open(self._file, "rb") as stream:
+            return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
+
     def digest(self) -> str:
         return _digest_of([self._file])
 
@@ -105,6 +113,9 @@ class _Parquet:
         columns = _columns_of(keys, parquet.schema_arrow.names)
         batches = parquet.iter_batches(batch_size=1000, columns=columns)
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+
+    def count(self) -> int:
+        return self._open().metadata.num_rows
 
     def digest(self) -> str:
         return _digest_of([self._file])
@@ -133,6 +144,9 @@ class _Arrow:
         chosen: Any = dataset.select_columns(_columns_of(keys, dataset.column_names)).with_format("arrow")
         rows = (row for table in chosen.iter(batch_size=1000) for row in table.to_pylist())
         yield from enumerate(rows, start=1)
+
+    def count(self) -> int:
+        return len(self._open())
 
     def digest(self) -> str:
         return _digest_of([file["filename"] for file in self._open().cache_files])

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, List, Value
-from datasets.exceptions import DatasetGenerationError
 
 from megatron_probsft.data.readers import reader_of
 from megatron_probsft.runtime.errors import UserError
@@ -17,39 +13,30 @@ from megatron_probsft.runtime.errors import UserError
 _LARGEST_WEIGHT = 1e18  # so that the product of two is finite in float32
 _Keys = tuple[str, str, str, str | None]  # of prompt, response, messages, weight
 _MISSING = object()
-_ORIGIN = {"source": Value("int32"), "row": Value("int64")}
-_WEIGHTS = {"weights": List(Value("float32"))}
-_PAIRS = Features({"prompt": Value("large_string"), "response": Value("large_string"), **_WEIGHTS, **_ORIGIN})
-_CONVERSATIONS = Features(
-    {"messages": [{"role": Value("string"), "content": Value("large_string")}], **_WEIGHTS, **_ORIGIN}
-)
 
 
-def load_rows(
+def read_rows(
     files: Sequence[str],
     *,
     prompt_key: str = "prompt",
     response_key: str = "response",
     messages_key: str = "messages",
     weight_key: str | None = None,
-    cache_dir: str | None = None,
-) -> Dataset:
-    """Read the files (or what else `reader_of` reads), in the order given, into one memory-mapped dataset.
+) -> Iterator[dict[str, Any]]:
+    """The rows of the files (or what else `reader_of` reads), in the order given.
 
     A file with the prompt column gives pairs, else one with the messages column gives conversations; all
     files must be of one kind. A key is a column's name or, for nested data, a path: `extra_info.question`.
 
-    Columns: `prompt`, `response` (non-empty) strings, or `messages`, a list of {role, content} strings; and
-    always `source` int32, the index into `files`, and `row` int64, the line of the file (JSON lines) or the
-    row (parquet), counted from 1. Blank lines are passed over. `weights` is one float32 for each response
-    (each assistant message): the row's number at `weight_key` times the message's own `weight`; null where
-    all are 1.
+    A row holds `prompt`, `response` (non-empty) strings, or `messages`, a list of {role, content} strings;
+    and always `source`, the index into `files`, and `row`, the line of the file (JSON lines) or the row
+    (parquet), counted from 1. Blank lines are passed over. `weights` is one number for each response (each
+    assistant message), exact in float32: the row's at `weight_key` times the message's own `weight`; None
+    where all are 1.
 
-    The dataset lies in `cache_dir` (default: that of `datasets`), named by the files' content.
-
-    Raises UserError, naming file and row: what `reader_of` and its readers refuse; no rows; both kinds at
-    once; missing column; a line that is not a JSON object; a value of another type; an empty or null
-    response; a weight that is negative or not finite; a row whose weights are all 0.
+    Raises UserError, naming file and row. At once: what `reader_of` and its readers refuse; no rows; both
+    kinds; missing column. While it is read: a line that is not a JSON object; a value of another type; an
+    empty or null response; a weight that is negative or not finite; a row whose weights are all 0.
     """
     check_files(files)
     keys = (prompt_key, response_key, messages_key, weight_key)
@@ -57,21 +44,7 @@ def load_rows(
     if len(set(kinds)) > 1:
         other = files[kinds.index("messages" if kinds[0] == "pairs" else "pairs")]
         raise UserError(f"{files[0]} holds {kinds[0]} but {other} does not: give files of one kind")
-    content = ["v2", kinds[0], keys, [reader_of(file).digest() for file in files]]
-    try:
-        rows = Dataset.from_generator(
-            _pairs if kinds[0] == "pairs" else _conversations,
-            features=_PAIRS if kinds[0] == "pairs" else _CONVERSATIONS,
-            gen_kwargs={"files": list(files), "keys": keys},
-            cache_dir=cache_dir,  # type: ignore[arg-type]
-            fingerprint=hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest(),
-        )
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
-    assert isinstance(rows, Dataset)
-    return rows
+    return _pairs(files, keys) if kinds[0] == "pairs" else _conversations(files, keys)
 
 
 def check_files(files: Sequence[str]) -> None:
@@ -82,7 +55,7 @@ def check_files(files: Sequence[str]) -> None:
         reader_of(file)
 
 
-def _pairs(files: list[str], keys: _Keys) -> Iterator[dict[str, Any]]:
+def _pairs(files: Sequence[str], keys: _Keys) -> Iterator[dict[str, Any]]:
     prompt_key, response_key, _, weight_key = keys
     for source, file in enumerate(files):
         for number, row in _rows(file, prompt_key, response_key, weight_key):
@@ -97,7 +70,7 @@ def _pairs(files: list[str], keys: _Keys) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
-def _conversations(files: list[str], keys: _Keys) -> Iterator[dict[str, Any]]:
+def _conversations(files: Sequence[str], keys: _Keys) -> Iterator[dict[str, Any]]:
     _, _, messages_key, weight_key = keys
     for source, file in enumerate(files):
         for number, row in _rows(file, messages_key, weight_key):
@@ -140,6 +113,8 @@ def _weights(
 ) -> list[float] | None:
     """The row's weight times each of its turns' own, None if all are 1."""
     of_row = 1.0 if weight_key is None else _number(row, weight_key, where)
+    if of_row == 1 and all(turn == 1 for turn in turns):
+        return None
     weights = np.float32(of_row) * np.asarray(turns, np.float32)
     if turns and not weights.any():
         raise UserError(f"{where}: all its weights are 0, so nothing in it is trained: leave the row out")

@@ -5,26 +5,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from tqdm import tqdm
 
 from megatron_probsft.data import templates
 from megatron_probsft.data.build_folder import build_folder
-from megatron_probsft.data.encoding import Encoder, Truncation, encode
+from megatron_probsft.data.encoding import Encoded, Encoder, Truncation, encode
 from megatron_probsft.data.readers import bars_for_people, reader_of
-from megatron_probsft.data.sources import check_files, load_rows
+from megatron_probsft.data.sources import check_files, read_rows
+from megatron_probsft.data.store_files import write_store
 from megatron_probsft.data.tokenizers import tokenizer_identity
 from megatron_probsft.runtime.errors import UserError
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 class TokenStore:
@@ -116,7 +116,7 @@ def build_token_store(
     race or be killed: a store appears whole, in one rename, and the first one stays; what a killed process
     has left is removed by the next that builds.
 
-    Raises UserError: as `load_rows` and `check_template` do; a longer sample under "error"; a token id not
+    Raises UserError: as `read_rows` and `check_template` do; a longer sample under "error"; a token id not
     in [0, vocab_size); a sample without any label; nothing left; a full disk.
     """
     keys = {
@@ -140,26 +140,28 @@ def build_token_store(
         raise UserError(f"{cache_dir}: cannot keep the tokenized data here: {error.strerror}") from None
     started = time.monotonic()
     try:
-        rows = load_rows(files, **keys, cache_dir=str(building / "rows"))
-        workers = num_workers or (min(8, os.cpu_count() or 1) if len(rows) >= 2000 else 1)
-        log(f"tokenizing {len(rows):,} rows of {', '.join(files)} with {workers} process(es)")
+        rows = read_rows(files, **keys)
+        count = sum(reader_of(file).count() for file in files)
+        workers = num_workers or (min(8, os.cpu_count() or 1) if count >= 2000 else 1)
+        log(f"tokenizing {count:,} rows of {', '.join(files)} with {workers} process(es)")
         encoder = Encoder(files, tokenizer, template, seq_length, vocab_size, truncation)
-        encoded = encode(rows, encoder, workers, building / "encoded.arrow")
-        if not len(encoded):
-            raise UserError(f"{files[0]}: none of {len(rows)} samples is left at --seq-length {seq_length}")
-        total, cut = _write(encoded, building / "store", {"digest": digest, "sources": list(files)})
+        about = {"digest": digest, "sources": list(files)}
+        with contextlib.closing(_watched(encode(rows, encoder, workers), count, log)) as batches:
+            written = write_store(batches, building / "store", about)
+        if not written.samples:
+            raise UserError(
+                f"{files[0]}: none of {written.rows} samples is left at --seq-length {seq_length}"
+            )
         seconds = time.monotonic() - started
         log(
-            f"tokenized {len(encoded):,} samples, {total:,} tokens in {seconds:.1f} s "
-            f"({total / seconds:,.0f} tokens/s); longer than --seq-length {seq_length}: "
-            f"{cut:,} cut, {len(rows) - len(encoded):,} left out"
+            f"tokenized {written.samples:,} samples, {written.tokens:,} tokens in {seconds:.1f} s "
+            f"({written.tokens / seconds:,.0f} tokens/s); longer than --seq-length {seq_length}: "
+            f"{written.cut:,} cut, {written.rows - written.samples:,} left out"
         )
         with contextlib.suppress(OSError):  # not empty: another process was first, with the same store
             (building / "store").rename(folder)
-    except UserError:
-        raise
-    except Exception as error:
-        if _disk_is_full(error):
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"{cache_dir}: no space left for the tokenized data: make room, or choose another folder "
                 "with --data-cache-path"
@@ -170,64 +172,23 @@ def build_token_store(
     return TokenStore(folder, files)
 
 
-def _disk_is_full(error: BaseException | None) -> bool:
-    """Whether that is what is behind it: `datasets` wraps what went wrong."""
-    seen = set()
-    while error is not None and id(error) not in seen:  # they may form a circle
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _write(encoded: Dataset, folder: Path, about: dict[str, Any]) -> tuple[int, int]:
-    """Write the store's files, all the way to the disk; returns tokens and samples cut."""
-    weighted = encoded.data.column("weights").null_count < len(encoded)
-    names = ["tokens", "trained", *(["weights"] if weighted else [])]
-    per_sample: dict[str, list[np.ndarray]] = {"lengths": [], "supervised": [], "source": []}
-    if weighted:
-        per_sample["weight_sums"] = []
-    cut = 0
-    with contextlib.ExitStack() as stack:
-        files = {name: stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in names}
-        for batch in cast(Iterator[Any], encoded.with_format("arrow").iter(batch_size=1000)):
-            tokens, trained, weights = (
-                batch.column(name).combine_chunks() for name in ("tokens", "trained", "weights")
-            )
-            lengths = tokens.value_lengths().to_numpy().astype(np.int64)
-            starts = np.cumsum(lengths) - lengths
-            flags = trained.flatten().to_numpy(zero_copy_only=False)
-            files["tokens"].write(tokens.flatten().to_numpy())
-            files["trained"].write(flags)
-            per_sample["lengths"].append(lengths)
-            per_sample["supervised"].append(_sums_of_labels(flags, starts, np.int32))
-            per_sample["source"].append(batch.column("source").to_numpy())
-            if weighted:
-                values = flags.astype(np.float32)
-                values[np.repeat(weights.is_valid().to_numpy(zero_copy_only=False), lengths)] = (
-                    weights.flatten().to_numpy()
+def _watched(
+    batches: Iterator[Encoded], total: int, log: Callable[[str], None]
+) -> Generator[Encoded, None, None]:
+    """Pass them on; a bar with the time left on a terminal, else a line about every 10 s."""
+    started = said = time.monotonic()
+    done = tokens = 0
+    with tqdm(total=total, desc="tokenizing", unit=" rows", disable=None, leave=False) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(batch.rows)
+            done, tokens, now = done + batch.rows, tokens + len(batch.tokens), time.monotonic()
+            if bar.disable and now - said > 10:
+                said, left = now, (now - started) / done * (total - done)
+                log(
+                    f"tokenizing: {done:,} of {total:,} rows | {tokens / (now - started):,.0f} tokens/s | "
+                    f"{left:.0f} s left"
                 )
-                files["weights"].write(values)
-                per_sample["weight_sums"].append(_sums_of_labels(values, starts, np.float64))
-            cut += int(np.count_nonzero(batch.column("cut").to_numpy()))
-    arrays = {name: np.concatenate(parts) for name, parts in per_sample.items()}
-    arrays["offsets"] = np.concatenate([np.zeros(1, np.int64), np.cumsum(arrays.pop("lengths"))])
-    for name, array in arrays.items():
-        content = io.BytesIO()  # np.save into a file does not say why it could not be written
-        np.save(content, array)
-        (folder / f"{name}.npy").write_bytes(content.getbuffer())
-    total = int(arrays["offsets"][-1])
-    (folder / "about.json").write_text(json.dumps({**about, "tokens": total, "weighted": weighted}, indent=1))
-    for file in folder.iterdir():
-        with open(file, "rb") as stream:
-            os.fsync(stream.fileno())
-    return total, cut
-
-
-def _sums_of_labels(values: np.ndarray, starts: np.ndarray, dtype: type) -> np.ndarray:
-    """Each sample's sum, without its first token, which nothing predicts."""
-    return (np.add.reduceat(values, starts, dtype=dtype) - values[starts]).astype(dtype)
 
 
 def _digest(files: Sequence[str], tokenizer: Any, settings: list[Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +46,12 @@ def tokenizer_identity(tokenizer: Any) -> list[Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if isinstance(tokenizer, SentencePieceTokenizer):
         model = tokenizer.identity()
+    elif backend is None:
+        model = tokenizer.get_vocab()
     else:
-        model = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
-    for state in ("truncation", "padding"):  # set by each call
-        model.pop(state, None)
+        backend.no_truncation()  # as before each call
+        backend.no_padding()
+        model = backend.to_str()
     return [type(tokenizer).__name__, model, tokenizer.special_tokens_map, tokenizer.chat_template]
 
 

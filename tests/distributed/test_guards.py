@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from megatron_probsft.objectives.registry import get_objective
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.train import main
 from megatron_probsft.training import loop
 from megatron_probsft.training.batches import StepBatch
 from megatron_probsft.training.config import TrainConfig
@@ -269,3 +271,23 @@ def test_replicas_that_differ_stop_the_run(
     )
     assert "step 2: all 2 data-parallel replicas hold the same weights" in capfd.readouterr().out
     assert sorted(path.name for path in folder.glob("iter_*")) == ["iter_0000002"]
+
+
+def _main(argv: list[str]) -> int:
+    sys.argv = ["train", *argv]
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return int(caught.value.code or 0)
+
+
+def test_a_run_that_gives_up_exits_with_an_error(
+    tiny_llama: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """A learning rate beyond all measure: after the first update nothing is finite."""
+    flags = (
+        f"--hf-model {tiny_llama} --data {data} --save {tmp_path / 'run'} --train-iters 9 --seq-length 128"
+    )
+    flags += " --global-batch-size 8 --lr 1e30 --max-skipped-steps 3"
+    assert run_ranks(2, _main, flags.split()) == [2, 2]
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: gradient not finite in step 4, the 3. in a row (--max-skipped-steps): ")

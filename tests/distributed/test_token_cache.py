@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_probsft.data import build_folder, encoding, token_store
+from megatron_probsft.data import build_folder, encoding, store_files, token_store
 from megatron_probsft.data.token_store import TokenStore, build_token_store
 from megatron_probsft.runtime.errors import UserError
 from tests.tiny_models import VOCAB_SIZE, save_tiny_tokenizer
@@ -92,12 +92,11 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *
 
 MOMENTS = {
     "an empty folder": (build_folder.fcntl, "lockf", 1, False),
-    "before the rows": (token_store, "load_rows", 1, False),
-    "after the rows": (token_store, "load_rows", 1, True),
+    "before the rows": (token_store, "read_rows", 1, False),
     "within the tokens": (encoding.Encoder, "__call__", 2, True),
-    "before the files": (token_store, "_write", 1, False),
-    "within the files": (token_store.io, "BytesIO", 2, False),
-    "before the rename": (token_store, "_write", 1, True),
+    "before the files": (token_store, "write_store", 1, False),
+    "within the files": (store_files.io, "BytesIO", 2, False),
+    "before the rename": (token_store, "write_store", 1, True),
     "after the rename": (Path, "rename", 1, True),
 }
 
@@ -130,7 +129,7 @@ def test_the_folder_of_a_living_builder_stays(
 ) -> None:
     expected = build(tmp_path, tokenizer, "elsewhere")
     started, go, results = FORK.Event(), FORK.Event(), FORK.SimpleQueue()
-    write = token_store._write
+    write = token_store.write_store
 
     def slow() -> None:
         def waiting(*args: Any) -> Any:
@@ -138,7 +137,7 @@ def test_the_folder_of_a_living_builder_stays(
             assert go.wait(60)
             return write(*args)
 
-        monkeypatch.setattr(token_store, "_write", waiting)
+        monkeypatch.setattr(token_store, "write_store", waiting)
         results.put(build(tmp_path, tokenizer).tokens.tobytes())
 
     process = in_process(slow)

@@ -55,7 +55,7 @@ def test_a_full_disk_is_one_line_at_every_moment(mount: Callable[[int], Path], t
 
     expected = build(tmp_path, 1)
     outcomes: list[str | None] = []
-    for number, kib in enumerate([64, *range(200, 1600, 100), 8000]):
+    for number, kib in enumerate([64, *range(100, 1000, 50), 8000]):
         disk = mount(kib)
         outcomes.append(_refusal(lambda folder=disk, workers=1 + number % 2: build(folder, workers)))
         if outcomes[-1] is None:

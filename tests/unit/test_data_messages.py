@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import errno
 import json
+import os
+import signal
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -67,8 +69,14 @@ def _full_disk(world: World, monkeypatch: pytest.MonkeyPatch) -> Any:
         raise OSError(errno.ENOSPC, "")
 
     with monkeypatch.context() as patch:
-        patch.setattr(token_store, "_write", write)
+        patch.setattr(token_store, "write_store", write)
         return world.build("good.jsonl")
+
+
+def _killed(world: World, monkeypatch: pytest.MonkeyPatch) -> Any:
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding.Encoder, "__call__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        return world.build("good.jsonl", num_workers=2)
 
 
 def _hub(world: World, monkeypatch: pytest.MonkeyPatch, outcome: Exception) -> Any:
@@ -171,6 +179,7 @@ CASES: dict[str, Callable[[World, pytest.MonkeyPatch], Any]] = {
     "a.jsonl: none of 1 samples is left at --seq-length 5": lambda w, _: w.rows(
         PAIR, seq_length=5, truncation="drop"
     ),
+    "one of 2 processes that tokenize was killed (out of memory?): try fewer with --num": _killed,
     # the store
     "good.jsonl: cannot keep the tokenized data here: ": lambda w, _: w.build(
         "good.jsonl", cache_dir=w.folder / "good.jsonl"

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from megatron_probsft.data import readers
 from megatron_probsft.data.readers import reader_of
-from megatron_probsft.data.sources import load_rows
+from megatron_probsft.data.sources import read_rows
 from megatron_probsft.data.token_store import build_token_store
 from megatron_probsft.runtime.errors import UserError
 from tests.tiny_models import VOCAB_SIZE, save_tiny_tokenizer
@@ -63,22 +63,24 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def prompts(*items: str) -> list[str]:
-    return load_rows(items, prompt_key="info.q")["prompt"][:]
+    return [row["prompt"] for row in read_rows(items, prompt_key="info.q")]
 
 
 def test_folders_are_read(folders: Path) -> None:
     one, train = str(folders / "one"), f"{folders}/two:train"
-    loaded = load_rows([one, train], prompt_key="info.q", weight_key="info.w")
-    assert loaded["prompt"][:] == [f"one {i}" for i in range(2500)] + [f"train {i}" for i in range(3)]
-    assert loaded["row"][:] == [*range(1, 2501), 1, 2, 3]
-    assert loaded["source"][2499:2501] == [0, 1]
-    assert loaded["weights"][2500] == [1.5]
+    loaded = list(read_rows([one, train], prompt_key="info.q", weight_key="info.w"))
+    expected = [f"one {i}" for i in range(2500)] + [f"train {i}" for i in range(3)]
+    assert [row["prompt"] for row in loaded] == expected
+    assert [row["row"] for row in loaded] == [*range(1, 2501), 1, 2, 3]
+    assert [row["source"] for row in loaded[2499:2501]] == [0, 1]
+    assert loaded[2500]["weights"] == [1.5]
+    assert [reader_of(item).count() for item in (one, train)] == [2500, 3]
     assert prompts(f"{folders}/two:test") == ["test 0", "test 1"]
 
 
 def test_a_folder_of_conversations(tmp_path: Path) -> None:
     Dataset.from_list([{"messages": CHAT}]).save_to_disk(tmp_path / "chats")
-    assert load_rows([str(tmp_path / "chats")])[0]["messages"] == CHAT
+    assert next(read_rows([str(tmp_path / "chats")]))["messages"] == CHAT
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_bad_folders_are_named(folders: Path, item: str, message: str) -> None:
     pairs.save_to_disk(folders / "bad")
     pairs.select([]).save_to_disk(folders / "empty")
     with pytest.raises(UserError) as error:
-        load_rows([f"{folders}/{item}"], **({} if item == "bad" else {"prompt_key": "info.q"}))
+        list(read_rows([f"{folders}/{item}"], **({} if item == "bad" else {"prompt_key": "info.q"})))
     assert str(error.value).startswith(f"{folders}/" + message.format(folders))
     assert "\n" not in str(error.value)
 

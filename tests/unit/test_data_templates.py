@@ -71,9 +71,13 @@ def test_special_tokens_of_the_tokenizer_stay_out_of_responses(tokenizer: Any) -
 @pytest.mark.parametrize("template", ["chat", "plain"])
 def test_a_batch_is_the_same_as_one_by_one(tokenizer: Any, template: str) -> None:
     prompts, responses = ["one", "", "what is the sum\n\n"], ["it is", "\n three", "<|im_end|> é"]
-    assert encode_pairs(tokenizer, prompts, responses, template) == [
-        encode_pair(tokenizer, p, r, template) for p, r in zip(prompts, responses, strict=True)
-    ]
+    for pair, p, r in zip(
+        encode_pairs(tokenizer, prompts, responses, template), prompts, responses, strict=True
+    ):
+        (start, untrained), (end, trained) = pair
+        assert (untrained, trained) == (False, True)
+        marks = [False] * len(start) + [True] * len(end)
+        assert (start + end, marks) == encode_pair(tokenizer, p, r, template)
 
 
 def test_a_single_turn_conversation_is_a_pair(tokenizer: Any) -> None:

@@ -268,14 +268,14 @@ def build_in_a_fork(folder: Path, tokenizer: Any, name: str, run: Callable[[], o
     """A process that builds the store in `folder/name` and calls `run` when all but the rename is done."""
 
     def target() -> None:
-        write = token_store._write
+        write = token_store.write_store
 
         def write_then_run(*arguments: Any) -> Any:
             result = write(*arguments)
             run()
             return result
 
-        token_store._write = write_then_run
+        token_store.write_store = write_then_run
         store = build(folder, tokenizer, cache_dir=folder / name, num_workers=1)
         assert content(store) == content(build(folder, tokenizer, cache_dir=folder / "expected"))
 
@@ -325,7 +325,7 @@ def test_opening_takes_no_tokenization(
 ) -> None:
     write_pairs(tmp_path / "a.jsonl", 30)
     build(tmp_path, tokenizer)
-    monkeypatch.setattr("megatron_probsft.data.token_store.load_rows", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("megatron_probsft.data.token_store.read_rows", lambda *_, **__: 1 / 0)
     started = time.monotonic()
     assert len(build(tmp_path, tokenizer)) == 30
     assert time.monotonic() - started < 1

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from megatron_probsft.data.packing import make_microbatch
-from megatron_probsft.data.sources import load_rows
+from megatron_probsft.data.sources import read_rows
 from megatron_probsft.data.templates import encode_messages, encode_pair
 from megatron_probsft.data.token_store import TokenStore, build_token_store
 from megatron_probsft.runtime.errors import UserError
@@ -47,6 +47,10 @@ def build(file: str, tokenizer: Any, weight_key: str | None = None, **changes: A
     return build_token_store([file], tokenizer, weight_key=weight_key, **settings | changes)
 
 
+def weights_of(files: list[str], **keys: Any) -> list[list[float] | None]:
+    return [row["weights"] for row in read_rows(files, **keys)]
+
+
 def test_rows_and_messages_multiply(tmp_path: Path) -> None:
     chats = [
         {
@@ -57,12 +61,12 @@ def test_rows_and_messages_multiply(tmp_path: Path) -> None:
         {"messages": [{**USER, "weight": 0}, assistant("a")], "info": {"w": 1}},
     ]
     file = write(tmp_path / "a.jsonl", chats)
-    assert load_rows([file], weight_key="info.w")["weights"][:] == [[0.0, 1.5, 3.0], None, None]
-    assert load_rows([file])["weights"][:] == [[0.0, 0.5, 1.0], [0.5], None]
+    assert weights_of([file], weight_key="info.w") == [[0.0, 1.5, 3.0], None, None]
+    assert weights_of([file]) == [[0.0, 0.5, 1.0], [0.5], None]
     pq.write_table(pa.Table.from_pylist(chats), tmp_path / "a.parquet")  # messages without weight: null
-    assert load_rows([str(tmp_path / "a.parquet")])["weights"][:] == [[0.0, 0.5, 1.0], [0.5], None]
+    assert weights_of([str(tmp_path / "a.parquet")]) == [[0.0, 0.5, 1.0], [0.5], None]
     pairs = write(tmp_path / "b.jsonl", [{**PAIR, "w": 1}, {**PAIR, "w": 0.25}])
-    assert load_rows([pairs], weight_key="w")["weights"][:] == [None, [0.25]]
+    assert weights_of([pairs], weight_key="w") == [None, [0.25]]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +90,7 @@ def test_rows_and_messages_multiply(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_bad_weights_are_named(tmp_path: Path, rows: list[Any], key: str | None, message: str) -> None:
     with pytest.raises(UserError) as error:
-        load_rows([write(tmp_path / "a.jsonl", rows)], weight_key=key)
+        list(read_rows([write(tmp_path / "a.jsonl", rows)], weight_key=key))
     assert str(error.value).startswith(f"{tmp_path}/{message}")
     assert "\n" not in str(error.value)
 
