@@ -9,6 +9,7 @@ from typing import Any
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.models.gpt import GPTModel
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_probsft.runtime.errors import UserError
 
@@ -17,13 +18,16 @@ def load_checkpoint(folder: Path, state_dict: dict[str, Any]) -> dict[str, Any]:
     """Fill a sharded state dict from `folder`; any layout may load what another saved. Collective.
 
     Raises:
-        UserError: Megatron-Core found the checkpoint incomplete or of other shapes.
+        UserError: Megatron-Core found the checkpoint incomplete, damaged or of other shapes.
     """
     try:
         return dist_checkpointing.load(state_dict, str(folder))  # type: ignore[return-value]
-    except (CheckpointingException, KeyError, EOFError, OSError) as error:
+    except (CheckpointException, CheckpointingException, KeyError, ValueError, EOFError, OSError) as caught:
+        error = caught
+        if isinstance(caught, CheckpointException):  # torch's, of several ranks
+            error, _ = next(iter(caught.failures.values()))
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"checkpoint {folder} cannot be loaded: {type(error).__name__}: {reason}") from error
+        raise UserError(f"checkpoint {folder} cannot be loaded: {type(error).__name__}: {reason}") from caught
 
 
 def load_model(model: Sequence[GPTModel], folder: Path) -> None:
