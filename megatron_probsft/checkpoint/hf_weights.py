@@ -38,7 +38,7 @@ def load_hf_weights(model: Sequence[GPTModel], hf: HFModel) -> None:
     check_tensors(reader, hf)
     tp = parallel_state.get_tensor_model_parallel_world_size()
     rank = parallel_state.get_tensor_model_parallel_rank()
-    for _, parameter, rule, names in _matched_parameters(model, hf):
+    for _, parameter, rule, names in matched_parameters(model, hf):
         padded = parameter.shape[0] * tp  # only used where dim 0 is the vocabulary
         shard = layouts.cut(rule, names, reader.rows, hf.shape, rank, tp, padded)
         parameter.copy_(shard)
@@ -107,7 +107,7 @@ def save_hf_weights(model: Sequence[GPTModel], hf: HFModel, target: Path) -> Non
 def _joined_tensors(model: Sequence[GPTModel], hf: HFModel) -> Iterator[tuple[str, torch.Tensor]]:
     group = tensor_group()
     tp = dist.get_world_size(group)
-    for name, parameter, rule, hf_names in _matched_parameters(model, hf):
+    for name, parameter, rule, hf_names in matched_parameters(model, hf):
         if name == "output_layer.weight" and hf.shape.tied_embeddings:
             continue  # the last stage's copy of the embedding
         shards = [parameter.detach()]
@@ -118,7 +118,7 @@ def _joined_tensors(model: Sequence[GPTModel], hf: HFModel) -> Iterator[tuple[st
         yield from zip(hf_names, joined, strict=True)
 
 
-def _matched_parameters(
+def matched_parameters(
     model: Sequence[GPTModel], hf: HFModel
 ) -> Iterator[tuple[str, torch.nn.Parameter, WeightRule, list[str]]]:
     """(local name, parameter, rule, Hugging Face names) of every parameter on this rank."""

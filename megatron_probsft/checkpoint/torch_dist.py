@@ -35,12 +35,13 @@ def load_model(model: Sequence[GPTModel], folder: Path) -> None:
     fill_model(model, load_checkpoint(folder, {"model": model_state(model)})["model"])
 
 
-def model_state(model: Sequence[GPTModel]) -> dict[str, Any]:
-    """The sharded state dicts of this rank's chunks, by number. Tensors are named by their global layer."""
-    return {
-        str(number): chunk.sharded_state_dict(metadata=sharding_metadata())
-        for number, chunk in enumerate(model)
-    }
+def model_state(model: Sequence[GPTModel], content: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The sharded state dicts of this rank's chunks, by number. Tensors are named by their global layer.
+
+    content: Megatron-Core's content metadata, which decides how tensors are named; None: this project's.
+    """
+    metadata = sharding_metadata(content)
+    return {str(number): chunk.sharded_state_dict(metadata=metadata) for number, chunk in enumerate(model)}
 
 
 def fill_model(model: Sequence[GPTModel], state: dict[str, Any]) -> None:
@@ -49,9 +50,10 @@ def fill_model(model: Sequence[GPTModel], state: dict[str, Any]) -> None:
         chunk.load_state_dict(state[str(number)])
 
 
-def sharding_metadata() -> dict[str, Any]:
+def sharding_metadata(content: dict[str, Any] | None = None) -> dict[str, Any]:
     """What Megatron-Core needs to lay out state dicts that load at any TP × PP × DP."""
-    return CONTENT | {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return (CONTENT if content is None else content) | {"dp_cp_group": group}
 
 
 CONTENT = {

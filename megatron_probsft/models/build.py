@@ -189,22 +189,34 @@ def transformer_config(
     )
 
 
-def build_model(shape: ModelShape, config: TransformerConfig) -> list[GPTModel]:
+def build_model(shape: ModelShape, config: TransformerConfig, *, on_meta: bool = False) -> list[GPTModel]:
     """This rank's part of the model on the current device, its weights not yet filled.
+
+    on_meta: without storage, of local layers on any machine: for the names and shapes of its tensors.
 
     One chunk, or those of the interleaved pipeline's virtual stages. Needs initialised process groups.
     Collectives: none, except that tied embeddings on several pipeline stages are made equal
     (Megatron-Core all-reduces zeros into the last stage's copy).
     """
     virtual = config.virtual_pipeline_model_parallel_size
-    return [_build_chunk(shape, config, stage) for stage in ([None] if virtual is None else range(virtual))]
+    stages = [None] if virtual is None else range(virtual)
+    if on_meta:
+        with torch.device("meta"):
+            return [_build_chunk(shape, config, local_block_spec(config, stage), stage) for stage in stages]
+    chunks = [_build_chunk(shape, config, _block_spec(config, stage), stage) for stage in stages]
+    return [chunk.to(torch.cuda.current_device()) for chunk in chunks]
 
 
-def _build_chunk(shape: ModelShape, config: TransformerConfig, vp_stage: int | None) -> GPTModel:
+def _build_chunk(
+    shape: ModelShape,
+    config: TransformerConfig,
+    layers: TransformerBlockSubmodules | ModuleSpec,
+    vp_stage: int | None,
+) -> GPTModel:
     where: dict[str, Any] = {"ignore_virtual": False, "vp_stage": vp_stage}
     model = GPTModel(
         config=config,
-        transformer_layer_spec=_block_spec(config, vp_stage),  # type: ignore[arg-type]
+        transformer_layer_spec=layers,  # type: ignore[arg-type]
         vocab_size=padded_vocab_size(shape, config.tensor_model_parallel_size),
         max_sequence_length=shape.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(**where),
@@ -218,7 +230,7 @@ def _build_chunk(shape: ModelShape, config: TransformerConfig, vp_stage: int | N
     )
     if not use_transformer_engine():
         PackedRotary.attach(model)
-    return model.to(torch.cuda.current_device())
+    return model
 
 
 def _block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules | ModuleSpec:
