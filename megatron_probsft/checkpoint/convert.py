@@ -1,75 +1,188 @@
-"""Whole-model conversion between a Hugging Face folder and a Megatron checkpoint, in one process."""
+"""Whole-model conversion between a Hugging Face folder and a Megatron checkpoint, tensor by tensor.
+
+One process; memory holds the few tensors that are on their way, never the model. What is unfinished never
+has a finished thing's name.
+"""
 
 from __future__ import annotations
 
+import re
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
-from megatron.core.models.gpt import GPTModel
+from megatron.core.dist_checkpointing import load_content_metadata
 
-from megatron_probsft.checkpoint import hf_weights, safetensors_folder, torch_dist
-from megatron_probsft.checkpoint.run_folder import find_checkpoint, hf_folder_of
+from megatron_probsft.checkpoint import hf_weights, run_folder, safetensors_folder
+from megatron_probsft.checkpoint.pieces import Piece, cut_vocabulary, pieces_of
+from megatron_probsft.checkpoint.safetensors_writer import SafetensorsWriter, TensorPlan
 from megatron_probsft.checkpoint.saving import Save
-from megatron_probsft.models.build import HFModel, Parallelism, build_model, read_hf_model, transformer_config
+from megatron_probsft.checkpoint.torch_dist import CONTENT
+from megatron_probsft.checkpoint.torch_dist_reader import BlockReader, Place
+from megatron_probsft.models.build import read_hf_model
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.folders import new_folder
+from megatron_probsft.runtime.progress import ByteProgress
 
 
-def hf_to_megatron(hf_folder: Path, run_folder: Path) -> Path:
-    """Write `run_folder/iter_0000000` in the dtype of the source; it loads at any TP × PP.
+@dataclass
+class Conversion:
+    """What was written."""
 
-    Needs `distributed.initialize()` with one process. Returns the checkpoint's folder.
-
-    Raises:
-        UserError: unsupported model, missing or misshapen tensors, target exists.
-    """
-    if run_folder.exists():
-        raise UserError(f"{run_folder} exists: choose another folder, or remove it")
-    hf = read_hf_model(hf_folder)
-    reader = safetensors_folder.TensorReader(hf.folder)
-    hf_weights.check_tensors(reader, hf)
-    gpt = _build(hf, reader.dtype("model.norm.weight"))
-    hf_weights.load_hf_weights(gpt, hf)
-    run_folder.mkdir(parents=True)
-    content = {
-        "model": torch_dist.model_state(gpt),
-        "iteration": 0,
-        "consumed_samples": 0,
-        "run": {"save_optim": False},
-    }
-    return Save(run_folder, 0, content, hf.folder, config_yaml=None).finish()
+    folder: Path
+    nbytes: int
+    """Of tensors."""
+    warnings: list[str] = field(default_factory=list)
 
 
-def megatron_to_hf(run_folder: Path, hf_folder: Path) -> list[str]:
-    """Write the newest checkpoint of `run_folder` as a Hugging Face folder, in the dtype it was saved in.
+def hf_to_megatron(
+    hf_folder: Path, run: Path, *, dtype: torch.dtype | None = None, workers: int = 2
+) -> Conversion:
+    """Write `run/iter_0000000`, which loads at any TP × PP × EP.
 
     Needs `distributed.initialize()` with one process.
 
-    Returns:
-        Warnings for the user, one line each.
+    Args:
+        dtype: to cast to; None keeps each tensor's own.
+        workers: threads, each with a file of its own.
 
     Raises:
-        UserError: no whole checkpoint, no Hugging Face config with it, target exists.
+        UserError: unsupported model; missing, unexpected or misshapen tensors; a truncated file; the target
+            exists; too little space for it.
+    """
+    if run.exists() and set(run.iterdir()) - set(run_folder.leftovers(run)):
+        raise UserError(f"{run} exists: choose another folder, or remove it")
+    hf = read_hf_model(hf_folder)
+    reader = safetensors_folder.TensorReader(hf.folder)
+    hf_weights.check_tensors(reader, hf)
+    pieces, state = pieces_of(hf, CONTENT, lambda name: dtype or reader.dtype(name))
+    pieces = cut_vocabulary(pieces, state)
+    by_place = {piece.place: piece for piece in pieces}
+    plans = [TensorPlan(name, shape, dtype or reader.dtype(name)) for name, shape in hf_weights.hf_shapes(hf)]
+    needed = sum(plan.nbytes for plan in plans)
+    _check_space(run, needed)
+    finite = _FiniteCheck()
+    run.mkdir(parents=True, exist_ok=True)
+    content = {"model": {"0": state}, "iteration": 0, "consumed_samples": 0, "run": {"save_optim": False}}
+    with ByteProgress(needed, f"{hf_folder.name} to Megatron") as progress:
+
+        def read(place: Place) -> torch.Tensor:
+            tensor = by_place[place].make(reader.rows, hf.shape)
+            tensor = tensor.to(dtype or tensor.dtype)
+            if tensor.untyped_storage().nbytes() != tensor.nbytes:
+                tensor = tensor.clone()  # a view of the file: torch would save all that it views
+            finite.look(by_place[place].names, tensor)
+            progress.add(tensor.nbytes)
+            return tensor
+
+        save = Save(run, 0, content, hf.folder, config_yaml=None, read=read, files_per_rank=workers)
+        folder = save.finish()
+    return Conversion(folder, needed, finite.warnings(hf_folder))
+
+
+def megatron_to_hf(
+    run: Path, hf_folder: Path, *, step: int | None = None, dtype: torch.dtype | None = None, workers: int = 2
+) -> Conversion:
+    """Write a checkpoint of `run` (the newest, or of `step`) as a Hugging Face folder.
+
+    Needs `distributed.initialize()` with one process. Arguments as for `hf_to_megatron`.
+
+    Raises:
+        UserError: no whole checkpoint, no Hugging Face config with it; missing, unexpected or misshapen
+            tensors; the target exists; too little space for it.
     """
     if hf_folder.exists():
         raise UserError(f"{hf_folder} exists: choose another folder, or remove it")
-    checkpoint, _ = find_checkpoint(run_folder)
-    hf = read_hf_model(hf_folder_of(checkpoint))
-    gpt = _build(hf, _saved_dtype(checkpoint))
-    torch_dist.load_model(gpt, checkpoint)
-    hf_weights.save_hf_weights(gpt, hf, hf_folder)
+    checkpoint, _ = run_folder.find_checkpoint(run, step)
+    hf = read_hf_model(run_folder.hf_folder_of(checkpoint))
+    reader = BlockReader(checkpoint)
+    pieces, _ = pieces_of(hf, load_content_metadata(str(checkpoint)) or {}, lambda _: torch.float32)
+    _check_checkpoint(checkpoint, reader, pieces)
+    pieces = [part for piece in pieces for part in _as_saved(piece, reader)]
+    reader.plan((piece.key, piece.offset, piece.shape) for piece in pieces)
+    dtypes = {
+        name: dtype or reader.tensors[piece.key].properties.dtype for piece in pieces for name in piece.names
+    }
+    plans = [TensorPlan(name, shape, dtypes[name]) for name, shape in hf_weights.hf_shapes(hf)]
+    needed = sum(plan.nbytes for plan in plans)
+    _check_space(hf_folder, needed)
+    finite = _FiniteCheck()
+    with new_folder(hf_folder) as part, ByteProgress(needed, f"{run.name} to HF") as progress:
+        writer = SafetensorsWriter(part, plans)
+        writer.create()
+
+        def convert(piece: Piece) -> None:
+            tensors = piece.split(reader.read(piece.place), hf.shape)
+            for name, tensor in zip(piece.names, tensors, strict=True):
+                finite.look([name], tensor)
+                writer.write(name, tensor, piece.first_row)
+            progress.add(sum(tensor.nbytes for tensor in tensors))
+
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(convert, pieces):
+                pass
+        safetensors_folder.copy_side_files(hf.folder, part)
+        safetensors_folder.set_dtype(part, max(set(dtypes.values()), key=list(dtypes.values()).count))
+    warnings = finite.warnings(checkpoint)
     if not any(hf_folder.glob("tokenizer*")):
-        return [f"{checkpoint / 'hf'} has no tokenizer files: {hf_folder} has none either"]
-    return []
+        warnings.append(f"{checkpoint / 'hf'} has no tokenizer files: {hf_folder} has none either")
+    return Conversion(hf_folder, needed, warnings)
 
 
-def _build(hf: HFModel, dtype: torch.dtype) -> list[GPTModel]:
-    return build_model(hf.shape, transformer_config(hf.shape, Parallelism(), dtype))
+def _as_saved(piece: Piece, reader: BlockReader) -> list[Piece]:
+    """The vocabulary in the blocks in which it was saved, so that no more than one is in memory."""
+    if piece.rule.layout != "vocab":
+        return [piece]
+    starts = sorted({chunk.offsets[0] for chunk in reader.tensors[piece.key].chunks})
+    return piece.in_rows([start for start in starts if start < piece.shape[0]])
 
 
-def _saved_dtype(checkpoint: Path) -> torch.dtype:
-    tensors = dist_checkpointing.load_tensors_metadata(str(checkpoint))
-    tensor = tensors["decoder.final_layernorm.weight"]
-    assert isinstance(tensor, ShardedTensor)
-    return tensor.dtype
+def _check_checkpoint(checkpoint: Path, reader: BlockReader, pieces: Sequence[Piece]) -> None:
+    """Compare the checkpoint's tensors with those that the config asks for."""
+    problems = []
+    wanted = {piece.key: piece for piece in pieces}
+    for key, piece in wanted.items():
+        if key not in reader.tensors:
+            problems.append(f"missing {key}")
+            continue
+        size = tuple(reader.tensors[key].size)
+        right = size == piece.global_shape
+        if piece.rule.layout == "vocab":  # it may be padded
+            right = size[1:] == piece.global_shape[1:] and size[0] >= piece.global_shape[0]
+        if not right:
+            problems.append(f"{key} has shape {size}, expected {piece.global_shape}")
+    model = re.compile(r"(embedding|decoder|output_layer)\.")
+    problems += [f"unexpected {key}" for key in reader.tensors if model.match(key) and key not in wanted]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(
+            f"checkpoint {checkpoint} does not fit its hf/config.json: {'; '.join(problems[:3])}{more}"
+        )
+
+
+def _check_space(target: Path, needed: int) -> None:
+    there = next(folder for folder in [target, *target.absolute().parents] if folder.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UserError(f"{target} needs {needed / 1e9:.1f} GB, but {there} has {free / 1e9:.1f} GB free")
+
+
+class _FiniteCheck:
+    """Collects the names of tensors with infinite values or NaN. Threads may look at the same time."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+
+    def look(self, names: Sequence[str], tensor: torch.Tensor) -> None:
+        low, high = tensor.aminmax()  # NaN, where there is one
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            self._names.append(" + ".join(names))
+
+    def warnings(self, where: Path) -> list[str]:
+        if not self._names:
+            return []
+        more = f" and {len(self._names) - 3} more" if len(self._names) > 3 else ""
+        return [f"{where}: values that are not finite in {', '.join(sorted(self._names)[:3])}{more}"]

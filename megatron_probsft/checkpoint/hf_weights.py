@@ -50,7 +50,7 @@ def check_tensors(reader: TensorReader, hf: HFModel) -> None:
     Raises:
         UserError: names the first few tensors that are missing, misshapen or unexpected.
     """
-    wanted = dict(_hf_shapes(hf))
+    wanted = dict(hf_shapes(hf))
     present = reader.names()
     problems = [f"missing {name}" for name in sorted(wanted.keys() - present)]
     for name in sorted(wanted.keys() & present):
@@ -142,7 +142,8 @@ def _generalise(name: str, model: GPTModel) -> tuple[str, int]:
     return f"decoder.layers.{{layer}}.{suffix}", layer
 
 
-def _hf_shapes(hf: HFModel) -> Iterator[tuple[str, tuple[int, ...]]]:
+def hf_shapes(hf: HFModel) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(name, shape) of every tensor that the model's Hugging Face folder holds."""
     for rule in hf.family.rules(hf.shape):
         layers = range(hf.shape.num_layers) if "{layer}" in rule.megatron else [0]
         for pattern, shape in zip(rule.hf, layouts.expected_shapes(rule, hf.shape), strict=True):

@@ -9,11 +9,11 @@ beside them `hf/` (config.json and tokenizer files, all that an export needs), `
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.folders import to_disk
 
 _LATEST = "latest_checkpointed_iteration.txt"
 _MANIFEST = "manifest.json"
@@ -118,14 +118,14 @@ def publish(run_folder: Path, step: int) -> Path:
     sizes = {str(file.relative_to(part)): file.stat().st_size for file in sorted(files)}
     (part / _MANIFEST).write_text(json.dumps(sizes, indent=1))
     for path in [*part.rglob("*"), part]:
-        _to_disk(path)
+        to_disk(path)
     _remove(target)
     part.rename(target)
     pointer = run_folder / (_LATEST + ".part")
     pointer.write_text(str(step))
-    _to_disk(pointer)
+    to_disk(pointer)
     pointer.rename(run_folder / _LATEST)
-    _to_disk(run_folder)
+    to_disk(run_folder)
     return target
 
 
@@ -147,11 +147,14 @@ def prune(run_folder: Path, most_recent_k: int | None, retain_interval: int | No
     return dropped
 
 
+def leftovers(run_folder: Path) -> list[Path]:
+    """What a run that was killed had not finished writing, or removing."""
+    return [folder for pattern in ("iter_*.part", "iter_*.removed") for folder in run_folder.glob(pattern)]
+
+
 def remove_leftovers(run_folder: Path) -> None:
-    """Remove what a run that was killed had not finished writing, or removing."""
-    for pattern in ("iter_*.part", "iter_*.removed"):
-        for folder in run_folder.glob(pattern):
-            shutil.rmtree(folder)
+    for folder in leftovers(run_folder):
+        shutil.rmtree(folder)
 
 
 def _remove(folder: Path) -> None:
@@ -168,11 +171,3 @@ def _is_whole(run_folder: Path, step: int) -> bool:
     except UserError:
         return False
     return True
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

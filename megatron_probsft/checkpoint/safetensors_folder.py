@@ -20,6 +20,8 @@ _SIDE_FILES = (
     "chat_template*", "generation_config.json",
 )  # fmt: skip
 MAX_SHARD_BYTES = 5 * 10**9
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+"""safetensors' names of the dtypes that weights may have."""
 
 
 class TensorReader:
@@ -49,11 +51,19 @@ class TensorReader:
         return tuple(self._slice(name).get_shape())
 
     def dtype(self, name: str) -> torch.dtype:
-        return self.rows(name, slice(0, 1)).dtype
+        """Raises UserError for one that is not of floating point: quantized weights."""
+        dtype = self._slice(name).get_dtype()
+        if dtype not in DTYPES:
+            raise UserError(
+                f"{self.folder}: {name} has dtype {dtype}; supported: {', '.join(DTYPES)} (not quantized)"
+            )
+        return DTYPES[dtype]
 
     def rows(self, name: str, rows: slice) -> torch.Tensor:
-        """Rows of a tensor: a copy of just those, on the CPU, in the file's dtype."""
-        return self._slice(name)[rows]
+        """Rows of a tensor, on the CPU, in the file's dtype: read when they are used, dropped with them."""
+        # A file that stayed open would keep all that was read of it in memory.
+        with safe_open(self.folder / self._file_of[name], framework="pt") as file:
+            return file.get_slice(name)[rows]
 
     def _slice(self, name: str):
         return self._handles[self._file_of[name]].get_slice(name)

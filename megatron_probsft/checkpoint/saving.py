@@ -7,6 +7,7 @@ import os
 import queue
 import shutil
 import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from megatron_probsft.checkpoint import run_folder as folders
 from megatron_probsft.checkpoint import safetensors_folder
 from megatron_probsft.checkpoint.torch_dist import CONTENT
 from megatron_probsft.runtime.errors import UserError
+
+Read = Callable[[tuple[str, tuple[int, ...]]], torch.Tensor]
+"""(key, offset) of a block of a checkpoint's tensor → the block, on the CPU, with storage of its own."""
 
 
 class Save:
@@ -41,6 +45,8 @@ class Save:
         config_yaml: str | None,
         *,
         in_background: bool = False,
+        read: Read | None = None,
+        files_per_rank: int = 1,
     ) -> None:
         """Plan the checkpoint of `step` and start to write it.
 
@@ -49,6 +55,8 @@ class Save:
             hf_folder: where config.json and the tokenizer files come from.
             config_yaml: the run's settings; None for a converted model.
             in_background: the tensors may change from here on: host memory takes a copy of them first.
+            read: gives the tensors of a state dict that lies on the meta device, each when it is written.
+            files_per_rank: written at the same time.
 
         Raises:
             UserError: the folder cannot be written.
@@ -59,7 +67,7 @@ class Save:
         self._on_first_rank(self._make_part)
         # Results come from a thread: no process manager is needed for their queue (19 s → 0.2 s).
         filesystem_async._results_queue = queue.Queue()  # type: ignore[assignment]
-        self._strategy = _Strategy()
+        self._strategy = _Strategy(thread_count=files_per_rank)
         dist_checkpointing.save(
             state_dict,
             str(self._part),
@@ -69,7 +77,7 @@ class Save:
             content_metadata=CONTENT,
         )
         self._thread = threading.Thread(
-            target=_write, args=(self._strategy.writer, _on_host(self._strategy.writer, in_background))
+            target=_write, args=(self._strategy.writer, _buckets(self._strategy.writer, in_background, read))
         )
         self._thread.daemon = True  # a run that fails does not wait for it
         self._thread.start()
@@ -140,8 +148,13 @@ class _Strategy(TorchDistSaveShardedStrategy):
         return super()._get_save_and_finalize_callbacks(writer, save_state_dict_ret, async_strategy)
 
 
-def _on_host(writer: FileSystemWriterAsync, copy: bool) -> list[Any]:
-    """What this rank writes, in host memory. Device tensors are copied there anyway."""
+def _buckets(writer: FileSystemWriterAsync, copy: bool, read: Read | None) -> list[Any]:
+    """What this rank writes, in host memory or read when it is written. Device tensors are copied anyway."""
+    if read is not None:
+        return [
+            (path, key, (objects, _Streamed(tensors, read)))
+            for path, key, (objects, tensors) in writer.write_buckets or []
+        ]
     buckets = FileSystemWriterAsync.preload_tensors(writer.write_buckets or [])
     if not copy or torch.cuda.is_available():
         return buckets
@@ -151,6 +164,19 @@ def _on_host(writer: FileSystemWriterAsync, copy: bool) -> list[Any]:
     ]
 
 
+class _Streamed:
+    """(write item, tensor) pairs whose tensors are read one by one, as the file grows."""
+
+    def __init__(self, tensors: list[tuple[Any, torch.Tensor]], read: Read) -> None:
+        self._tensors, self._read = tensors, read
+        self.current_bytes = 0
+
+    def __iter__(self) -> Iterator[tuple[Any, torch.Tensor]]:
+        for item, tensor in self._tensors:
+            self.current_bytes = tensor.nbytes
+            yield item, self._read((item.index.fqn, tuple(item.index.offset)))
+
+
 def _write(writer: FileSystemWriterAsync, buckets: list[Any]) -> None:
     """Write this rank's files; their entries, or what went wrong, go to the writer's queue."""
     if not buckets:
@@ -158,19 +184,30 @@ def _write(writer: FileSystemWriterAsync, buckets: list[Any]) -> None:
     transforms = [writer.transforms] if hasattr(writer, "transforms") else []
     write = partial(FileSystemWriterAsync.write_preloaded_data, transforms, results_queue=None)
     results: dict[int, Any] = {}
-    for index, bucket in enumerate(buckets):
-        outcome = write(local_proc_idx=index, write_bucket=bucket, count_queue=None, use_fsync=True)
+
+    def write_one(index: int) -> None:
+        outcome = write(local_proc_idx=index, write_bucket=buckets[index], count_queue=None, use_fsync=True)
         results[index] = outcome[1]  # type: ignore[index]
-        if isinstance(results[index], Exception):
-            writer.results_queue.put(_cause(results[index], bucket))  # type: ignore[union-attr]
-            return
-    writer.results_queue.put(results)  # type: ignore[union-attr]
+
+    # Daemons: a run that fails does not wait for them.
+    threads = [threading.Thread(target=write_one, args=(i,), daemon=True) for i in range(len(buckets))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    failures = [
+        _cause(result, buckets[index]) for index, result in results.items() if isinstance(result, Exception)
+    ]
+    writer.results_queue.put(failures[0] if failures else results)  # type: ignore[union-attr]
 
 
 def _cause(error: Exception, bucket: Any) -> Exception:
     """The error, or the full disk that torch's archive writer fails to mention."""
     path, _, (_, tensors) = bucket
-    size = sum(tensor.nbytes for _, tensor in tensors)
-    if not isinstance(error, OSError) and shutil.disk_usage(Path(path).parent).free < size:
+    if isinstance(error, OSError | UserError):
+        return error
+    streamed = isinstance(tensors, _Streamed)
+    needed = tensors.current_bytes if streamed else sum(tensor.nbytes for _, tensor in tensors)
+    if shutil.disk_usage(Path(path).parent).free < needed:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return error

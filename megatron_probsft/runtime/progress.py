@@ -1,0 +1,48 @@
+"""Progress of long work on bytes: a bar with rate and time left on a terminal, else a line now and then."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 10
+
+
+class ByteProgress:
+    """`with ByteProgress(total, "converting") as progress: progress.add(n)`; threads may add."""
+
+    def __init__(self, total: int, task: str) -> None:
+        self._total, self._task = total, task
+        self._bar = tqdm(
+            total=total, desc=task, unit="B", unit_scale=True, disable=None, leave=False, smoothing=0
+        )
+        self._lock = threading.Lock()
+        self._done = 0
+        self._started = self._said = time.monotonic()
+
+    def __enter__(self) -> ByteProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def add(self, count: int) -> None:
+        """Count bytes as done."""
+        with self._lock:
+            self._done += count
+            self._bar.update(count)
+            now = time.monotonic()
+            if self._bar.disable and now - self._said > _SECONDS_BETWEEN_LINES:
+                self._said = now
+                rate = self._done / (now - self._started)
+                left = (self._total - self._done) / rate
+                print(
+                    f"{self._task}: {self._done / 1e9:.1f} of {self._total / 1e9:.1f} GB | "
+                    f"{rate / 1e9:.2f} GB/s | {left:.0f} s left",
+                    flush=True,
+                )
