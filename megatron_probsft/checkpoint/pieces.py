@@ -110,10 +110,11 @@ def cut_vocabulary(pieces: list[Piece], state: dict[str, Any]) -> list[Piece]:
     So none of them has to be in memory whole, here and when a tensor-parallel rank reads its part.
     """
     result = []
+    names = {sharded.key: name for name, sharded in state.items() if isinstance(sharded, ShardedTensor)}
     for piece in pieces:
         blocks = [piece]
         if piece.rule.layout == "vocab":
-            name = next(name for name, sharded in state.items() if sharded.key == piece.key)
+            name = names[piece.key]
             sharded: ShardedTensor = state[name]
             assert sharded.data is not None
             count = _even_blocks(piece.shape[0], sharded.data.nbytes)

@@ -58,7 +58,7 @@ def test_without_tokenizer_files_it_warns(tiny_llama: Path, tmp_path: Path) -> N
 
 def test_refusals_are_one_line(tiny_llama: Path, tmp_path: Path) -> None:
     for direction, hf, megatron, message in (
-        ("hf-to-megatron", tiny_llama, tmp_path, "exists"),
+        ("hf-to-megatron", tiny_llama, tiny_llama, "exists"),
         ("megatron-to-hf", tmp_path, tmp_path, "exists"),
         ("megatron-to-hf", tmp_path / "new", tmp_path / "nowhere", "does not exist"),
     ):
