@@ -7,7 +7,6 @@ has a finished thing's name.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from megatron_probsft.checkpoint.torch_dist import CONTENT
 from megatron_probsft.checkpoint.torch_dist_reader import BlockReader, Place
 from megatron_probsft.models.build import read_hf_model
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.runtime.folders import new_folder
+from megatron_probsft.runtime.folders import check_is_new, check_space, new_folder
 from megatron_probsft.runtime.progress import ByteProgress
 
 
@@ -63,14 +62,14 @@ def hf_to_megatron(
     by_place = {piece.place: piece for piece in pieces}
     plans = [TensorPlan(name, shape, dtype or reader.dtype(name)) for name, shape in hf_weights.hf_shapes(hf)]
     needed = sum(plan.nbytes for plan in plans)
-    _check_space(run, needed)
+    check_space(run, needed)
     finite = _FiniteCheck()
     run.mkdir(parents=True, exist_ok=True)
     content = {"model": {"0": state}, "iteration": 0, "consumed_samples": 0, "run": {"save_optim": False}}
     with ByteProgress(needed, f"{hf_folder.name} to Megatron") as progress:
 
         def read(place: Place) -> torch.Tensor:
-            tensor = by_place[place].make(reader.rows, hf.shape)
+            tensor = by_place[place].make(reader.read, hf.shape)
             tensor = tensor.to(dtype or tensor.dtype)
             if tensor.untyped_storage().nbytes() != tensor.nbytes:
                 tensor = tensor.clone()  # a view of the file: torch would save all that it views
@@ -94,8 +93,7 @@ def megatron_to_hf(
         UserError: no whole checkpoint, no Hugging Face config with it; missing, unexpected or misshapen
             tensors; the target exists; too little space for it.
     """
-    if hf_folder.exists():
-        raise UserError(f"{hf_folder} exists: choose another folder, or remove it")
+    check_is_new(hf_folder)
     checkpoint, _ = run_folder.find_checkpoint(run, step)
     hf = read_hf_model(run_folder.hf_folder_of(checkpoint))
     reader = BlockReader(checkpoint)
@@ -108,7 +106,7 @@ def megatron_to_hf(
     }
     plans = [TensorPlan(name, shape, dtypes[name]) for name, shape in hf_weights.hf_shapes(hf)]
     needed = sum(plan.nbytes for plan in plans)
-    _check_space(hf_folder, needed)
+    check_space(hf_folder, needed)
     finite = _FiniteCheck()
     with new_folder(hf_folder) as part, ByteProgress(needed, f"{run.name} to HF") as progress:
         writer = SafetensorsWriter(part, plans)
@@ -161,13 +159,6 @@ def _check_checkpoint(checkpoint: Path, reader: BlockReader, pieces: Sequence[Pi
         raise UserError(
             f"checkpoint {checkpoint} does not fit its hf/config.json: {'; '.join(problems[:3])}{more}"
         )
-
-
-def _check_space(target: Path, needed: int) -> None:
-    there = next(folder for folder in [target, *target.absolute().parents] if folder.exists())
-    free = shutil.disk_usage(there).free
-    if free < needed:
-        raise UserError(f"{target} needs {needed / 1e9:.1f} GB, but {there} has {free / 1e9:.1f} GB free")
 
 
 class _FiniteCheck:

@@ -1,22 +1,18 @@
-"""Hugging Face weights into, and out of, a Megatron-Core model sharded by TP and PP."""
+"""Hugging Face weights into a Megatron-Core model sharded by TP and PP, and the names that both sides use."""
 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 
-from megatron_probsft.checkpoint import layouts, safetensors_folder
+from megatron_probsft.checkpoint import layouts
 from megatron_probsft.checkpoint.safetensors_folder import TensorReader
 from megatron_probsft.models.build import HFModel
 from megatron_probsft.models.family import WeightRule
-from megatron_probsft.runtime.distributed import tensor_group
 from megatron_probsft.runtime.errors import UserError
 
 _EMBEDDING = "embedding.word_embeddings.weight"
@@ -40,7 +36,7 @@ def load_hf_weights(model: Sequence[GPTModel], hf: HFModel) -> None:
     rank = parallel_state.get_tensor_model_parallel_rank()
     for _, parameter, rule, names in matched_parameters(model, hf):
         padded = parameter.shape[0] * tp  # only used where dim 0 is the vocabulary
-        shard = layouts.cut(rule, names, reader.rows, hf.shape, rank, tp, padded)
+        shard = layouts.cut(rule, names, reader.read, hf.shape, rank, tp, padded)
         parameter.copy_(shard)
 
 
@@ -63,59 +59,6 @@ def check_tensors(reader: TensorReader, hf: HFModel) -> None:
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{reader.folder}: {'; '.join(problems[:3])}{more}")
-
-
-@torch.no_grad()
-def save_hf_weights(model: Sequence[GPTModel], hf: HFModel, target: Path) -> None:
-    """Write the model as a Hugging Face folder: config and tokenizer as they came, weights in their dtype.
-
-    Each pipeline stage writes its own shard files, one joined tensor at a time; a temporary folder is
-    renamed when all is there. Collective: an all-gather per parameter on the TP group, then the world.
-
-    Raises:
-        UserError: the target exists.
-    """
-    part = target.with_name(target.name + ".part")
-    is_writer = (
-        dist.get_rank(tensor_group()) == 0
-        and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
-    )
-    if target.exists():
-        raise UserError(f"{target} exists: choose another folder, or remove it")
-    if dist.get_rank() == 0:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-    dist.barrier()
-    stage = parallel_state.get_pipeline_model_parallel_rank()
-    tensors = _joined_tensors(model, hf)
-    weight_map: dict[str, str] = {}
-    if is_writer:
-        weight_map = safetensors_folder.write_shards(tensors, part, prefix=f"stage-{stage:03d}")
-    else:
-        for _ in tensors:  # take part in the gathers
-            pass
-    maps: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(maps, weight_map)
-    if dist.get_rank() == 0:
-        safetensors_folder.write_index({k: v for each in maps for k, v in each.items()}, part)
-        safetensors_folder.copy_side_files(hf.folder, part)
-        safetensors_folder.set_dtype(part, next(model[0].parameters()).dtype)
-        part.rename(target)
-    dist.barrier()
-
-
-def _joined_tensors(model: Sequence[GPTModel], hf: HFModel) -> Iterator[tuple[str, torch.Tensor]]:
-    group = tensor_group()
-    tp = dist.get_world_size(group)
-    for name, parameter, rule, hf_names in matched_parameters(model, hf):
-        if name == "output_layer.weight" and hf.shape.tied_embeddings:
-            continue  # the last stage's copy of the embedding
-        shards = [parameter.detach()]
-        if tp > 1 and rule.layout != "replicated":
-            shards = [torch.empty_like(parameter) for _ in range(tp)]
-            dist.all_gather(shards, parameter.detach().contiguous(), group=group)
-        joined = layouts.join(rule, [shard.cpu() for shard in shards], hf.shape)
-        yield from zip(hf_names, joined, strict=True)
 
 
 def matched_parameters(

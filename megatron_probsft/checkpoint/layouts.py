@@ -8,8 +8,8 @@ import torch
 
 from megatron_probsft.models.family import ModelShape, WeightRule
 
-Read = Callable[[str, slice], torch.Tensor]
-"""read(hf name, rows) → those rows of the tensor; `slice(None)` for all."""
+Read = Callable[..., torch.Tensor]
+"""read(hf name) → the tensor; read(hf name, rows), read(hf name, rows, columns) → these slices of it."""
 
 
 def expected_shapes(rule: WeightRule, shape: ModelShape) -> tuple[tuple[int, ...], ...]:
@@ -39,8 +39,7 @@ def cut(
     tp: int,
     padded_vocab: int,
 ) -> torch.Tensor:
-    """This tensor-parallel rank's shard of a Megatron parameter; only its own rows are read (row-cut
-    tensors are read whole).
+    """This tensor-parallel rank's shard of a Megatron parameter; nothing else is read.
 
     Args:
         names: `rule.hf` with the layer number filled in.
@@ -48,9 +47,10 @@ def cut(
         padded_vocab: rows of the padded vocabulary; the padding is zero.
     """
     if rule.layout == "replicated":
-        return read(names[0], slice(None))
+        return read(names[0])
     if rule.layout == "row":
-        return read(names[0], slice(None)).chunk(tp, dim=1)[rank]
+        columns = expected_shapes(rule, shape)[0][1]
+        return read(names[0], slice(None), _share(columns, rank, tp))
     if rule.layout == "vocab":
         return _cut_vocab(names[0], read, shape.vocab_size, rank, padded_vocab // tp)
     if rule.layout == "gated":

@@ -1,25 +1,22 @@
-"""A Hugging Face model folder as tensors: read by slices, written in shards with an index."""
+"""A Hugging Face model folder: its tensors, read by slices, and the files beside them."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from megatron_probsft.runtime.errors import UserError
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 _SIDE_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "chat_template*", "generation_config.json",
 )  # fmt: skip
-MAX_SHARD_BYTES = 5 * 10**9
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 """safetensors' names of the dtypes that weights may have."""
 
@@ -39,7 +36,7 @@ class TensorReader:
             try:
                 self._handles[file] = safe_open(folder / file, framework="pt")
             except FileNotFoundError:
-                raise UserError(f"{folder / file} is missing, but {_INDEX} names it") from None
+                raise UserError(f"{folder / file} is missing, but {INDEX} names it") from None
             except SafetensorError as error:
                 raise UserError(f"{folder / file} is truncated or damaged: {error}") from None
             self._file_of.update(dict.fromkeys(self._handles[file].keys(), file))
@@ -59,68 +56,24 @@ class TensorReader:
             )
         return DTYPES[dtype]
 
-    def rows(self, name: str, rows: slice) -> torch.Tensor:
-        """Rows of a tensor, on the CPU, in the file's dtype: read when they are used, dropped with them."""
+    def read(self, name: str, *cuts: slice) -> torch.Tensor:
+        """A tensor, or only these rows (and columns) of it, on the CPU, in the file's dtype."""
         # A file that stayed open would keep all that was read of it in memory.
         with safe_open(self.folder / self._file_of[name], framework="pt") as file:
-            return file.get_slice(name)[rows]
+            return file.get_slice(name)[cuts or slice(None)]
 
     def _slice(self, name: str):
         return self._handles[self._file_of[name]].get_slice(name)
 
     def _files(self) -> list[str]:
-        if (self.folder / _INDEX).is_file():
-            return sorted(set(json.loads((self.folder / _INDEX).read_text())["weight_map"].values()))
-        if (self.folder / _SINGLE).is_file():
-            return [_SINGLE]
-        raise UserError(f"{self.folder} holds no weights: neither {_SINGLE} nor {_INDEX}")
-
-
-def write_shards(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path, prefix: str) -> dict[str, str]:
-    """Write tensors, as they come, into files `prefix-00001.safetensors`, … of at most `MAX_SHARD_BYTES`.
-
-    Returns:
-        name → file name, for `write_index`.
-    """
-    weight_map: dict[str, str] = {}
-    shard: dict[str, torch.Tensor] = {}
-
-    def flush() -> None:
-        if shard:
-            file = f"{prefix}-{len(set(weight_map.values())) + 1:05d}.safetensors"
-            save_file(shard, folder / file, metadata={"format": "pt"})
-            (folder / file).chmod(0o644)  # safetensors writes for the owner only
-            weight_map.update(dict.fromkeys(shard, file))
-            shard.clear()
-
-    size = 0
-    for name, tensor in tensors:
-        if size + tensor.nbytes > MAX_SHARD_BYTES:
-            flush()
-            size = 0
-        shard[name] = tensor.contiguous()
-        size += tensor.nbytes
-    flush()
-    return weight_map
-
-
-def write_index(weight_map: dict[str, str], folder: Path) -> None:
-    """Name the shard files as transformers does, and index them where there are several."""
-    files = sorted(set(weight_map.values()))
-    names = {
-        file: _SINGLE if len(files) == 1 else f"model-{i:05d}-of-{len(files):05d}.safetensors"
-        for i, file in enumerate(files, start=1)
-    }
-    for old, new in names.items():
-        (folder / old).rename(folder / new)
-    if len(files) == 1:
-        return
-    total = sum((folder / name).stat().st_size for name in names.values())
-    index = {
-        "metadata": {"total_size": total},
-        "weight_map": {name: names[file] for name, file in sorted(weight_map.items())},
-    }
-    (folder / _INDEX).write_text(json.dumps(index, indent=2))
+        if (self.folder / INDEX).is_file():
+            try:
+                return sorted(set(json.loads((self.folder / INDEX).read_text())["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{self.folder / INDEX} is damaged: {type(error).__name__} {error}") from None
+        if (self.folder / SINGLE).is_file():
+            return [SINGLE]
+        raise UserError(f"{self.folder} holds no weights: neither {SINGLE} nor {INDEX}")
 
 
 def copy_side_files(source: Path, target: Path) -> list[str]:

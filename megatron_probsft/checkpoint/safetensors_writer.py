@@ -15,11 +15,10 @@ from pathlib import Path
 
 import torch
 
-from megatron_probsft.checkpoint.safetensors_folder import DTYPES
+from megatron_probsft.checkpoint.safetensors_folder import DTYPES, INDEX, SINGLE
+from megatron_probsft.runtime.folders import to_disk
 
 MAX_SHARD_BYTES = 5 * 10**9
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -55,7 +54,6 @@ class SafetensorsWriter:
             self._headers[file], starts = _header(shard)
             for tensor, start in zip(shard, starts, strict=True):
                 self._place[tensor.name] = (file, len(self._headers[file]) + start, tensor)
-        self._open: dict[str, int] = {}
 
     def create(self) -> None:
         """Make the files, their headers and the index; space for the tensors is not yet taken."""
@@ -88,6 +86,11 @@ class SafetensorsWriter:
                 left, offset = left[written:], offset + written
         finally:
             os.close(descriptor)
+
+    def flush(self) -> None:
+        """Wait until what this process wrote is on the disk."""
+        for file in self._headers:
+            to_disk(self._folder / file)
 
 
 def _shards(tensors: list[TensorPlan]) -> list[list[TensorPlan]]:

@@ -80,6 +80,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def barrier() -> None:
+    """Wait for all ranks."""
+    dist.barrier()
+
+
 def say(text: str) -> None:
     """A line on the first rank's standard output."""
     if rank() == 0:

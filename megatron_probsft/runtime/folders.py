@@ -20,21 +20,49 @@ def new_folder(target: Path) -> Iterator[Path]:
     Raises:
         UserError: the target exists, or a file could not be written.
     """
-    if target.exists():
-        raise UserError(f"{target} exists: choose another folder, or remove it")
-    part = target.with_name(target.name + ".part")
+    check_is_new(target)
+    part = part_of(target)
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        start(target)
         yield part
-        for path in [*part.rglob("*"), part]:
-            to_disk(path)
-        part.rename(target)
-        to_disk(target.parent)
+        publish(target)
     except OSError as error:
         raise UserError(f"{target} could not be written: {error}") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def part_of(target: Path) -> Path:
+    """Where a folder is written before it gets its name."""
+    return target.with_name(target.name + ".part")
+
+
+def start(target: Path) -> None:
+    """Make an empty `part_of(target)`."""
+    shutil.rmtree(part_of(target), ignore_errors=True)
+    part_of(target).mkdir(parents=True)
+
+
+def publish(target: Path) -> None:
+    """Give `part_of(target)`, all of it written, its name, and wait until that is on the disk."""
+    part = part_of(target)
+    for path in [*part.rglob("*"), part]:
+        to_disk(path)
+    part.rename(target)
+    to_disk(target.parent)
+
+
+def check_is_new(target: Path) -> None:
+    if target.exists():
+        raise UserError(f"{target} exists: choose another folder, or remove it")
+
+
+def check_space(target: Path, needed: int) -> None:
+    """Raises UserError where the target's disk has fewer bytes free than `needed`."""
+    there = next(folder for folder in [target, *target.absolute().parents] if folder.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UserError(f"{target} needs {needed / 1e9:.2f} GB, but {there} has {free / 1e9:.2f} GB free")
 
 
 def to_disk(path: Path) -> None:

@@ -87,6 +87,10 @@ def problems_of(config: TrainConfig) -> list[str]:
         f"--save-retain-interval {retain} must be a multiple of --save-interval, {every}",
     )
     require(
+        config.save_hf is not None or not config.save_hf_at_each_save,
+        "--save-hf-at-each-save needs --save-hf, the folder for them",
+    )
+    require(
         (config.train_iters is None) != (config.train_epochs is None),
         "give one of --train-iters and --train-epochs",
     )

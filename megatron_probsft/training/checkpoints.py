@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from megatron_probsft.checkpoint.run_folder import hf_folder_of, prune, remove_leftovers
+from megatron_probsft.checkpoint.hf_export import save_hf_weights
+from megatron_probsft.checkpoint.run_folder import checkpoint_folder, hf_folder_of, prune, remove_leftovers
 from megatron_probsft.checkpoint.saving import Save
+from megatron_probsft.models.build import HFModel
 from megatron_probsft.runtime import distributed
 from megatron_probsft.training.config import TrainConfig
 from megatron_probsft.training.resume import content_to_save
@@ -14,22 +18,19 @@ from megatron_probsft.training.setup import TrainState
 
 
 class Checkpoints:
-    """Every method is called by all ranks.
-
-    hf_folder: where the model's config.json and tokenizer are now, for as long as no other is saved.
-    """
+    """Every method is called by all ranks."""
 
     def __init__(
         self,
         config: TrainConfig,
         config_yaml: str,
-        hf_folder: Path,
+        hf: HFModel,
         data_digest: str,
         say: Callable[[str], None],
     ) -> None:
         self._config, self._config_yaml, self._say = config, config_yaml, say
         self._folder, self._data_digest = Path(config.save), data_digest
-        self.hf_folder = hf_folder
+        self._hf = hf
         self._saving: Save | None = None
         if distributed.rank() == 0:
             remove_leftovers(self._folder)
@@ -46,12 +47,24 @@ class Checkpoints:
             self._folder,
             state.iteration,
             content,
-            self.hf_folder,
+            self._hf.folder,
             self._config_yaml,
             in_background=self._config.async_save,
         )
         if not self._config.async_save:
             self.finish()
+        if self._config.save_hf_at_each_save:
+            self._export(state, self._hf_target(state))
+
+    def resumed(self, state: TrainState) -> None:
+        """Write what was to be written with the checkpoint that was resumed. Raises as `save` does."""
+        if self._config.save_hf_at_each_save and not self._hf_target(state).exists():
+            self._export(state, self._hf_target(state))
+
+    def end(self, state: TrainState) -> None:
+        """After the last step: write the trained model. Raises as `save` does."""
+        if self._config.save_hf and not self._config.save_hf_at_each_save:
+            self._export(state, Path(self._config.save_hf))
 
     def poll(self) -> None:
         """After every step: complete what has been written meanwhile. Raises as `save` does."""
@@ -65,9 +78,20 @@ class Checkpoints:
         saving, self._saving = self._saving, None
         checkpoint = saving.finish()
         self._say(f"saved {checkpoint}")
-        # The one that was resumed, whose files these were, may be the next to be removed.
-        self.hf_folder = hf_folder_of(checkpoint)
+        # The one that was resumed, whose config.json and tokenizer these were, may be the next to be removed.
+        self._hf = dataclasses.replace(self._hf, folder=hf_folder_of(checkpoint))
         if distributed.rank() == 0:
             removed = prune(self._folder, self._config.most_recent_k, self._config.save_retain_interval)
             if removed:
                 self._say(f"removed the checkpoints of steps {', '.join(map(str, removed))}")
+
+    def _export(self, state: TrainState, target: Path) -> None:
+        if distributed.rank() == 0 and self._config.save_hf_at_each_save:
+            shutil.rmtree(target, ignore_errors=True)  # of steps that are done again after a resume
+        distributed.barrier()
+        state.gather_weights()
+        save_hf_weights(state.gpt, self._hf, target)
+        self._say(f"wrote {target}")
+
+    def _hf_target(self, state: TrainState) -> Path:
+        return checkpoint_folder(Path(str(self._config.save_hf)), state.iteration)

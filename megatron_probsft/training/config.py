@@ -43,6 +43,9 @@ class TrainConfig:
     finetune: bool = flag(False, "with --load: take the weights only and start at step 0")
     save: str = flag("", "run folder for configuration, metrics, checkpoints; new, or the same as --load")
     save_hf: str | None = flag(None, "write the trained model as a Hugging Face folder here")
+    save_hf_at_each_save: bool = flag(
+        False, "with every checkpoint, and --save-hf is the folder of folders: iter_0000100/, …"
+    )
 
     # Data.
     data: list[str] = flag(

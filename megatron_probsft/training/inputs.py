@@ -38,7 +38,8 @@ def check_inputs(config: TrainConfig) -> tuple[HFModel, Path | None]:
     resuming_here = config.load is not None and Path(config.load).resolve() == save.resolve()
     if save.exists() and not resuming_here:
         raise UserError(f"--save {save} exists: choose a new folder, or resume it with --load {save}")
-    if config.save_hf and Path(config.save_hf).exists():
+    grows = config.save_hf_at_each_save and resuming_here  # those of earlier checkpoints are in it
+    if config.save_hf and Path(config.save_hf).exists() and not grows:
         raise UserError(f"--save-hf {config.save_hf} exists: choose a new folder")
     checkpoint = None
     if config.load and (config.hf_model is None or _holds_checkpoint(Path(config.load))):

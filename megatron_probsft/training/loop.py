@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from megatron_probsft.checkpoint.hf_weights import load_hf_weights, save_hf_weights
+from megatron_probsft.checkpoint.hf_weights import load_hf_weights
 from megatron_probsft.checkpoint.run_folder import newest_step, saved_steps
 from megatron_probsft.checkpoint.torch_dist import load_model
 from megatron_probsft.objectives.registry import get_objective, with_statistic
@@ -65,11 +65,9 @@ def run(config: TrainConfig) -> TrainState:
         Reporter(config, hf.shape, train_iters, state.iteration) as reporter,
         StopRequests(config.exit_duration_in_mins) as stops,
     ):
-        hf_folder = _train(config, state, inputs, batches, reporter, stops)
-    if config.save_hf and state.iteration == train_iters:
-        state.gather_weights()
-        save_hf_weights(state.gpt, dataclasses.replace(hf, folder=hf_folder), Path(config.save_hf))
-        reporter.say(f"wrote {config.save_hf}")
+        checkpoints = _train(config, state, inputs, batches, reporter, stops)
+    if state.iteration == train_iters:
+        checkpoints.end(state)
     return state
 
 
@@ -89,8 +87,7 @@ def _train(
     batches: Batches,
     reporter: Reporter,
     stops: StopRequests,
-) -> Path:
-    """Returns where the model's config.json and tokenizer are."""
+) -> Checkpoints:
     save, train_iters = Path(config.save), batches.train_iters()
     config_yaml = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
     if distributed.rank() == 0:
@@ -123,9 +120,11 @@ def _train(
         if stops.reason() is None:
             reporter.validation(state.iteration, by_source, seconds)
 
-    checkpoints = Checkpoints(config, config_yaml, inputs.hf.folder, inputs.train.digest, reporter.say)
+    checkpoints = Checkpoints(config, config_yaml, inputs.hf, inputs.train.digest, reporter.say)
     if state.iteration == 0:
         validate_now()
+    else:
+        checkpoints.resumed(state)
     skipped_in_a_row, equal_until, stop = 0, state.iteration, None
     while state.iteration < train_iters:
         with reporter.phases("data"):
@@ -161,7 +160,7 @@ def _train(
             reporter.say(f"stopped at step {state.iteration} by {stop}; continue with --load {save}")
             break
     reporter.finish("finished" if state.iteration == train_iters else f"stopped by {stop}")
-    return checkpoints.hf_folder
+    return checkpoints
 
 
 def _newest_checkpoint(run_folder: Path) -> str:

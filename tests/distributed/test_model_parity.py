@@ -13,7 +13,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_probsft.checkpoint.hf_weights import load_hf_weights, save_hf_weights
+from megatron_probsft.checkpoint.hf_export import save_hf_weights
+from megatron_probsft.checkpoint.hf_weights import load_hf_weights
 from megatron_probsft.models.build import Parallelism, build_model, read_hf_model, transformer_config
 from megatron_probsft.runtime import distributed
 from tests.ranks import run_ranks
@@ -65,22 +66,26 @@ def _logits(folder: Path, token_ids: list[int], layout: tuple[int, int, bool], p
 
 
 def _check_logits(folder: Path, token_ids: list[int], layout: tuple[int, int, bool], packed: bool) -> float:
+    """The largest difference from transformers in float64, in units of the largest logit.
+
+    In float32 transformers' own is up to 4e-6, depending on the processor.
+    """
     token_ids = token_ids[: len(token_ids) // 6 * 6]
     shards = run_ranks(layout[0] * layout[1], _logits, folder, token_ids, layout, packed)
     ours = torch.cat([shard for shard in shards if shard.numel()], dim=1)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     with torch.no_grad():
         half = len(token_ids) // 2
         parts = [token_ids[:half], token_ids[half:]] if packed else [token_ids]
         theirs = torch.cat([model(torch.tensor([part])).logits[0] for part in parts])
-    return (ours[:, : theirs.shape[1]] - theirs).abs().max().item()
+    return ((ours[:, : theirs.shape[1]] - theirs).abs().max() / theirs.abs().max()).item()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("packed", [False, True], ids=["one sequence", "pack of two"])
 def test_tiny_llama_logits(tiny_llama: Path, layout: tuple[int, int, bool], packed: bool) -> None:
     token_ids = torch.randint(0, 331, (60,), generator=torch.Generator().manual_seed(1)).tolist()
-    assert _check_logits(tiny_llama, token_ids, layout, packed) < 2e-5
+    assert _check_logits(tiny_llama, token_ids, layout, packed) < 1e-5
 
 
 @pytest.mark.parametrize("layout", [(1, 1, False), (2, 2, True)], ids=str)
@@ -88,13 +93,13 @@ def test_tiny_llama_logits(tiny_llama: Path, layout: tuple[int, int, bool], pack
 def test_qwen2_logits(tmp_path: Path, layout: tuple[int, int, bool], tied: bool) -> None:
     folder = save_tiny_model(tmp_path / "qwen2", family="qwen2", tied=tied, heads=8, groups=2)
     token_ids = torch.randint(0, 331, (60,), generator=torch.Generator().manual_seed(2)).tolist()
-    assert _check_logits(folder, token_ids, layout, packed=True) < 2e-5
+    assert _check_logits(folder, token_ids, layout, packed=True) < 1e-5
 
 
 @pytest.mark.parametrize("layout", [(1, 1, False), (3, 1, False), (1, 2, False), (3, 2, False)], ids=str)
 def test_smollm2_logits_on_real_text(smollm2: Path, layout: tuple[int, int, bool]) -> None:
     token_ids = AutoTokenizer.from_pretrained(smollm2)(TEXT).input_ids
-    assert _check_logits(smollm2, token_ids, layout, packed=False) <= 1e-4
+    assert _check_logits(smollm2, token_ids, layout, packed=False) < 1e-5
 
 
 def _round_trip(folder: Path, target: Path, tp: int, pp: int) -> None:
