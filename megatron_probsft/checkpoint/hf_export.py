@@ -40,12 +40,16 @@ def save_hf_weights(model: Sequence[GPTModel], hf: HFModel, target: Path) -> Non
         folders.check_space(target, sum(plan.nbytes for plan in plans))
         folders.start(target)
         writer.create()
-        safetensors_folder.copy_side_files(hf.folder, part)
-        safetensors_folder.set_dtype(part, dtype)
 
-    _together(target, start if dist.get_rank() == 0 else None)
+    def end() -> None:
+        safetensors_folder.copy_side_files(hf.folder, part)  # config.json last: no part passes for a model
+        safetensors_folder.set_dtype(part, dtype)
+        folders.publish(target)
+
+    is_first = dist.get_rank() == 0
+    _together(target, start if is_first else None)
     _together(target, lambda: _write(model, hf, writer))
-    _together(target, (lambda: folders.publish(target)) if dist.get_rank() == 0 else None)
+    _together(target, end if is_first else None)
 
 
 def _write(model: Sequence[GPTModel], hf: HFModel, writer: SafetensorsWriter) -> None:

@@ -62,7 +62,11 @@ def read_hf_model(folder: str | Path) -> HFModel:
     except ValueError as error:
         raise UserError(f"{path / 'config.json'} is not valid JSON: {error}") from None
     family = family_of((raw.get("architectures") or ["(none)"])[0])
-    config = AutoConfig.from_pretrained(path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except Exception as error:  # each config class has checks, and errors, of its own
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path / 'config.json'} is refused by transformers: {reason}") from None
     return HFModel(path, config, family, family.shape(config))
 
 
