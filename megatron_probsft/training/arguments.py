@@ -9,6 +9,7 @@ import importlib.util
 import math
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,10 +29,9 @@ def parse_arguments(argv: list[str] | None = None) -> TrainConfig:
         UserError: an unknown flag or key (with the nearest right one), a value of the wrong type or out
             of range, settings that contradict each other.
     """
-    parser = _Parser(prog="megatron_probsft.train", allow_abbrev=False)
+    parser = Parser(prog="megatron_probsft.train", allow_abbrev=False)
     parser.add_argument("--config", default=None, help="YAML file with the same keys; flags win")
-    for field in dataclasses.fields(TrainConfig):
-        _add_flag(parser, field)
+    add_flags(parser, [field.name for field in dataclasses.fields(TrainConfig)])
     given = vars(parser.parse_args(argv))
     path = given.pop("config", None)
     values = _read_yaml(Path(path)) if path else {}
@@ -100,7 +100,7 @@ def problems_of(config: TrainConfig) -> list[str]:
         "exit_interval", "log_interval", "lr", "adam_eps", "num_workers", "lr_wsd_decay_iters",
         "exit_duration_in_mins", "max_skipped_steps", "loss_chunk_tokens", "context_parallel_size",
         "recompute_num_layers", "save_retain_interval", "most_recent_k",
-        "spike_factor", "check_weight_hash_across_dp_replicas_interval",
+        "spike_factor", "probe_samples", "check_weight_hash_across_dp_replicas_interval",
     )  # fmt: skip
     for name in positive:
         value = getattr(config, name)
@@ -177,7 +177,16 @@ def problems_of(config: TrainConfig) -> list[str]:
     return problems
 
 
-class _Parser(argparse.ArgumentParser):
+def add_flags(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """The trainer's flags of these names; those that are not given are not in the parsed result."""
+    for field in dataclasses.fields(TrainConfig):
+        if field.name in names:
+            _add_flag(parser, field)
+
+
+class Parser(argparse.ArgumentParser):
+    """Unknown flags and values of the wrong type are `UserError`s, with the nearest right flag."""
+
     def error(self, message: str) -> NoReturn:
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):

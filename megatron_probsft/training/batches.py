@@ -133,22 +133,25 @@ class Batches:
         """How that step is cut, without its tokens."""
         return self._plan(self._indices(consumed_samples))
 
-    def in_order(self, source: int) -> Iterator[StepBatch]:
-        """Every sample of a source once, in its order: for validation.
+    def in_order(self, source: int, most: int | None = None) -> Iterator[StepBatch]:
+        """Every sample of a source once, in its order, or `most` of them at even distances: for validation.
 
         Weights are relative to the whole pass: its token mean of the steps' losses is the weighted mean.
         """
-        samples = self._samples_of(source)
+        samples = self._samples_of(source, most)
         scale = self._store.weight_scale(samples)
         for first in range(0, len(samples), self._config.global_batch_size):
             yield self._step(samples[first : first + self._config.global_batch_size], scale)
 
-    def steps_in_order(self, source: int) -> int:
+    def steps_in_order(self, source: int, most: int | None = None) -> int:
         """How many steps `in_order` gives."""
-        return math.ceil(len(self._samples_of(source)) / self._config.global_batch_size)
+        return math.ceil(len(self._samples_of(source, most)) / self._config.global_batch_size)
 
-    def _samples_of(self, source: int) -> np.ndarray:
-        return np.flatnonzero(self._store.source == source)
+    def _samples_of(self, source: int, most: int | None) -> np.ndarray:
+        samples = np.flatnonzero(self._store.source == source)
+        if most is None or most >= len(samples):
+            return samples
+        return samples[np.arange(most) * len(samples) // most]
 
     def _make_blend(self, weights: list[float]) -> Blend:
         sizes = np.bincount(self._store.source, minlength=len(weights))

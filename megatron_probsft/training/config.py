@@ -152,6 +152,9 @@ class TrainConfig:
     check_weight_hash_across_dp_replicas_interval: int | None = flag(
         None, "every so many steps: stop unless all data-parallel replicas hold the same weights"
     )
+    probe_samples: int | None = flag(
+        None, "before step 1: how probable so many samples of each of --data are, and what objective fits"
+    )
     log_interval: int = flag(1, "console line every so many steps")
     log_entropy: bool = flag(False, "report the mean entropy of the model's distribution, in nats")
     wandb_project: str | None = flag(None, "report to this Weights & Biases project too; WANDB_MODE as usual")

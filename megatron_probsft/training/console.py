@@ -45,10 +45,11 @@ class Console:
             self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, renderable: RenderableType) -> None:
-        """Something of rich's, such as a table, at the end: the bar goes."""
-        self.close()
-        if self._active:
-            RichConsole(file=self._stream).print(renderable)
+        """Something of rich's, such as a table."""
+        if self._bars is not None:
+            self._bars.console.print(renderable)
+        elif self._active:
+            RichConsole(file=self._stream, width=None if self._stream.isatty() else 120).print(renderable)
 
     def step(self, iteration: int, train_iters: int, text: str) -> None:
         """Move the bar to a step and show `text` beside it."""

@@ -22,6 +22,7 @@ from megatron_probsft.training.guards import check_replicas, save_batch
 from megatron_probsft.training.inputs import Inputs, check_inputs, token_stores
 from megatron_probsft.training.metrics_file import drop_records_after
 from megatron_probsft.training.preemption import StopRequests
+from megatron_probsft.training.probe import probe
 from megatron_probsft.training.reporting import Reporter
 from megatron_probsft.training.resume import load_state, position_of
 from megatron_probsft.training.setup import TrainState, build_gpt, build_train_state, data_parallel
@@ -114,7 +115,7 @@ def _train(
             steps = reporter.progress(f"validation on {name}", valid.in_order(number), total)
             # It may take longer than the grace between a signal and the kill: what is cut short is not shown.
             steps = itertools.takewhile(lambda _: stops.reason() is None, steps)
-            by_source[name] = validate(state, steps, criterion)
+            by_source[name] = validate(state.model, steps, criterion)
         seconds = time.perf_counter() - started
         reporter.phases.add({"validation": seconds})
         if stops.reason() is None:
@@ -122,6 +123,10 @@ def _train(
 
     checkpoints = Checkpoints(config, config_yaml, inputs.hf, inputs.train.digest, reporter.say)
     if state.iteration == 0:
+        if config.probe_samples:
+            with reporter.phases("validation"):
+                vocabulary, most = inputs.hf.shape.vocab_size, config.probe_samples
+                reporter.probe(probe(state.model, inputs.train, vocabulary, config, most, reporter.progress))
         validate_now()
     else:
         checkpoints.resumed(state)

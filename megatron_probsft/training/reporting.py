@@ -22,6 +22,7 @@ from megatron_probsft.training.flops import model_flops, peak_tflops
 from megatron_probsft.training.guards import Spikes
 from megatron_probsft.training.metrics import TokenMeans, combine
 from megatron_probsft.training.metrics_file import read_records
+from megatron_probsft.training.probe import Reading
 from megatron_probsft.training.records import Records
 from megatron_probsft.training.step import StepResult
 from megatron_probsft.training.summary import summarize, table
@@ -64,6 +65,14 @@ class Reporter:
     def say(self, text: str) -> None:
         """A line of its own."""
         self._console.say(text)
+
+    def probe(self, readings: list[Reading]) -> None:
+        """What a probe before the first step found: a table, and `probe.json` and `probe.png`."""
+        from megatron_probsft.training import probe_report  # with matplotlib, as below
+
+        if self._active:
+            self._console.show(probe_report.table(readings))
+            probe_report.write(readings, self._folder)
 
     def progress(self, title: str, items: Iterator[T], total: int) -> Iterator[T]:
         """Pass the items on and show how many are done."""
@@ -148,6 +157,7 @@ class Reporter:
         from megatron_probsft.training.curves import plot_curves  # matplotlib takes a second: only here
 
         plot_curves(records, self._folder / "curves.png")
+        self._console.close()
         self._console.show(table(content))
 
     def _speed(self, batch: StepBatch, supervised_tokens: int, seconds: float) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,7 +58,7 @@ def train_step(state: TrainState, batch: StepBatch, criterion: Criterion) -> Ste
         chunk.train()
         chunk.zero_grad_buffer()
     state.optimizer.zero_grad()
-    means = _run(state, batch, criterion, forward_only=False)
+    means = _run(state.model, batch, criterion, forward_only=False)
     computed = time.perf_counter()
     learning_rate = state.optimizer.param_groups[0]["lr"]
     skipped, grad_norm = None, math.nan
@@ -78,22 +78,38 @@ def train_step(state: TrainState, batch: StepBatch, criterion: Criterion) -> Ste
 
 
 @torch.no_grad()
-def validate(state: TrainState, batches: Iterator[StepBatch], criterion: Criterion) -> TokenMeans:
-    """Token-exact means over all batches: every sample counts once, whatever the layout."""
+def validate(
+    model: Sequence[torch.nn.Module],
+    batches: Iterator[StepBatch],
+    criterion: Criterion,
+    observe: Callable[[Tokens], None] | None = None,
+) -> TokenMeans:
+    """Token-exact means over all batches: every sample counts once, whatever the layout.
+
+    model: this rank's chunks, in a data-parallel wrapper or not. observe: is given each micro-batch's tokens,
+    on every rank of the last pipeline stage.
+    """
     criterion = dataclasses.replace(criterion, denominator="tokens")
-    for chunk in state.model:
+    for chunk in model:
         chunk.eval()
-    results = [_run(state, batch, criterion, forward_only=True) for batch in batches]
+    results = [_run(model, batch, criterion, forward_only=True, observe=observe) for batch in batches]
     return combine(results)
 
 
-def _run(state: TrainState, batch: StepBatch, criterion: Criterion, *, forward_only: bool) -> TokenMeans:
+def _run(
+    model: Sequence[torch.nn.Module],
+    batch: StepBatch,
+    criterion: Criterion,
+    *,
+    forward_only: bool,
+    observe: Callable[[Tokens], None] | None = None,
+) -> TokenMeans:
     def forward_step(
-        micro_batches: Iterator[MicroBatch], model: torch.nn.Module
+        micro_batches: Iterator[MicroBatch], chunk: torch.nn.Module
     ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple]]:
         micro_batch = next(micro_batches)
-        head = _Head(micro_batch, criterion, is_first=micro_batch is batch.micro_batches[0])
-        output = model(
+        head = _Head(micro_batch, criterion, observe, is_first=micro_batch is batch.micro_batches[0])
+        output = chunk(
             micro_batch.tokens,
             micro_batch.position_ids,
             None,
@@ -105,8 +121,8 @@ def _run(state: TrainState, batch: StepBatch, criterion: Criterion, *, forward_o
     reports = get_forward_backward_func()(
         forward_step_func=forward_step,
         # Every chunk of an interleaved pipeline goes through all micro-batches.
-        data_iterator=[iter(batch.micro_batches) for _ in state.model],
-        model=[*state.model],
+        data_iterator=[iter(batch.micro_batches) for _ in model],
+        model=[*model],
         num_microbatches=len(batch.micro_batches),
         seq_length=batch.pack_length,
         micro_batch_size=1,
@@ -120,9 +136,17 @@ def _run(state: TrainState, batch: StepBatch, criterion: Criterion, *, forward_o
 class _Head:
     """A micro-batch's way from the last stage's hidden states to what Megatron-Core's schedule wants."""
 
-    def __init__(self, micro_batch: MicroBatch, criterion: Criterion, *, is_first: bool) -> None:
+    def __init__(
+        self,
+        micro_batch: MicroBatch,
+        criterion: Criterion,
+        observe: Callable[[Tokens], None] | None,
+        *,
+        is_first: bool,
+    ) -> None:
         self._micro_batch = micro_batch
         self._criterion = criterion
+        self._observe = observe
         self._is_first = is_first
         self._tokens: Tokens | None = None
 
@@ -148,6 +172,8 @@ class _Head:
             options=self._criterion.head,
             grad_scale=one if config.grad_scale_func is None else config.grad_scale_func(one),
         )
+        if self._observe:
+            self._observe(self._tokens)
         return total
 
     def report(self, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:

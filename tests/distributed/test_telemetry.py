@@ -193,6 +193,7 @@ def test_a_terminal_gets_a_bar_below_the_lines(monkeypatch: pytest.MonkeyPatch) 
         console.step(3, 12, "loss 1.0 | ETA 0:00:09")
         assert list(console.progress("validation", iter("abc"), 3)) == ["a", "b", "c"]
         console.say("after it")
+        console.close()
         console.show(Text("a table"))
         console.say("the end")
     plain = "a line [red] " + "x" * 200 + "\nafter it\na table\nthe end\n"

@@ -1,0 +1,77 @@
+"""Which objective fits these data? The probability of their label tokens under the model, before training.
+
+python tools/probe.py --hf-model MODEL --data math.jsonl medical.jsonl --output runs/probe
+torchrun --standalone --nproc-per-node 3 tools/probe.py --tensor-model-parallel-size 3 …
+
+Prints a table by source and writes OUTPUT/probe.json and OUTPUT/probe.png. Data, template and layout flags
+are the trainer's.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from megatron_probsft.checkpoint.hf_weights import load_hf_weights
+from megatron_probsft.checkpoint.torch_dist import load_model
+from megatron_probsft.runtime import distributed
+from megatron_probsft.runtime.errors import UserError, one_line_errors
+from megatron_probsft.training import probe_report
+from megatron_probsft.training.arguments import Parser, add_flags, check
+from megatron_probsft.training.config import TrainConfig
+from megatron_probsft.training.console import Console
+from megatron_probsft.training.inputs import check_inputs, token_stores
+from megatron_probsft.training.probe import Reading, probe
+from megatron_probsft.training.setup import build_gpt
+
+_FLAGS = (
+    "hf_model", "load", "ckpt_step", "data", "template", "prompt_key", "response_key", "messages_key",
+    "truncation", "data_cache_path", "num_workers", "seq_length", "global_batch_size", "micro_batch_size",
+    "bf16", "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size",
+    "expert_model_parallel_size", "sequence_parallel", "decoder_first_pipeline_num_layers",
+    "decoder_last_pipeline_num_layers", "loss_path", "loss_chunk_tokens", "loss_kernels",
+)  # fmt: skip
+
+
+def main() -> None:
+    with one_line_errors():
+        parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        add_flags(parser, _FLAGS)
+        parser.add_argument("--output", type=Path, help="folder for probe.json and probe.png")
+        parser.add_argument("--max-samples", type=int, default=2000, help="of each source (default: 2000)")
+        given = vars(parser.parse_args())
+        output, most = given.pop("output"), given.pop("max_samples")
+        if most < 1:
+            raise UserError(f"--max-samples must be more than 0, got {most}")
+        with tempfile.TemporaryDirectory() as nowhere:
+            config = TrainConfig(
+                **({"finetune": given.get("load") is not None, "train_iters": 1} | given),
+                save=str(output or Path(nowhere) / "probe"),
+            )
+            readings = run(config, most)
+        if output and distributed.rank() == 0:
+            probe_report.write(readings, output)
+            print(f"wrote {output / 'probe.json'} and probe.png")
+        distributed.shutdown()
+
+
+def run(config: TrainConfig, most: int) -> list[Reading]:
+    """Build the model at the configured layout, probe up to `most` samples of each source, print a table."""
+    check(config)
+    hf, checkpoint = check_inputs(config)
+    distributed.initialize(
+        config.tensor_model_parallel_size, config.pipeline_model_parallel_size, config.context_parallel_size
+    )
+    store, _ = token_stores(config, hf)
+    model = build_gpt(config, hf)
+    if checkpoint is None:
+        load_hf_weights(model, hf)
+    else:
+        load_model(model, checkpoint)
+    console = Console(active=distributed.rank() == 0)
+    readings = probe(model, store, hf.shape.vocab_size, config, most, console.progress)
+    console.show(probe_report.table(readings))
+    return readings
+
+
+if __name__ == "__main__":
+    main()
