@@ -59,7 +59,10 @@ def run(config: TrainConfig, most: int) -> list[Reading]:
     check(config)
     hf, checkpoint = check_inputs(config)
     distributed.initialize(
-        config.tensor_model_parallel_size, config.pipeline_model_parallel_size, config.context_parallel_size
+        config.tensor_model_parallel_size,
+        config.pipeline_model_parallel_size,
+        config.context_parallel_size,
+        expert_model_parallel_size=config.expert_model_parallel_size,
     )
     store, _ = token_stores(config, hf)
     model = build_gpt(config, hf)

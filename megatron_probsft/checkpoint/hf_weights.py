@@ -21,6 +21,10 @@ _FUSED_NORMS = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
 }
+# One module per expert, or Transformer Engine's grouped layers with one weight per expert.
+_EXPERT = re.compile(
+    r"mlp\.experts\.(local_experts\.(?P<local>\d+)\.)?(?P<linear>linear_fc[12])\.weight(?P<grouped>\d*)"
+)
 
 
 @torch.no_grad()
@@ -68,27 +72,36 @@ def matched_parameters(
     rules = {rule.megatron: rule for rule in hf.family.rules(hf.shape)}
     for chunk in model:
         for name, parameter in chunk.named_parameters():
-            general, layer = _generalise(name, chunk)
+            general, numbers = _generalise(name, chunk)
             if general == "output_layer.weight" and hf.shape.tied_embeddings:
                 general = _EMBEDDING
             rule = rules[general]
-            yield name, parameter, rule, [pattern.format(layer=layer) for pattern in rule.hf]
+            yield name, parameter, rule, [pattern.format(**numbers) for pattern in rule.hf]
 
 
-def _generalise(name: str, model: GPTModel) -> tuple[str, int]:
-    """A local parameter name to its rule's pattern and the global layer number."""
+def _generalise(name: str, model: GPTModel) -> tuple[str, dict[str, int]]:
+    """A local parameter name to its rule's pattern, and the global numbers of its layer and its expert."""
     match = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", name)
     if match is None:
-        return name, -1
-    layer = int(model.decoder.layers[int(match[1])].layer_number) - 1  # type: ignore[arg-type]
+        return name, {}
+    numbers = {"layer": int(model.decoder.layers[int(match[1])].layer_number) - 1}  # type: ignore[arg-type]
     suffix = _FUSED_NORMS.get(match[2], match[2])
-    return f"decoder.layers.{{layer}}.{suffix}", layer
+    expert = _EXPERT.fullmatch(suffix)
+    if expert:
+        rank = parallel_state.get_expert_model_parallel_rank()
+        size = parallel_state.get_expert_model_parallel_world_size()
+        count: int = model.config.num_moe_experts // size  # type: ignore[operator]
+        numbers["expert"] = rank * count + int(expert["local"] or expert["grouped"])
+        suffix = f"mlp.experts.local_experts.{{expert}}.{expert['linear']}.weight"
+    return f"decoder.layers.{{layer}}.{suffix}", numbers
 
 
 def hf_shapes(hf: HFModel) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(name, shape) of every tensor that the model's Hugging Face folder holds."""
     for rule in hf.family.rules(hf.shape):
         layers = range(hf.shape.num_layers) if "{layer}" in rule.megatron else [0]
-        for pattern, shape in zip(rule.hf, layouts.expected_shapes(rule, hf.shape), strict=True):
+        experts = range(hf.shape.experts.count if hf.shape.experts else 0)
+        for pattern, shape in zip(rule.hf, rule.shapes, strict=True):
             for layer in layers:
-                yield pattern.format(layer=layer), shape
+                for expert in experts if "{expert}" in pattern else [0]:
+                    yield pattern.format(layer=layer, expert=expert), shape

@@ -12,24 +12,6 @@ Read = Callable[..., torch.Tensor]
 """read(hf name) → the tensor; read(hf name, rows), read(hf name, rows, columns) → these slices of it."""
 
 
-def expected_shapes(rule: WeightRule, shape: ModelShape) -> tuple[tuple[int, ...], ...]:
-    """The shapes of the rule's Hugging Face tensors, in the order of `rule.hf`."""
-    hidden, ffn, head = shape.hidden_size, shape.ffn_hidden_size, shape.head_dim
-    query, group = shape.num_attention_heads * head, shape.num_query_groups * head
-    if rule.layout == "vocab":
-        return ((shape.vocab_size, hidden),)
-    if rule.layout == "gated":
-        return ((ffn, hidden), (ffn, hidden))
-    if rule.layout == "qkv":
-        width = () if rule.megatron.endswith("bias") else (hidden,)
-        return ((query, *width), (group, *width), (group, *width))
-    if rule.megatron.endswith("linear_proj.weight"):
-        return ((hidden, query),)
-    if rule.megatron.endswith("linear_fc2.weight"):
-        return ((hidden, ffn),)
-    return ((hidden,),)
-
-
 def cut(
     rule: WeightRule,
     names: Sequence[str],
@@ -42,19 +24,18 @@ def cut(
     """This tensor-parallel rank's shard of a Megatron parameter; nothing else is read.
 
     Args:
-        names: `rule.hf` with the layer number filled in.
+        names: `rule.hf` with the numbers of layer and expert filled in.
         rank, tp: position in, and size of, the tensor-parallel group.
         padded_vocab: rows of the padded vocabulary; the padding is zero.
     """
     if rule.layout == "replicated":
         return read(names[0])
     if rule.layout == "row":
-        columns = expected_shapes(rule, shape)[0][1]
-        return read(names[0], slice(None), _share(columns, rank, tp))
+        return read(names[0], slice(None), _share(rule.shapes[0][1], rank, tp))
     if rule.layout == "vocab":
         return _cut_vocab(names[0], read, shape.vocab_size, rank, padded_vocab // tp)
     if rule.layout == "gated":
-        rows = _share(shape.ffn_hidden_size, rank, tp)
+        rows = _share(rule.shapes[0][0], rank, tp)
         return torch.cat([read(name, rows) for name in names])
     groups = shape.num_query_groups // tp
     per_group = [shape.num_attention_heads // shape.num_query_groups, 1, 1]

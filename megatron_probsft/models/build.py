@@ -18,7 +18,8 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from transformers import AutoConfig, PretrainedConfig
 
-from megatron_probsft.models.family import Family, ModelShape, family_of
+from megatron_probsft.models.families import family_of
+from megatron_probsft.models.family import Experts, Family, ModelShape
 from megatron_probsft.models.local_layers import PackedRotary, local_block_spec
 from megatron_probsft.runtime.errors import UserError
 
@@ -34,6 +35,7 @@ class Parallelism:
     decoder_first_pipeline_num_layers: int | None = None
     decoder_last_pipeline_num_layers: int | None = None
     num_virtual_stages_per_pipeline_rank: int | None = None
+    expert_model_parallel_size: int = 1
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,27 @@ def check_parallelism(shape: ModelShape, layout: Parallelism, world_size: int) -
                 f"possible: {', '.join(map(str, fits))}"
             )
     _check_stages(shape.num_layers, layout)
+    _check_experts(shape, layout, world_size)
     if layout.sequence_parallel and tp == 1:
         raise UserError("--sequence-parallel needs --tensor-model-parallel-size of 2 or more")
+
+
+def _check_experts(shape: ModelShape, layout: Parallelism, world_size: int) -> None:
+    ep, tp = layout.expert_model_parallel_size, layout.tensor_model_parallel_size
+    count = shape.experts.count if shape.experts else 1
+    if count % ep:
+        fits = [n for n in range(1, count + 1) if count % n == 0]
+        raise UserError(
+            f"the model's {count} expert(s) do not divide by --expert-model-parallel-size {ep}; possible: "
+            f"{', '.join(map(str, fits))}"
+        )
+    if world_size // layout.pipeline_model_parallel_size % (tp * ep):
+        raise UserError(
+            f"the {world_size // layout.pipeline_model_parallel_size} processes of a pipeline stage do not "
+            f"divide into tensor × expert parallel groups of {tp} × {ep}"
+        )
+    if shape.experts and tp > 1 and not layout.sequence_parallel:
+        raise UserError("mixture-of-experts models need --sequence-parallel with tensor parallelism")
 
 
 def _check_stages(layers: int, layout: Parallelism) -> None:
@@ -164,6 +185,8 @@ def transformer_config(
         layernorm_epsilon=shape.norm_epsilon,
         add_bias_linear=False,
         add_qkv_bias=shape.qkv_bias,
+        qk_layernorm=shape.qk_norm,
+        **_expert_settings(shape.experts, layout, fused),
         gated_linear_unit=True,
         activation_func=F.silu,
         hidden_dropout=0.0,
@@ -191,6 +214,25 @@ def transformer_config(
         batch_p2p_comm=torch.cuda.is_available() and not interleaved,
         **training,
     )
+
+
+def _expert_settings(experts: Experts | None, layout: Parallelism, fused: bool) -> dict[str, Any]:
+    """No auxiliary loss balances the experts: the objective alone is trained."""
+    if experts is None:
+        return {}
+    return {
+        "num_moe_experts": experts.count,
+        "moe_router_topk": experts.per_token,
+        "moe_ffn_hidden_size": experts.ffn_hidden_size,
+        # The softmax over the chosen experts' logits is that over all of them, scaled to sum to 1.
+        "moe_router_pre_softmax": not experts.normalized,
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+        "moe_token_dispatcher_type": "alltoall",
+        "moe_grouped_gemm": fused,
+        "expert_model_parallel_size": layout.expert_model_parallel_size,
+        "expert_tensor_parallel_size": layout.tensor_model_parallel_size,
+    }
 
 
 def build_model(shape: ModelShape, config: TransformerConfig, *, on_meta: bool = False) -> list[GPTModel]:
@@ -227,11 +269,10 @@ def _build_chunk(
         post_process=parallel_state.is_pipeline_last_stage(**where),
         share_embeddings_and_output_weights=shape.tied_embeddings,
         position_embedding_type="rope",
-        rotary_base=shape.rope_theta,  # type: ignore[arg-type]
-        rope_scaling=shape.rope_scaling_factor is not None,
-        rope_scaling_factor=shape.rope_scaling_factor or 8.0,
         vp_stage=vp_stage,
     )
+    rotary: Any = model.rotary_pos_emb
+    rotary.inv_freq = torch.tensor(shape.rope_frequencies, device="cpu")  # moved where it is used
     if not use_transformer_engine():
         PackedRotary.attach(model)
     return model
@@ -239,7 +280,11 @@ def _build_chunk(
 
 def _block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules | ModuleSpec:
     if use_transformer_engine():
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        return get_gpt_layer_with_transformer_engine_spec(
+            num_experts=config.num_moe_experts,
+            moe_grouped_gemm=config.moe_grouped_gemm,
+            qk_layernorm=config.qk_layernorm,
+        )
     return local_block_spec(config, vp_stage)
 
 

@@ -27,8 +27,15 @@ def local_block_spec(config: TransformerConfig, vp_stage: int | None = None) -> 
     Returns:
         One spec per layer that this pipeline stage holds, and the norm for the end of the block.
     """
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
+    layer = get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts, normalization="RMSNorm", qk_layernorm=config.qk_layernorm
+    )
     parts: Any = layer.submodules
+    if config.qk_layernorm:
+        parts.self_attention.submodules.q_layernorm = RMSNorm
+        parts.self_attention.submodules.k_layernorm = RMSNorm
+    if config.num_moe_experts is not None:  # as Transformer Engine's layers, which fuse no norm into a router
+        del parts.sharded_state_dict_keys_map["pre_mlp_layernorm."]
     parts.input_layernorm = RMSNorm
     parts.pre_mlp_layernorm = RMSNorm
     parts.self_attention.submodules.core_attention = PackedAttention

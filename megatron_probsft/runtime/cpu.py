@@ -7,6 +7,7 @@ CUDA, so nothing that works changes its meaning, and it refuses to run if one of
 2. Tensor factories with a literal `device="cuda"`: the few modules that have them see a proxy of `torch`.
 3. The RNG tracker, which keeps named states of the CUDA generator: here of the CPU generator.
 4. Comparisons of `Tensor.type()` with `"torch.cuda.FloatTensor"` in the optimizers and in clipping.
+5. The dispatcher of tokens to experts, which makes NumPy arrays of CUDA tensors only.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def enable() -> None:
         assert module.torch is torch, f"{name} no longer imports torch: see runtime/cpu.py"
         module.torch = proxy  # type: ignore[attr-defined]
     _replace_rng_tracker()
+    _replace_dispatchers_copy()
     for module_name, class_name, function_name in _CHECKS_OF_TYPE_NAMES:
         module = importlib.import_module(module_name)
         owner = getattr(module, class_name) if class_name else module
@@ -68,12 +70,17 @@ class _Stream:
     def synchronize(self) -> None:
         pass
 
+    def record_event(self) -> _Stream:
+        return self  # an event too is only waited for
+
 
 def _replace_cuda_functions() -> None:
     replacements: dict[str, Callable] = {
         "current_device": lambda: _CPU,
         "synchronize": lambda device=None: None,
         "current_stream": lambda device=None: _Stream(),
+        "Stream": _Stream,
+        "stream": contextlib.nullcontext,
         "manual_seed": torch.manual_seed,
         "get_rng_state": lambda device=None: torch.get_rng_state(),
     }
@@ -129,6 +136,17 @@ def _replace_rng_tracker() -> None:
     random.CudaRNGStatesTracker = CpuRNGStatesTracker  # type: ignore[misc]
     random._get_cuda_rng_state = lambda device="cpu", clone=False, graph_safe=False: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+
+
+def _replace_dispatchers_copy() -> None:
+    from megatron.core.transformer.moe import token_dispatcher
+
+    def as_asked(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+    name = "maybe_move_tensor_to_cpu"
+    assert hasattr(token_dispatcher, name), f"token_dispatcher.{name} is gone: see runtime/cpu.py"
+    setattr(token_dispatcher, name, as_asked)
 
 
 def _with_cuda_type_names(function: Callable) -> Callable:

@@ -17,11 +17,14 @@ def initialize(
     pipeline_model_parallel_size: int = 1,
     context_parallel_size: int = 1,
     *,
+    expert_model_parallel_size: int = 1,
     virtual_stages: int | None = None,
     seed: int = 1234,
 ) -> None:
     """Join torchrun's processes (or run alone), build Megatron's groups and seed its generators.
 
+    expert_model_parallel_size: ranks, of those that see different samples or parts of them, that share a
+        mixture's experts.
     virtual_stages: model chunks per pipeline rank; None: one, without the interleaved schedule.
 
     NCCL with one GPU per local rank where CUDA is, gloo elsewhere. Collective over the world.
@@ -42,6 +45,8 @@ def initialize(
         pipeline_model_parallel_size=pipeline_model_parallel_size,
         context_parallel_size=context_parallel_size,
         virtual_pipeline_model_parallel_size=virtual_stages,
+        expert_model_parallel_size=expert_model_parallel_size,
+        expert_tensor_parallel_size=tensor_model_parallel_size,
         create_gloo_process_groups=False,
     )
     torch.manual_seed(seed)

@@ -99,6 +99,7 @@ def problems_of(config: TrainConfig) -> list[str]:
         "micro_batch_size", "train_iters", "train_epochs", "eval_interval", "save_interval",
         "exit_interval", "log_interval", "lr", "adam_eps", "num_workers", "lr_wsd_decay_iters",
         "exit_duration_in_mins", "max_skipped_steps", "loss_chunk_tokens", "context_parallel_size",
+        "expert_model_parallel_size",
         "recompute_num_layers", "save_retain_interval", "most_recent_k",
         "spike_factor", "probe_samples", "check_weight_hash_across_dp_replicas_interval",
     )  # fmt: skip

@@ -89,6 +89,7 @@ class TrainConfig:
         None, "groups of layers on each pipeline process, run in turn (interleaved schedule)"
     )
     context_parallel_size: int = flag(1, "processes that share each sequence")
+    expert_model_parallel_size: int = flag(1, "data-parallel processes that share a mixture's experts")
     decoder_first_pipeline_num_layers: int | None = flag(None, "layers of the first stage, if special")
     decoder_last_pipeline_num_layers: int | None = flag(None, "layers of the last stage, if special")
     sequence_parallel: bool = flag(False, "cut norms and residuals along the sequence over the TP group")

@@ -27,7 +27,10 @@ def model_flops(shape: ModelShape, lengths: np.ndarray, supervised_tokens: int) 
         lengths: `[samples]` tokens of each sample that go through the model.
     """
     heads, groups = shape.num_attention_heads * shape.head_dim, shape.num_query_groups * shape.head_dim
-    layer = shape.hidden_size * (2 * heads + 2 * groups + 3 * shape.ffn_hidden_size)
+    ffn = shape.ffn_hidden_size
+    if shape.experts:  # only those that a token goes to, and the router
+        ffn = shape.experts.per_token * shape.experts.ffn_hidden_size + shape.experts.count / 3
+    layer = shape.hidden_size * (2 * heads + 2 * groups + 3 * ffn)
     squares = float(np.square(lengths.astype(np.float64)).sum())
     multiplications = (
         shape.num_layers * (layer * float(lengths.sum()) + heads * squares)

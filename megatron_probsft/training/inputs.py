@@ -50,7 +50,10 @@ def check_inputs(config: TrainConfig) -> tuple[HFModel, Path | None]:
     check_parallelism(hf.shape, layout_of(config), distributed.world_size())
     positions = hf.shape.max_position_embeddings
     if config.seq_length > positions:
-        raise UserError(f"--seq-length {config.seq_length} is more than the model's {positions} positions")
+        raise UserError(
+            f"--seq-length {config.seq_length} is more than the model's {positions} positions (its context, "
+            "or the sliding window within which its attention is full)"
+        )
     return hf, checkpoint
 
 

@@ -43,6 +43,7 @@ def run(config: TrainConfig) -> TrainState:
         config.tensor_model_parallel_size,
         config.pipeline_model_parallel_size,
         config.context_parallel_size,
+        expert_model_parallel_size=config.expert_model_parallel_size,
         virtual_stages=config.num_virtual_stages_per_pipeline_rank,
         seed=config.seed,
     )

@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from megatron_probsft.checkpoint.layouts import expected_shapes
 from megatron_probsft.models.build import padded_vocab_size
-from megatron_probsft.models.family import Family, ModelShape
+from megatron_probsft.models.family import Family, ModelShape, WeightRule
 from megatron_probsft.training.config import TrainConfig
 
 
@@ -37,9 +36,8 @@ class StageMemory:
 def parameter_count(family: Family, shape: ModelShape) -> int:
     """Of the whole model, the vocabulary without padding, tied embeddings once."""
     return sum(
-        math.prod(tensor) * (shape.num_layers if "{layer}" in rule.megatron else 1)
+        _numbers(rule) * (shape.num_layers if "{layer}" in rule.megatron else 1) * _copies(rule, shape)
         for rule in family.rules(shape)
-        for tensor in expected_shapes(rule, shape)
     )
 
 
@@ -100,11 +98,22 @@ def _parameters(
     for rule in family.rules(shape):
         if rule.layout == "vocab":
             continue
-        numbers = sum(math.prod(tensor) for tensor in expected_shapes(rule, shape))
+        numbers = _numbers(rule) * _copies(rule, shape) // config.expert_model_parallel_size
+        if "{expert}" not in rule.megatron:
+            numbers = _numbers(rule)
         here = layers if "{layer}" in rule.megatron else int(is_last)
         total += here * (numbers if rule.layout == "replicated" else numbers // tp)
     own_head = is_last and not (is_first and shape.tied_embeddings)  # a copy of the tied embedding too
     return total + vocabulary * (int(is_first) + int(own_head))
+
+
+def _numbers(rule: WeightRule) -> int:
+    """Of one layer, and of one expert."""
+    return sum(math.prod(tensor) for tensor in rule.shapes)
+
+
+def _copies(rule: WeightRule, shape: ModelShape) -> int:
+    return shape.experts.count if shape.experts and "{expert}" in rule.megatron else 1
 
 
 def _activations(config: TrainConfig, shape: ModelShape, layers: int, tokens: int) -> int:
@@ -114,7 +123,10 @@ def _activations(config: TrainConfig, shape: ModelShape, layers: int, tokens: in
     query = shape.num_attention_heads * shape.head_dim
     groups = shape.num_query_groups * shape.head_dim
     attention = (2 * query + 2 * groups) // tp
-    layer = tokens * (4 * shape.hidden_size // whole + attention + 3 * shape.ffn_hidden_size // tp)
+    mlp = 3 * shape.ffn_hidden_size // tp
+    if shape.experts:  # each token is copied for each of its experts, on average evenly over the ranks
+        mlp = shape.experts.per_token * (mlp + 2 * shape.hidden_size // whole)
+    layer = tokens * (4 * shape.hidden_size // whole + attention + mlp)
     if config.recompute_granularity == "selective":
         return layers * (layer - tokens * query // tp)
     if config.recompute_granularity is None:

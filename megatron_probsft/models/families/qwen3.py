@@ -1,0 +1,15 @@
+"""Qwen3: Llama's architecture with a norm on each head's query and key."""
+
+from __future__ import annotations
+
+from transformers import PretrainedConfig
+
+from megatron_probsft.models.decoder import decoder_rules, decoder_shape
+from megatron_probsft.models.family import Family, ModelShape
+
+
+def _shape(config: PretrainedConfig) -> ModelShape:
+    return decoder_shape(config, qk_norm=True)
+
+
+FAMILY = Family("qwen3", ("Qwen3ForCausalLM",), _shape, decoder_rules)
