@@ -7,7 +7,8 @@ CUDA, so nothing that works changes its meaning, and it refuses to run if one of
 2. Tensor factories with a literal `device="cuda"`: the few modules that have them see a proxy of `torch`.
 3. The RNG tracker, which keeps named states of the CUDA generator: here of the CPU generator.
 4. Comparisons of `Tensor.type()` with `"torch.cuda.FloatTensor"` in the optimizers and in clipping.
-5. The dispatcher of tokens to experts, which makes NumPy arrays of CUDA tensors only.
+5. The dispatcher of tokens to experts: it makes NumPy arrays of CUDA tensors only, and gathers parts of
+   different sizes, which gloo cannot.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def enable() -> None:
         module.torch = proxy  # type: ignore[attr-defined]
     _replace_rng_tracker()
     _replace_dispatchers_copy()
+    _replace_uneven_collectives()
     for module_name, class_name, function_name in _CHECKS_OF_TYPE_NAMES:
         module = importlib.import_module(module_name)
         owner = getattr(module, class_name) if class_name else module
@@ -147,6 +149,39 @@ def _replace_dispatchers_copy() -> None:
     name = "maybe_move_tensor_to_cpu"
     assert hasattr(token_dispatcher, name), f"token_dispatcher.{name} is gone: see runtime/cpu.py"
     setattr(token_dispatcher, name, as_asked)
+
+
+def _replace_uneven_collectives() -> None:
+    from megatron.core.tensor_parallel import mappings
+
+    gather, scatter = mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
+
+    def padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+        return torch.cat([tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])])
+
+    def gather_rows(
+        input_: torch.Tensor, group: Any, output_split_sizes: Any = None, *options: Any
+    ) -> torch.Tensor:
+        if output_split_sizes is None or group.size() == 1:
+            return gather(input_, group, output_split_sizes, *options)
+        own = padded(input_, max(output_split_sizes))
+        parts = [torch.empty_like(own) for _ in output_split_sizes]
+        torch.distributed.all_gather(parts, own, group=group)
+        return torch.cat([part[:rows] for part, rows in zip(parts, output_split_sizes, strict=True)])
+
+    def scatter_rows(
+        input_: torch.Tensor, group: Any, input_split_sizes: Any = None, *options: Any
+    ) -> torch.Tensor:
+        if input_split_sizes is None or group.size() == 1:
+            return scatter(input_, group, input_split_sizes, *options)
+        rows = list(input_split_sizes)
+        parts = [padded(part, max(rows)) for part in input_.split(rows)]
+        output = torch.empty_like(parts[0])
+        torch.distributed.reduce_scatter(output, parts, group=group)
+        return output[: rows[group.rank()]]
+
+    mappings._gather_along_first_dim = gather_rows
+    mappings._reduce_scatter_along_first_dim = scatter_rows
 
 
 def _with_cuda_type_names(function: Callable) -> Callable:
