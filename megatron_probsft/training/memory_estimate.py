@@ -50,11 +50,14 @@ def stage_memory(
     result = []
     for stage, count in enumerate(layers):
         is_last = stage == len(layers) - 1
-        parameters = _parameters(config, family, shape, count, is_first=stage == 0, is_last=is_last)
+        dense, experts = _parameters(config, family, shape, count, is_first=stage == 0, is_last=is_last)
+        parameters = dense + experts
         # AdamW: two moments, and float32 main weights where the weights are bfloat16.
         state = parameters * (12 if config.bf16 else 8)
         if config.use_distributed_optimizer:
-            state //= dp_size * config.context_parallel_size
+            replicas = dp_size * config.context_parallel_size
+            shared = dense // replicas + experts * config.expert_model_parallel_size // replicas
+            state = shared * (12 if config.bf16 else 8)
         # Of one chunk of layers each: all that start before the first one's gradient (arXiv 2104.04473).
         chunks = config.num_virtual_stages_per_pipeline_rank or 1
         in_flight = len(layers) - stage
@@ -91,20 +94,22 @@ def stage_layers(config: TrainConfig, layers: int) -> list[int]:
 
 def _parameters(
     config: TrainConfig, family: Family, shape: ModelShape, layers: int, *, is_first: bool, is_last: bool
-) -> int:
+) -> tuple[int, int]:
+    """(those of all data-parallel ranks, those of the experts that this rank holds)."""
     tp = config.tensor_model_parallel_size
     vocabulary = padded_vocab_size(shape, tp) * shape.hidden_size // tp
-    total = 0
+    total, experts = 0, 0
     for rule in family.rules(shape):
         if rule.layout == "vocab":
             continue
-        numbers = _numbers(rule) * _copies(rule, shape) // config.expert_model_parallel_size
-        if "{expert}" not in rule.megatron:
-            numbers = _numbers(rule)
         here = layers if "{layer}" in rule.megatron else int(is_last)
-        total += here * (numbers if rule.layout == "replicated" else numbers // tp)
+        numbers = here * (_numbers(rule) if rule.layout == "replicated" else _numbers(rule) // tp)
+        if "{expert}" in rule.megatron:
+            experts += numbers * _copies(rule, shape) // config.expert_model_parallel_size
+        else:
+            total += numbers
     own_head = is_last and not (is_first and shape.tied_embeddings)  # a copy of the tied embedding too
-    return total + vocabulary * (int(is_first) + int(own_head))
+    return total + vocabulary * (int(is_first) + int(own_head)), experts
 
 
 def _numbers(rule: WeightRule) -> int:

@@ -93,6 +93,12 @@ def check_same_run(checkpoint: Path, config: TrainConfig) -> list[str]:
     if not saved_file.is_file():
         raise UserError(f"{checkpoint} was not written by this trainer: use it with --finetune")
     saved = yaml.safe_load(saved_file.read_text())
+    old_ep, new_ep = saved.get("expert_model_parallel_size", 1), config.expert_model_parallel_size
+    if (old_ep > 1) != (new_ep > 1):
+        raise UserError(
+            f"--expert-model-parallel-size was {old_ep} in {checkpoint} and is now {new_ep}: Megatron-Core's "
+            "optimizer keeps experts' state apart where it is above 1, so both must be above 1, or neither"
+        )
     changes = []
     for name in (*_FIXED, *CHANGEABLE):
         old, new = saved.get(name), getattr(config, name)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from megatron.core import parallel_state
+from safetensors.torch import load_file
 
 from megatron_probsft import train
 from megatron_probsft.models.build import read_hf_model
@@ -18,6 +19,7 @@ from megatron_probsft.training.config import TrainConfig
 from megatron_probsft.training.memory_estimate import parameter_count, stage_memory
 from megatron_probsft.training.setup import build_gpt
 from tests.ranks import run_ranks
+from tests.tiny_families import save_tiny_family
 from tests.training_runs import write_pairs
 
 LAYOUTS: list[dict[str, Any]] = [
@@ -34,6 +36,7 @@ def _built(folder: Path, layout: dict[str, Any]) -> tuple[int, int]:
     distributed.initialize(
         config.tensor_model_parallel_size,
         config.pipeline_model_parallel_size,
+        expert_model_parallel_size=config.expert_model_parallel_size,
         virtual_stages=config.num_virtual_stages_per_pipeline_rank,
     )
     model = build_gpt(config, read_hf_model(folder))
@@ -55,6 +58,21 @@ def test_parameters_of_every_stage(
     for stage, parameters in run_ranks(ranks, _built, folder, layout):
         assert stages[stage].parameters == parameters
     assert stages[0].activations > stages[-1].activations or len(stages) == 1  # more in flight
+
+
+@pytest.mark.parametrize("case", ["Mixtral", "Qwen3-MoE"])
+def test_parameters_of_experts(case: str, tmp_path: Path) -> None:
+    folder = save_tiny_family(tmp_path / "hf", case, num_hidden_layers=2)
+    hf = read_hf_model(folder)
+    layout: dict[str, Any] = {
+        "tensor_model_parallel_size": 2, "expert_model_parallel_size": 2, "sequence_parallel": True,
+    }  # fmt: skip
+    (stage,) = stage_memory(
+        TrainConfig(**layout), hf.family, hf.shape, dp_size=2, micro_batches=1, pack_length=64
+    )
+    assert {parameters for _, parameters in run_ranks(4, _built, folder, layout)} == {stage.parameters}
+    whole = sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values())
+    assert parameter_count(hf.family, hf.shape) == whole
 
 
 def test_an_interleaved_pipeline_keeps_more_activations(tiny_llama: Path) -> None:

@@ -28,6 +28,7 @@ from megatron_probsft.training.reporting import Reporter
 from megatron_probsft.training.setup import TrainState
 from megatron_probsft.training.step import StepResult, train_step
 from megatron_probsft.training.timing import PARTS
+from tests.tiny_families import save_tiny_family
 from tests.training_runs import config_for, records, train, write_pairs
 
 
@@ -36,11 +37,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pairs(tmp_path_factory.mktemp("data") / "train.jsonl", 24)
 
 
-@pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2"])
+@pytest.fixture
+def tiny_mixtral(tmp_path: Path) -> Path:
+    return save_tiny_family(tmp_path / "mixtral", "Mixtral", num_hidden_layers=2)
+
+
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2", "tiny_mixtral"])
 def test_model_flops_are_those_of_an_unpacked_step(family: str, request: pytest.FixtureRequest) -> None:
     """torch's counter on transformers' model, sample by sample; it counts the whole L² of attention."""
     folder = request.getfixturevalue(family)
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", experts_implementation="eager"
+    )
     lengths = [7, 40, 13]
     with FlopCounterMode(display=False) as counter:
         for length in lengths:
