@@ -1,21 +1,36 @@
-"""Convert between Hugging Face folders and Megatron checkpoints, exactly, on a CPU, without torchrun.
+"""Convert between Hugging Face folders and Megatron checkpoints, exactly; compare them; say what they are.
 
 python tools/convert_checkpoint.py hf-to-megatron --hf MODEL --megatron CHECKPOINTS
 python tools/convert_checkpoint.py megatron-to-hf --megatron RUN --hf MODEL [--ckpt-step 100]
+python tools/convert_checkpoint.py verify --hf MODEL [--megatron CHECKPOINTS] [--hidden-states]
+python tools/convert_checkpoint.py inspect --hf MODEL | --megatron RUN
 
-Weights keep their dtype unless --dtype says otherwise. Tensors stream: memory holds a few of them.
+On a CPU, without torchrun. Weights keep their dtype unless --dtype says otherwise. Tensors stream: memory
+holds a few of them. verify ends with 1 where the models differ by more than rounding.
 """
 
 import argparse
+import dataclasses
+import json
 import os
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
+from megatron_probsft.checkpoint import inspection
 from megatron_probsft.checkpoint.convert import Conversion, hf_to_megatron, megatron_to_hf
+from megatron_probsft.checkpoint.run_folder import find_checkpoint
+from megatron_probsft.checkpoint.sample_text import SAMPLE_TEXT
+from megatron_probsft.checkpoint.verify import Verdict, verify
+from megatron_probsft.data.tokenizers import load_tokenizer
+from megatron_probsft.models.build import read_hf_model
 from megatron_probsft.runtime import distributed
-from megatron_probsft.runtime.errors import one_line_errors
+from megatron_probsft.runtime.errors import UserError, one_line_errors
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -24,14 +39,97 @@ def main() -> None:
     args = _parser().parse_args()
     with one_line_errors():
         distributed.initialize()
-        started = time.perf_counter()
-        done: Conversion = args.run(args)
-        seconds = time.perf_counter() - started
+        status = args.run(args)
         distributed.shutdown()
-        for warning in done.warnings:
-            print(f"warning: {warning}")
-        gigabytes = done.nbytes / 1e9
-        print(f"wrote {done.folder}: {gigabytes:.2f} GB in {seconds:.1f} s ({gigabytes / seconds:.2f} GB/s)")
+    sys.exit(status)
+
+
+def _to_megatron(args: argparse.Namespace) -> int:
+    return _convert(hf_to_megatron, args.hf, args.megatron, args)
+
+
+def _to_hf(args: argparse.Namespace) -> int:
+    return _convert(megatron_to_hf, args.megatron, args.hf, args, step=args.ckpt_step)
+
+
+def _convert(convert: Any, source: Path, target: Path, args: argparse.Namespace, **more: Any) -> int:
+    started = time.perf_counter()
+    done: Conversion = convert(source, target, dtype=_DTYPES.get(args.dtype), workers=args.workers, **more)
+    seconds, gigabytes = time.perf_counter() - started, done.nbytes / 1e9
+    for warning in done.warnings:
+        print(f"warning: {warning}")
+    print(f"wrote {done.folder}: {gigabytes:.2f} GB in {seconds:.1f} s ({gigabytes / seconds:.2f} GB/s)")
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    hf = read_hf_model(args.hf)
+    checkpoint = find_checkpoint(args.megatron, args.ckpt_step)[0] if args.megatron else None
+    try:
+        text = args.text.read_text() if args.text else SAMPLE_TEXT
+    except (OSError, ValueError) as error:
+        raise UserError(f"--text {args.text} cannot be read: {error}") from None
+    token_ids = load_tokenizer(hf.folder).encode(text)[: hf.shape.max_position_embeddings]
+    dtypes = [args.dtype] if args.dtype else ["fp32", "bf16"]
+    verdicts = verify(hf, checkpoint, token_ids, dtypes, lambda text: print(f"running {text}", flush=True))
+    console = Console(width=None if os.isatty(1) else 120)
+    console.print(_verdict_table(verdicts))
+    if args.hidden_states:
+        console.print(_layer_table(verdicts))
+    for verdict in verdicts:
+        place = verdict.first_departure
+        print(f"{verdict.dtype}: " + (f"departs first at: {place}" if place else "the same but for rounding"))
+    _write_json(
+        args.json,
+        {
+            "max_abs_logprob_diff": max(verdict.max_abs_logprob_diff for verdict in verdicts),
+            "equal": all(verdict.first_departure is None for verdict in verdicts),
+            "by_dtype": {verdict.dtype: dataclasses.asdict(verdict) for verdict in verdicts},
+        },
+    )
+    return int(any(verdict.first_departure for verdict in verdicts))
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    found = (
+        inspection.inspect_hf(args.hf)
+        if args.hf
+        else inspection.inspect_megatron(args.megatron, args.ckpt_step)
+    )
+    table = Table(show_header=False, title=str(args.hf or args.megatron), title_justify="left")
+    for name, value in found.items():
+        shown = ", ".join(f"{key}: {one}" for key, one in value.items()) if isinstance(value, dict) else value
+        table.add_row(name.replace("_", " "), f"{shown:,}" if type(shown) is int else str(shown))
+    Console(width=None if os.isatty(1) else 120).print(table)
+    _write_json(args.json, found)
+    return 0
+
+
+def _verdict_table(verdicts: list[Verdict]) -> Table:
+    table = Table(title="ours against transformers, log-probabilities", title_justify="left")
+    headings = ("dtype", "tokens", "max |Δ|", "mean |Δ|", "worst at", "same top-1", "from fp32", "limit")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for v in verdicts:
+        table.add_row(
+            v.dtype, f"{v.positions}", f"{v.max_abs_logprob_diff:.2e}", f"{v.mean_abs_logprob_diff:.2e}",
+            f"{v.worst_position}", f"{v.top1_agreement:.1%}", f"{v.departure:.2e}", f"{v.limit:.2e}",
+        )  # fmt: skip
+    return table
+
+
+def _layer_table(verdicts: list[Verdict]) -> Table:
+    table = Table(title="hidden states, relative difference", title_justify="left")
+    for heading in ("after", *(verdict.dtype for verdict in verdicts)):
+        table.add_column(heading)
+    for place in verdicts[0].layers:
+        table.add_row(place, *(f"{verdict.layers[place]:.2e}" for verdict in verdicts))
+    return table
+
+
+def _write_json(path: Path | None, content: dict[str, Any]) -> None:
+    if path:
+        path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,26 +137,39 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    common.add_argument("--hf", type=Path, required=True, help="Hugging Face folder")
-    common.add_argument("--megatron", type=Path, required=True, help="folder of Megatron checkpoints")
-    common.add_argument("--dtype", choices=_DTYPES, help="cast the weights (default: as they are)")
-    common.add_argument(
-        "--workers", type=int, default=min(4, os.cpu_count() or 1), help="threads (default: %(default)s)"
-    )
-    to_megatron = verbs.add_parser("hf-to-megatron", parents=[common], help="write CHECKPOINTS/iter_0000000")
-    to_megatron.set_defaults(
-        run=lambda args: hf_to_megatron(
-            args.hf, args.megatron, dtype=_DTYPES.get(args.dtype), workers=args.workers
+
+    def verb(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    def folders(to: Any, *, hf: bool, megatron: bool) -> None:
+        to.add_argument("--hf", type=Path, required=hf, help="Hugging Face folder")
+        to.add_argument("--megatron", type=Path, required=megatron, help="folder of Megatron checkpoints")
+
+    step = {"type": int, "help": "which checkpoint (default: the newest)"}
+    to_megatron = verb("hf-to-megatron", _to_megatron, "write CHECKPOINTS/iter_0000000")
+    to_hf = verb("megatron-to-hf", _to_hf, "write a Hugging Face folder")
+    to_hf.add_argument("--ckpt-step", **step)
+    for parser_of_verb in (to_megatron, to_hf):
+        folders(parser_of_verb, hf=True, megatron=True)
+        parser_of_verb.add_argument(
+            "--dtype", choices=_DTYPES, help="cast the weights (default: as they are)"
         )
-    )
-    to_hf = verbs.add_parser("megatron-to-hf", parents=[common], help="write a Hugging Face folder")
-    to_hf.add_argument("--ckpt-step", type=int, help="which checkpoint (default: the newest)")
-    to_hf.set_defaults(
-        run=lambda args: megatron_to_hf(
-            args.megatron, args.hf, step=args.ckpt_step, dtype=_DTYPES.get(args.dtype), workers=args.workers
+        parser_of_verb.add_argument(
+            "--workers", type=int, default=min(4, os.cpu_count() or 1), help="threads (default: %(default)s)"
         )
-    )
+    check = verb("verify", _verify, "compare our Megatron model with transformers on a text")
+    folders(check, hf=True, megatron=False)
+    check.add_argument("--ckpt-step", **step)
+    check.add_argument("--dtype", choices=("fp32", "bf16"), help="default: both")
+    check.add_argument("--text", type=Path, help="a file (default: a few hundred tokens of several kinds)")
+    check.add_argument("--hidden-states", action="store_true", help="show the difference after each layer")
+    look = verb("inspect", _inspect, "say what a folder is")
+    folders(look.add_mutually_exclusive_group(required=True), hf=False, megatron=False)
+    look.add_argument("--ckpt-step", **step)
+    for parser_of_verb in (check, look):
+        parser_of_verb.add_argument("--json", type=Path, help="write the result here too")
     return parser
 
 

@@ -1,0 +1,128 @@
+"""verify tells equal models from unequal ones and names the place; inspect says what a folder is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_probsft.checkpoint.convert import hf_to_megatron
+from megatron_probsft.checkpoint.inspection import inspect_hf, inspect_megatron
+from megatron_probsft.checkpoint.verify import Verdict, verify
+from megatron_probsft.models.build import read_hf_model
+from megatron_probsft.runtime import distributed
+from megatron_probsft.runtime.errors import UserError
+from tests.ranks import run_ranks
+from tests.tiny_families import save_tiny_family
+from tests.training_runs import config_for, train, write_pairs
+
+TOKENS = torch.randint(0, 331, (90,), generator=torch.Generator().manual_seed(3)).tolist()
+
+
+def _convert(source: Path, run: Path) -> Path:
+    distributed.initialize()
+    return hf_to_megatron(source, run).folder
+
+
+def _verified(folder: Path, checkpoint: Path | None, tokens: list[int] = TOKENS) -> list[Verdict]:
+    distributed.initialize()
+    return verify(read_hf_model(folder), checkpoint, tokens, ["fp32", "bf16"], lambda _: None)
+
+
+@pytest.mark.parametrize("case", ["Llama 3.2", "Qwen2.5-Math", "Qwen3-MoE"])
+def test_equal_models(case: str, tmp_path: Path) -> None:
+    folder = save_tiny_family(tmp_path / "hf", case, num_hidden_layers=3)
+    (checkpoint,) = run_ranks(1, _convert, folder, tmp_path / "run")
+    for source in (checkpoint, None):
+        (fp32, bf16) = run_ranks(1, _verified, folder, source)[0]
+        assert fp32.first_departure is None
+        assert bf16.first_departure is None
+        assert fp32.max_abs_logprob_diff < 1e-4 < bf16.max_abs_logprob_diff
+        assert fp32.positions == 89
+        places = ["embedding", "layer 0", "layer 1", "layer 2", "final norm"]
+        assert [*fp32.layers] == [*bf16.layers] == places
+
+
+@pytest.mark.parametrize(
+    ("tensor", "place"),
+    [
+        ("model.embed_tokens.weight", "embedding"),
+        ("model.layers.0.self_attn.k_proj.bias", "layer 0"),
+        ("model.layers.2.mlp.up_proj.weight", "layer 2"),
+        ("model.layers.3.post_attention_layernorm.weight", "layer 3"),
+        ("model.norm.weight", "final norm"),
+        ("lm_head.weight", "output layer"),
+    ],
+)
+def test_a_wrong_tensor_is_placed(tensor: str, place: str, tiny_qwen2: Path, tmp_path: Path) -> None:
+    """One part in twenty off, in one tensor of the Megatron checkpoint."""
+    wrong = tmp_path / "wrong"
+    shutil.copytree(tiny_qwen2, wrong)
+    tensors = load_file(tiny_qwen2 / "model.safetensors")
+    tensors[tensor] = tensors[tensor] * (1 + 0.05 * torch.randn(tensors[tensor].shape))
+    save_file(tensors, wrong / "model.safetensors", metadata={"format": "pt"})
+    (checkpoint,) = run_ranks(1, _convert, wrong, tmp_path / "run")
+    fp32, _ = run_ranks(1, _verified, tiny_qwen2, checkpoint)[0]
+    assert fp32.first_departure == place
+
+
+def test_texts_that_do_not_fit(tiny_llama: Path) -> None:
+    for tokens in ([5], [5] * 1025):
+        with pytest.raises(UserError, match=rf"the text has {len(tokens)} tokens; it needs 2 to 1024, the"):
+            run_ranks(1, _verified, tiny_llama, None, tokens)
+
+
+def test_inspect_a_model_folder(tiny_qwen2: Path, tmp_path: Path) -> None:
+    found = inspect_hf(tiny_qwen2)
+    tensors = load_file(tiny_qwen2 / "model.safetensors").values()
+    numbers = sum(tensor.numel() for tensor in tensors)
+    expected = {
+        "family": "qwen2", "parameters": numbers, "dtypes": {"float32": numbers}, "tensors": len(tensors),
+        "layers": 4,
+        "query_groups": 2, "vocabulary": 331, "tied_embeddings": False, "tokenizer": "tokenizer.json",
+        "files": 1, "problems": None, "bytes": (tiny_qwen2 / "model.safetensors").stat().st_size,
+    }  # fmt: skip
+    assert {name: found[name] for name in expected} == expected
+    lacking = tmp_path / "lacking"
+    shutil.copytree(tiny_qwen2, lacking)
+    weights = load_file(lacking / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, lacking / "model.safetensors", metadata={"format": "pt"})
+    (lacking / "tokenizer.json").unlink()
+    found = inspect_hf(lacking)
+    assert found["problems"] == f"{lacking}: missing lm_head.weight"
+    assert found["tokenizer"] == "none"
+
+
+def test_inspect_a_run(tiny_llama: Path, tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "train.jsonl", 12)
+    settings: dict[str, Any] = {
+        "tensor_model_parallel_size": 2, "save_optim": True, "save_interval": 1,
+        "objective": "GeneralFamily-8",
+    }  # fmt: skip
+    train(2, config_for(tmp_path / "run", tiny_llama, data, train_iters=2, **settings))
+    found = inspect_megatron(tmp_path / "run", 1)
+    assert found["step"] == 1
+    assert found["steps"] == {1: "whole", 2: "whole"}
+    assert found["layout"] == {"tensor_model_parallel_size": 2}
+    assert found["objective"] == "GeneralFamily-8"
+    assert found["optimizer"] is True
+    assert found["vocabulary_padding"] == 1  # 331 rows on two ranks
+    hf = inspect_hf(tiny_llama)
+    assert found["parameters"] == hf["parameters"] + 96  # and so the padding
+    assert json.dumps(found)
+    file = next((tmp_path / "run" / "iter_0000001").glob("*.distcp"))
+    file.write_bytes(b"")
+    assert inspect_megatron(tmp_path / "run")["steps"][1].startswith("damaged: checkpoint ")
+    plain = tmp_path / "run" / "iter_0000002"
+    shutil.rmtree(plain / "hf")
+    (plain / "train_config.yaml").unlink()
+    (plain / "manifest.json").unlink()
+    found = inspect_megatron(tmp_path / "run")
+    assert found["family"] == "unknown: it carries no hf/config.json"
+    assert found["dtypes"] == {"float32": hf["parameters"] + 96}
