@@ -2,8 +2,10 @@
 
     python benchmarks/convert.py --json FILE
 
-Each direction against `cp` of the same folder, in the same run, into the same file system; peak memory is
-the process's maximum resident set, mapped pages of the files included.
+Each direction against `cp -r` of what it reads, just before it, into the same file system, the source in the
+page cache for both and what cp wrote removed again; peak memory is the process's maximum resident set. Before
+each there is a pause: a virtual machine gives freed pages back to its host within seconds, and to get them
+again costs more than the copying; cp would find them still there, a program that first imports would not.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import multiprocessing
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,11 +32,13 @@ from megatron_probsft.checkpoint.safetensors_writer import SafetensorsWriter, Te
 from megatron_probsft.models.build import read_hf_model
 
 ROOT = Path(__file__).resolve().parents[1]
+PAUSE = 8  # seconds
 COLUMNS = {
     "direction": "{direction}",
     "GB": "{gigabytes:.2f}",
     "seconds": "{seconds:.1f}",
     "GB/s": "{gigabytes_per_second:.2f}",
+    "cp, seconds": "{cp_seconds:.1f}",
     "÷ cp": "{ratio_to_cp:.2f}",
     "peak memory, GB": "{peak_memory_gb:.2f}",
 }
@@ -44,7 +49,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--layers", type=int, default=28, help="28: Llama-3.2-3B's shape (default)")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3, help="medians over so many rounds")
     parser.add_argument("--folder", type=Path, help="where to write (default: the temporary folder)")
     parser.add_argument("--json", type=Path)
@@ -63,43 +68,50 @@ def measure(folder: Path, layers: int, workers: int, rounds: int) -> list[dict[s
     tool = [sys.executable, str(ROOT / "tools" / "convert_checkpoint.py")]
     options = ["--workers", str(workers)]
     megatron, back, copy = folder / "megatron", folder / "back", folder / "copy"
-    commands = {
-        "cp": ["cp", "-r", str(source), str(copy)],
-        "hf-to-megatron": [
-            *tool,
-            "hf-to-megatron",
-            "--hf",
-            str(source),
-            "--megatron",
-            str(megatron),
-            *options,
-        ],
-        "megatron-to-hf": [*tool, "megatron-to-hf", "--megatron", str(megatron), "--hf", str(back), *options],
+    directions = {
+        "hf-to-megatron": (source, megatron, ["--hf", str(source), "--megatron", str(megatron)]),
+        "megatron-to-hf": (megatron, back, ["--megatron", str(megatron), "--hf", str(back)]),
     }
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in directions}
     for _ in range(rounds):
-        for path in (megatron, back, copy):
+        for path in (megatron, back):
             shutil.rmtree(path, ignore_errors=True)
-        os.sync()
-        for name, command in commands.items():
-            found[name].append(_run(command))
+        for name, (read, written, folders) in directions.items():
+            _into_page_cache(read)
+            cp, _ = _run(["cp", "-r", str(read), str(copy)])
+            shutil.rmtree(copy)
+            _into_page_cache(read)
+            seconds, peak = _run([*tool, name, *folders, *options])
+            assert written.exists()
+            found[name].append({"cp": cp, "seconds": seconds, "peak": peak})
     cmp = subprocess.run(["cmp", source / "model-00001-of-00002.safetensors",
                           back / "model-00001-of-00002.safetensors"], check=False)  # fmt: skip
     assert cmp.returncode == 0, "the model that came back is not the one that went"
-    median = {name: sorted(runs)[len(runs) // 2] for name, runs in found.items()}
-    return [
-        {
-            "direction": name,
-            "gigabytes": size / 1e9,
-            "seconds": seconds,
-            "gigabytes_per_second": size / 1e9 / seconds,
-            "ratio_to_cp": seconds / median["cp"][0],
-            "peak_memory_gb": max(peak for _, peak in found[name]),
-            "workers": workers,
-        }
-        | hardware()
-        for name, (seconds, _) in median.items()
-    ]
+    return [_row(name, runs, size, workers) for name, runs in found.items()]
+
+
+def _row(name: str, runs: list[dict[str, float]], size: int, workers: int) -> dict[str, Any]:
+    seconds, cp = (statistics.median(run[key] for run in runs) for key in ("seconds", "cp"))
+    return {
+        "direction": name,
+        "gigabytes": size / 1e9,
+        "seconds": seconds,
+        "gigabytes_per_second": size / 1e9 / seconds,
+        "cp_seconds": cp,
+        "ratio_to_cp": seconds / cp,
+        "peak_memory_gb": max(run["peak"] for run in runs),
+        "workers": workers,
+        "rounds": runs,
+    } | hardware()
+
+
+def _into_page_cache(folder: Path) -> None:
+    """And nothing else on its way to the disk, nor freed memory at hand."""
+    os.sync()
+    time.sleep(PAUSE)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            subprocess.run(["cat", file], stdout=subprocess.DEVNULL, check=True)
 
 
 def synthetic_llama(folder: Path, layers: int) -> int:

@@ -5,6 +5,8 @@ torchrun --nproc-per-node 3 -m megatron_probsft.train --tensor-model-parallel-si
     --train-epochs 1 --global-batch-size 256 --seq-length 2048 --lr 5e-5 --save runs/first
 """
 
+from megatron_probsft.runtime import fast_imports  # noqa: F401  # isort: skip
+
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import one_line_errors
 from megatron_probsft.training.arguments import parse_arguments

@@ -9,6 +9,8 @@ On a CPU, without torchrun. Weights keep their dtype unless --dtype says otherwi
 holds a few of them. verify ends with 1 where the models differ by more than rounding.
 """
 
+from megatron_probsft.runtime import fast_imports  # noqa: F401  # isort: skip
+
 import argparse
 import dataclasses
 import json
@@ -157,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
             "--dtype", choices=_DTYPES, help="cast the weights (default: as they are)"
         )
         parser_of_verb.add_argument(
-            "--workers", type=int, default=min(4, os.cpu_count() or 1), help="threads (default: %(default)s)"
+            "--workers", type=int, default=4, help="threads, which wait for the disk often (default: 4)"
         )
     check = verb("verify", _verify, "compare our Megatron model with transformers on a text")
     folders(check, hf=True, megatron=False)

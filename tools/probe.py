@@ -7,6 +7,8 @@ Prints a table by source and writes OUTPUT/probe.json and OUTPUT/probe.png. Data
 are the trainer's.
 """
 
+from megatron_probsft.runtime import fast_imports  # noqa: F401  # isort: skip
+
 import argparse
 import tempfile
 from pathlib import Path

@@ -71,8 +71,6 @@ def hf_to_megatron(
         def read(place: Place) -> torch.Tensor:
             tensor = by_place[place].make(reader.read, hf.shape)
             tensor = tensor.to(dtype or tensor.dtype)
-            if tensor.untyped_storage().nbytes() != tensor.nbytes:
-                tensor = tensor.clone()  # a view of the file: torch would save all that it views
             finite.look(by_place[place].names, tensor)
             progress.add(tensor.nbytes)
             return tensor

@@ -31,7 +31,7 @@ def cut(
     if rule.layout == "replicated":
         return read(names[0])
     if rule.layout == "row":
-        return read(names[0], slice(None), _share(rule.shapes[0][1], rank, tp))
+        return read(names[0], slice(None), _share(rule.shapes[0][1], rank, tp)) if tp > 1 else read(names[0])
     if rule.layout == "vocab":
         return _cut_vocab(names[0], read, shape.vocab_size, rank, padded_vocab // tp)
     if rule.layout == "gated":
@@ -51,15 +51,15 @@ def join(rule: WeightRule, shards: Sequence[torch.Tensor], shape: ModelShape) ->
     if rule.layout == "replicated":
         return [shards[0]]
     if rule.layout == "row":
-        return [torch.cat(list(shards), dim=1)]
+        return [_cat(shards, dim=1)]
     if rule.layout == "vocab":
-        return [torch.cat(list(shards))[: shape.vocab_size]]
+        return [_cat(shards)[: shape.vocab_size]]
     if rule.layout == "gated":
         halves = [shard.chunk(2) for shard in shards]
-        return [torch.cat([half[i] for half in halves]) for i in (0, 1)]
+        return [_cat([half[i] for half in halves]) for i in (0, 1)]
     head = shape.head_dim
     query = shape.num_attention_heads // shape.num_query_groups * head
-    grouped = torch.cat(list(shards)).unflatten(0, (shape.num_query_groups, query + 2 * head))
+    grouped = _cat(shards).unflatten(0, (shape.num_query_groups, query + 2 * head))
     return [part.flatten(0, 1).contiguous() for part in grouped.split([query, head, head], dim=1)]
 
 
@@ -69,6 +69,11 @@ def _cut_vocab(name: str, read: Read, vocab_size: int, rank: int, rows: int) -> 
     if len(real) == rows:
         return real
     return torch.cat([real, real.new_zeros(rows - len(real), *real.shape[1:])])
+
+
+def _cat(parts: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
+    """Without a copy where there is one."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
 
 
 def _share(size: int, rank: int, tp: int) -> slice:

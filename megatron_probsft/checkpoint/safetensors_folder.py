@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,26 +33,25 @@ class TensorReader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._handles: dict[str, safe_open] = {}
-        self._file_of: dict[str, str] = {}
+        self._entries: dict[str, _Entry] = {}
         for file in self._files():
             try:
-                self._handles[file] = safe_open(folder / file, framework="pt")
+                with safe_open(folder / file, framework="pt"):  # finds what is truncated or damaged
+                    self._entries.update(_entries(folder / file))
             except FileNotFoundError:
                 raise UserError(f"{folder / file} is missing, but {INDEX} names it") from None
             except SafetensorError as error:
                 raise UserError(f"{folder / file} is truncated or damaged: {error}") from None
-            self._file_of.update(dict.fromkeys(self._handles[file].keys(), file))
 
     def names(self) -> set[str]:
-        return set(self._file_of)
+        return set(self._entries)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._slice(name).get_shape())
+        return self._entries[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Raises UserError for one that is not of floating point: quantized weights."""
-        dtype = self._slice(name).get_dtype()
+        dtype = self._entries[name].dtype
         if dtype not in DTYPES:
             raise UserError(
                 f"{self.folder}: {name} has dtype {dtype}; supported: {', '.join(DTYPES)} (not quantized)"
@@ -57,13 +59,26 @@ class TensorReader:
         return DTYPES[dtype]
 
     def read(self, name: str, *cuts: slice) -> torch.Tensor:
-        """A tensor, or only these rows (and columns) of it, on the CPU, in the file's dtype."""
-        # A file that stayed open would keep all that was read of it in memory.
-        with safe_open(self.folder / self._file_of[name], framework="pt") as file:
-            return file.get_slice(name)[cuts or slice(None)]
+        """A tensor, or only these rows (and columns) of it, on the CPU, in the file's dtype.
 
-    def _slice(self, name: str):
-        return self._handles[self._file_of[name]].get_slice(name)
+        Rows are mapped: nothing is copied, and what is mapped goes with the tensor.
+        """
+        entry = self._entries[name]
+        if len(cuts) > 1:
+            with safe_open(entry.file, framework="pt") as file:
+                return file.get_slice(name)[cuts].clone()
+        dtype = self.dtype(name)
+        first, end, _ = (cuts or (slice(None),))[0].indices(entry.shape[0])
+        shape = (max(end - first, 0), *entry.shape[1:])
+        count, row = math.prod(shape), math.prod(entry.shape[1:])
+        if count == 0:
+            return torch.empty(shape, dtype=dtype)
+        offset = entry.offset + first * row * dtype.itemsize
+        before = offset % mmap.ALLOCATIONGRANULARITY
+        length = before + count * dtype.itemsize
+        with entry.file.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=offset - before)
+        return torch.frombuffer(mapped, dtype=dtype, count=count, offset=before).view(shape)
 
     def _files(self) -> list[str]:
         if (self.folder / INDEX).is_file():
@@ -74,6 +89,30 @@ class TensorReader:
         if (self.folder / SINGLE).is_file():
             return [SINGLE]
         raise UserError(f"{self.folder} holds no weights: neither {SINGLE} nor {INDEX}")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where a tensor lies."""
+
+    file: Path
+    dtype: str
+    """safetensors' name."""
+    shape: tuple[int, ...]
+    offset: int
+    """Of its first byte in the file."""
+
+
+def _entries(file: Path) -> dict[str, _Entry]:
+    """From the header: 8 bytes with its length, JSON, then the tensors."""
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+        header = json.loads(content.read(length))
+    return {
+        name: _Entry(file, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 def copy_side_files(source: Path, target: Path) -> list[str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed._shard._utils import narrow_tensor_by_index
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_probsft.runtime.errors import UserError
@@ -59,23 +61,25 @@ class BlockReader:
         Raises:
             UserError: the checkpoint's files hold less than the block, or cannot be read.
         """
-        target = torch.empty(self._shapes[place], dtype=self.tensors[place[0]].properties.dtype)
-        items = self._items[place]
-        if sum(item.lengths.numel() for item in items) != target.numel():
+        shape, items = self._shapes[place], self._items[place]
+        if sum(item.lengths.numel() for item in items) != math.prod(shape):
             raise UserError(f"checkpoint {self._checkpoint}: a part of {place[0]} at {place[1]} is missing")
         try:
-            self._reader.read_data(LoadPlan(items), _Into(target)).wait()
-        except (OSError, RuntimeError, EOFError, AssertionError) as error:
+            parts = [
+                narrow_tensor_by_index(self._load(item), item.storage_offsets, item.lengths) for item in items
+            ]
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
             raise UserError(f"checkpoint {self._checkpoint}: {place[0]} cannot be read: {error}") from None
+        if len(parts) == 1:
+            return parts[0]
+        target = torch.empty(shape, dtype=parts[0].dtype)
+        for item, part in zip(items, parts, strict=True):
+            narrow_tensor_by_index(target, item.dest_offsets, item.lengths).copy_(part)
         return target
 
-
-class _Into(DefaultLoadPlanner):
-    """All that is read lands in one tensor."""
-
-    def __init__(self, target: torch.Tensor) -> None:
-        super().__init__()
-        self._target = target
-
-    def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
-        return self._target
+    def _load(self, item: ReadItem) -> torch.Tensor:
+        """One tensor as it was saved."""
+        where = self._reader.storage_data[item.storage_index]
+        with (self._checkpoint / where.relative_path).open("rb") as file:
+            part = self._reader._slice_file(file, where)
+            return torch.load(part, map_location="cpu", weights_only=True)
