@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from megatron_probsft.checkpoint.safetensors_folder import DTYPES, INDEX, SINGLE
-from megatron_probsft.runtime.folders import to_disk
+from megatron_probsft.runtime.folders import pieces, to_disk
 
 MAX_SHARD_BYTES = 5 * 10**9
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -78,12 +78,12 @@ class SafetensorsWriter:
         assert first_row + len(tensor) <= plan.shape[0]
         offset += first_row * math.prod(plan.shape[1:]) * plan.dtype.itemsize
         flat = tensor.to("cpu", plan.dtype).contiguous().flatten().view(torch.uint8)
-        left = memoryview(flat.numpy())
         descriptor = os.open(self._folder / file, os.O_WRONLY)
         try:
-            while left:
-                written = os.pwrite(descriptor, left[: 1 << 30], offset)
-                left, offset = left[written:], offset + written
+            for piece in pieces(flat.numpy()):
+                while piece:
+                    written = os.pwrite(descriptor, piece, offset)
+                    piece, offset = piece[written:], offset + written
         finally:
             os.close(descriptor)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import queue
 import shutil
@@ -19,11 +20,13 @@ from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_conf
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from torch.distributed.checkpoint.filesystem import _StorageWriterTransforms
 
 from megatron_probsft.checkpoint import run_folder as folders
 from megatron_probsft.checkpoint import safetensors_folder
 from megatron_probsft.checkpoint.torch_dist import CONTENT
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.folders import pieces
 
 Read = Callable[[tuple[str, tuple[int, ...]]], torch.Tensor]
 """(key, offset) of a block of a checkpoint's tensor → the block, on the CPU, with storage of its own."""
@@ -177,12 +180,31 @@ class _Streamed:
             yield item, self._read((item.index.fqn, tuple(item.index.offset)))
 
 
+class _InPieces(_StorageWriterTransforms):
+    """Each tensor goes to its file as it is, in small writes."""
+
+    def transform_save_stream(self, write_item: Any, raw_stream: Any) -> tuple[Any, list[str]]:
+        return _Pieces(raw_stream), []
+
+
+class _Pieces(io.RawIOBase):
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        for piece in pieces(content):
+            self._stream.write(piece)
+        return memoryview(content).nbytes
+
+
 def _write(writer: FileSystemWriterAsync, buckets: list[Any]) -> None:
     """Write this rank's files; their entries, or what went wrong, go to the writer's queue."""
     if not buckets:
         return
-    transforms = [writer.transforms] if hasattr(writer, "transforms") else []
-    write = partial(FileSystemWriterAsync.write_preloaded_data, transforms, results_queue=None)
+    write = partial(FileSystemWriterAsync.write_preloaded_data, [_InPieces()], results_queue=None)
     results: dict[int, Any] = {}
 
     def write_one(index: int) -> None:

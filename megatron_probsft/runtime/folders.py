@@ -7,8 +7,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from megatron_probsft.runtime.errors import UserError
+
+_PIECE = 2**18
 
 
 @contextlib.contextmanager
@@ -63,6 +66,16 @@ def check_space(target: Path, needed: int) -> None:
     free = shutil.disk_usage(there).free
     if free < needed:
         raise UserError(f"{target} needs {needed / 1e9:.2f} GB, but {there} has {free / 1e9:.2f} GB free")
+
+
+def pieces(content: Any) -> Iterator[memoryview]:
+    """A buffer in pieces of 256 KiB: written so, new files grow up to four times as fast as by large writes.
+
+    For those Linux takes large runs of pages, which a virtual machine may have to get from its host.
+    """
+    whole = memoryview(content).cast("B")
+    for start in range(0, len(whole), _PIECE):
+        yield whole[start : start + _PIECE]
 
 
 def to_disk(path: Path) -> None:
