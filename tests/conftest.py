@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -23,6 +24,12 @@ from megatron_probsft.training import curves  # noqa: F401  (runs import it late
 from tests.tiny_models import save_tiny_model
 
 torch.set_num_threads(2)
+
+
+def pytest_sessionfinish() -> None:
+    """A child that hangs would keep the interpreter from exiting."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 @pytest.fixture(scope="session")

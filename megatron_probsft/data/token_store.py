@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from megatron_probsft.data import templates
 from megatron_probsft.data.build_folder import build_folder
@@ -23,6 +22,7 @@ from megatron_probsft.data.sources import check_files, read_rows
 from megatron_probsft.data.store_files import write_store
 from megatron_probsft.data.tokenizers import tokenizer_identity
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.progress import tqdm
 
 _FORMAT = 3
 

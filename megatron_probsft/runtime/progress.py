@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from types import TracebackType
 
-from tqdm import tqdm
+from tqdm import tqdm as tqdm  # for others too: with the lock below
 
 _SECONDS_BETWEEN_LINES = 10
+
+
+def _own_lock() -> None:
+    """Bars are locked between the threads of one process only.
+
+    tqdm's default lock is shared with forked processes as well: one killed while it holds the lock would
+    stop every bar that the others ever open.
+    """
+    tqdm.set_lock(threading.RLock())
+
+
+_own_lock()
+os.register_at_fork(after_in_child=_own_lock)
 
 
 class ByteProgress:

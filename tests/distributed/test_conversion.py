@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import random
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -282,10 +281,8 @@ def _killed_after(seconds: float | None, function: Callable[..., Any], *args: Pa
     started = time.perf_counter()
     process = multiprocessing.get_context("fork").Process(target=_convert, args=(function, *args))
     process.start()
-    process.join(seconds)
-    if seconds is not None and process.is_alive():
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
+    process.join(60 if seconds is None else seconds)
+    process.kill()
     process.join()
     assert seconds is not None or process.exitcode == 0
     return time.perf_counter() - started
