@@ -2,8 +2,8 @@
 
 A template is "chat", the tokenizer's own chat template; "plain", the tokenizer's own encoding of the prompt
 (with BOS where the tokenizer adds it); or one of `NAMED_TEMPLATES`, fixed text around the prompt. What is
-trained is told by position, never by token value: in many tokenizers pad, EOS and the end of a turn are one
-token.
+generated from is what a pair begins with, but in the templates that end in -paper. What is trained is told by
+position, never by token value: in many tokenizers pad, EOS and the end of a turn are one token.
 
 A response is encoded by itself. Where sentencepiece begins a text with its dummy prefix "▁", so begins the
 response, whatever the prompt ends with: what a model generates, decoded by itself, is then the response to
@@ -30,7 +30,11 @@ _ROLES = ("system", "user", "assistant", "tool")
 def encode_prompt(tokenizer: Any, prompt: str, template: str) -> list[int]:
     """Token ids up to where generation starts. Raises UserError as `check_template` does."""
     check_template(tokenizer, template)
-    return _encode_prompts(tokenizer, [prompt], template)[0]
+    if template in NAMED_TEMPLATES:
+        named = NAMED_TEMPLATES[template]
+        text = [named.generation_text(prompt)]
+        return _token_ids(tokenizer, text, add_special_tokens=named.tokenizer_adds_bos, rendered=True)[0]
+    return _trained_prompts(tokenizer, [prompt], template)[0]
 
 
 def encode_pair(tokenizer: Any, prompt: str, response: str, template: str) -> tuple[list[int], list[bool]]:
@@ -97,7 +101,7 @@ def encode_pairs(
     return [
         [(start, False), ([*end, tokenizer.eos_token_id], True)]
         for start, end in zip(
-            _encode_prompts(tokenizer, prompts, template), _token_ids(tokenizer, responses), strict=True
+            _trained_prompts(tokenizer, prompts, template), _token_ids(tokenizer, responses), strict=True
         )
     ]
 
@@ -154,12 +158,13 @@ def _after_another(tokenizer: Any, text: str) -> str:
     return text[1:] if text.startswith(" ") and getattr(tokenizer, "dummy_prefix", False) else text
 
 
-def _encode_prompts(tokenizer: Any, prompts: Sequence[str], template: str) -> list[list[int]]:
+def _trained_prompts(tokenizer: Any, prompts: Sequence[str], template: str) -> list[list[int]]:
     if template == "chat":
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
         return _token_ids(tokenizer, _render(tokenizer, chats, add_generation_prompt=True), rendered=True)
     if template in NAMED_TEMPLATES:
-        return _token_ids(tokenizer, map(NAMED_TEMPLATES[template].render, prompts), rendered=True)
+        texts = map(NAMED_TEMPLATES[template].training_text, prompts)
+        return _token_ids(tokenizer, texts, rendered=True)
     ids = _token_ids(tokenizer, prompts, add_special_tokens=True)
     appended = _appended(tokenizer)
     return [one[: len(one) - appended] for one in ids]

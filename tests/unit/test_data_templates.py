@@ -212,12 +212,16 @@ def test_named_templates_of_llama_and_deepseek(tokenizer: Any) -> None:
     dates = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
     expected = {
         "llama-base-boxed-with-bos": boxed,
-        "llama-medical": "<|begin_of_text|>" + llama3(tokenizer, dates, f"PROMPT\n{BOXED}"),
-        "llama-figlet": "<|begin_of_text|>" + llama3(tokenizer, DECODES, "PROMPT"),
+        "llama-medical": llama3(tokenizer, dates, f"PROMPT\n{BOXED}"),
+        "llama-figlet": llama3(tokenizer, DECODES, "PROMPT"),
         "deepseek-math": f"<｜begin▁of▁sentence｜>User: PROMPT\n{BOXED}\n\nAssistant:",
+        "deepseek-medical": f"<｜begin▁of▁sentence｜>User: PROMPT\n{BOXED}\n\nAssistant:\n",
+        "deepseek-figlet": f"<｜begin▁of▁sentence｜>{DECODES}\n\nUser: PROMPT\n\nAssistant:",
     }
     for template, text in expected.items():
         ids = encode_prompt(tokenizer, "PROMPT", template)
         assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tokenizer.convert_ids_to_tokens(ids[:1])[0] in tokenizer.all_special_tokens
-    assert {*expected, "qwen-boxed", "qwen25-math-cot", "qwen-figlet"} == NAMED_TEMPLATES.keys()
+        assert encode_pairs(tokenizer, ["PROMPT"], ["it"], template)[0][0] == (ids, False)
+    one_text = {name for name in NAMED_TEMPLATES if not name.endswith("-paper")}
+    assert {*expected, "qwen-boxed", "qwen25-math-cot", "qwen-figlet"} == one_text
