@@ -127,7 +127,8 @@ def build_token_store(
     templates.check_template(tokenizer, template)
     if truncation not in ("error", "drop", "left", "right"):
         raise UserError(f"--truncation {truncation} is unknown: use error, drop, left or right")
-    settings = [template, seq_length, vocab_size, truncation, keys]
+    text = templates.NAMED_TEMPLATES.get(template)  # the same name may stand for another text one day
+    settings = [template, text, seq_length, vocab_size, truncation, keys]
     digest = _digest(files, tokenizer, settings)
     folder = Path(cache_dir) / digest
     if folder.exists():

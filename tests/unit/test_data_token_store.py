@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from megatron_probsft.data import token_store
+from megatron_probsft.data.named_templates import NAMED_TEMPLATES
 from megatron_probsft.data.templates import encode_messages, encode_pair
 from megatron_probsft.data.token_store import TokenStore, build_token_store
 from megatron_probsft.runtime.errors import UserError
@@ -127,7 +128,9 @@ def test_the_second_time_opens_the_cache(tmp_path: Path, tokenizer: Any) -> None
     assert (content(again), again.digest, lines) == (content(first), first.digest, [])
 
 
-def test_the_digest_knows_all_that_changes_the_content(tmp_path: Path, tokenizer: Any) -> None:
+def test_the_digest_knows_all_that_changes_the_content(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     row = '{"prompt": "one", "response": "two", "p2": "one", "r2": "two", "messages": []}\n'
     (tmp_path / "a.jsonl").write_text(row)
     (tmp_path / "same.jsonl").write_text(row)
@@ -139,6 +142,9 @@ def test_the_digest_knows_all_that_changes_the_content(tmp_path: Path, tokenizer
         {"prompt_key": "p2"}, {"response_key": "r2"},
     ]  # fmt: skip
     digests += [build(tmp_path, tokenizer, **change).digest for change in changes]
+    digests.append(build(tmp_path, tokenizer, template="qwen-boxed").digest)
+    monkeypatch.setitem(NAMED_TEMPLATES, "qwen-boxed", NAMED_TEMPLATES["qwen-figlet"])
+    digests.append(build(tmp_path, tokenizer, template="qwen-boxed").digest)
     tokenizer.chat_template = "{{ messages[0].content }}:"
     digests.append(build(tmp_path, tokenizer).digest)
     tokenizer.eos_token = "<|endoftext|>"
