@@ -12,22 +12,18 @@ import numpy as np
 _MOST_POSITIONS = 1 << 30  # times a share, in units of 2⁻³², fits int64
 
 
-def sample_indices(
-    step_first: int, count: int, dataset_size: int, seed: int, shuffle: bool = True
-) -> np.ndarray:
+def sample_indices(step_first: int, count: int, dataset_size: int, seed: int) -> np.ndarray:
     """Data set indices, int64 `[count]`, at the positions from `step_first` on of one endless stream.
 
-    Position k is of epoch k // dataset_size and is that epoch's permutation (identity without `shuffle`) at
-    k % dataset_size: every sample once per epoch, however the stream is cut into steps. The permutations
-    rest only on the bit stream of PCG64, which NumPy keeps fixed between versions.
+    Position k is of epoch k // dataset_size and is that epoch's permutation at k % dataset_size: every sample
+    once per epoch, however the stream is cut into steps. The permutations rest only on the bit stream of
+    PCG64, which NumPy keeps fixed between versions.
 
     Raises ValueError if dataset_size < 1, or step_first, count or seed < 0.
     """
     if dataset_size < 1 or min(step_first, count, seed) < 0:
         raise ValueError(f"no such samples: {step_first=} {count=} {dataset_size=} {seed=}")
     positions = np.arange(step_first, step_first + count, dtype=np.int64)
-    if not shuffle:
-        return positions % dataset_size
     return _in_epochs(positions, dataset_size, partial(_permutation, dataset_size, seed))
 
 

@@ -32,7 +32,8 @@ def plan_step(
 
     `lengths` int `[n]`: each sample's positions, its tokens − 1. Every rank gets the same number of packs, a
     multiple of `microbatch_multiple` and as few as packs of `capacity` permit; then the longest pack is made
-    as short as can be found. `pack_length` is its length rounded up to a multiple of `align`.
+    as short as can be found. `pack_length` is its length rounded up to a multiple of `align`. So all packs
+    cost the same but for attention, whose squares are balanced over ranks, and over their n-th packs.
 
     Raises ValueError: a sample longer than `capacity`, or an argument below 1.
     """
@@ -55,14 +56,8 @@ def plan_step(
     packs = _shorten(packs, descending, sizes, count)
     pack_length = max(1, -(-_longest(packs, sizes) // align)) * align
 
-    # Deal them out by size, there and back, so that the ranks' sums are near each other.
-    packs = sorted(packs + [[] for _ in range(count - len(packs))], key=lambda p: (-_sum(p, sizes), p))
-    ranks: list[list[list[int]]] = [[] for _ in range(dp_size)]
-    for turn, first in enumerate(range(0, count, dp_size)):
-        order = range(dp_size) if turn % 2 == 0 else reversed(range(dp_size))
-        for rank, pack in zip(order, packs[first : first + dp_size], strict=True):
-            ranks[rank].append(sorted(pack))
-    return StepPlan(ranks, pack_length)
+    packs += [[] for _ in range(count - len(packs))]
+    return StepPlan(_deal(packs, sizes, dp_size, pack_length), pack_length)
 
 
 def plan_unpacked(
@@ -125,6 +120,22 @@ def make_microbatch(
         "max_seqlen": int(segments.max()),
         **({} if weights is None else {"weights": weights}),
     }
+
+
+def _deal(packs: list[list[int]], sizes: list[int], dp_size: int, pack_length: int) -> list[list[list[int]]]:
+    """As many packs to every rank, the costliest first, each to the rank whose attention costs least so far."""
+    squares = [
+        sum(sizes[s] ** 2 for s in pack) + (pack_length - _sum(pack, sizes)) ** 2  # the padding attends too
+        for pack in packs
+    ]
+    ranks: list[list[list[int]]] = [[] for _ in range(dp_size)]
+    open_ranks = [(0, rank) for rank in range(dp_size)]
+    for place in sorted(range(len(packs)), key=lambda place: (-squares[place], sorted(packs[place]))):
+        cost, rank = heapq.heappop(open_ranks)
+        ranks[rank].append(sorted(packs[place]))
+        if len(ranks[rank]) < len(packs) // dp_size:
+            heapq.heappush(open_ranks, (cost + squares[place], rank))
+    return ranks
 
 
 def _fewest(ascending: np.ndarray, capacity: int) -> int:

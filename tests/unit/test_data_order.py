@@ -46,10 +46,6 @@ def test_the_order_never_changes_between_versions() -> None:
     assert sample_indices(5, 10, 8, seed=1234).tolist() == [1, 2, 0, 2, 0, 7, 6, 1, 4, 5]
 
 
-def test_without_shuffling() -> None:
-    assert sample_indices(3, 7, 4, seed=0, shuffle=False).tolist() == [3, 0, 1, 2, 3, 0, 1]
-
-
 @pytest.mark.parametrize("arguments", [(0, 1, 0, 0), (-1, 1, 5, 0), (0, -1, 5, 0), (0, 1, 5, -1)])
 def test_impossible_arguments(arguments: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="no such samples"):

@@ -79,15 +79,28 @@ def test_packs_are_as_short_as_they_can_be() -> None:
     assert (len(plan.packs[0]), plan.pack_length) == (2, 60)
 
 
-def test_ranks_get_about_the_same_tokens() -> None:
-    uneven = np.array([10, 9, 8, 7])
-    ranks = plan_step(uneven, 2, 10).packs
-    assert [sum(int(uneven[pack].sum()) for pack in rank) for rank in ranks] == [17, 17]
+def attention_costs(plan: StepPlan, lengths: np.ndarray) -> np.ndarray:
+    """`[rank, micro-batch]`: Σ L² over a pack's samples and its padding."""
+
+    def of_pack(pack: list[int]) -> int:
+        used = lengths[pack] if pack else np.zeros(0, np.int64)
+        return int((used**2).sum() + (plan.pack_length - used.sum()) ** 2)
+
+    return np.array([[of_pack(pack) for pack in rank] for rank in plan.packs])
+
+
+def test_attention_is_balanced_over_ranks_and_micro_batches() -> None:
+    """All packs are of one length, so nothing else tells their costs apart."""
+    # Two packs hold one sample each, two hold eight: a rank gets one of either.
+    plan = plan_step(np.array([80, 80, *[10] * 16]), 2, 80)
+    assert attention_costs(plan, np.array([80, 80, *[10] * 16])).tolist() == [[6400, 800]] * 2
 
     lengths = np.random.default_rng(2).lognormal(np.log(350), 0.6, 256).clip(20, 2048).astype(np.int64)
-    packs = plan_step(lengths, 4, 2048).packs
-    tokens = [sum(int(lengths[pack].sum()) for pack in rank) for rank in packs]
-    assert max(tokens) - min(tokens) < 0.02 * max(tokens)
+    costs = attention_costs(plan_step(lengths, 4, 2048), lengths)
+    assert costs.max() > 2 * costs.mean(), "packs of long samples and packs of short ones"
+    assert costs.sum(1).max() < 1.05 * costs.sum(1).mean()
+    # Ranks that wait for each other after every micro-batch, as those that share experts do, wait little.
+    assert costs.max(0).sum() < 1.25 * costs.mean(0).sum()
 
 
 @pytest.mark.parametrize("dp", [1, 2, 8])
