@@ -123,10 +123,9 @@ def make_microbatch(
 
 
 def _deal(packs: list[list[int]], sizes: list[int], dp_size: int, pack_length: int) -> list[list[list[int]]]:
-    """As many packs to every rank, the costliest first, each to the rank whose attention costs least so far."""
-    squares = [
-        sum(sizes[s] ** 2 for s in pack) + (pack_length - _sum(pack, sizes)) ** 2  # the padding attends too
-        for pack in packs
+    """As many packs to every rank, the costliest first, each to the rank with the least attention so far."""
+    squares = [  # the padding's too, which attends to itself
+        sum(sizes[s] ** 2 for s in pack) + (pack_length - _sum(pack, sizes)) ** 2 for pack in packs
     ]
     ranks: list[list[list[int]]] = [[] for _ in range(dp_size)]
     open_ranks = [(0, rank) for rank in range(dp_size)]

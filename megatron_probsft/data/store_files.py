@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -63,7 +64,8 @@ def write_store(batches: Iterable[Encoded], folder: Path, about: dict[str, Any])
         content = io.BytesIO()  # np.save into a file does not say why it could not be written
         np.save(content, array)
         (folder / f"{name}.npy").write_bytes(content.getbuffer())
-    counts = {"tokens": written.tokens, "weighted": written.weighted}
+    counts = dataclasses.asdict(written)
+    del counts["samples"]
     (folder / "about.json").write_text(json.dumps({**about, **counts}, indent=1))
     for file in folder.iterdir():
         with open(file, "rb") as stream:

@@ -24,7 +24,7 @@ from megatron_probsft.data.tokenizers import tokenizer_identity
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.progress import tqdm
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 class TokenStore:
@@ -36,7 +36,8 @@ class TokenStore:
     made from. weights float32 `[total]`, of trained tokens, 0 elsewhere, and weight_sums float64 `[n]`, each
     sample's sum over its labels; both None where every trained token weighs 1.
 
-    All read-only; what has one value per token is memory-mapped. digest: names the content.
+    All read-only; what has one value per token is memory-mapped. cut and left_out: how many samples
+    truncation shortened, and how many it left out. digest: names the content.
 
     Raises UserError if the folder is not a whole store.
     """
@@ -62,6 +63,8 @@ class TokenStore:
         if not whole:
             raise UserError(f"{folder}: damaged token store, delete it to build it again")
         self.digest: str = about["digest"]
+        self.cut: int = about["cut"]
+        self.left_out: int = about["rows"] - len(self.source)
         self.sources = list(sources)  # the cache may have been made under other names
         self.lengths = np.diff(self.offsets).astype(np.int32)
 
@@ -132,7 +135,12 @@ def build_token_store(
     digest = _digest(files, tokenizer, settings)
     folder = Path(cache_dir) / digest
     if folder.exists():
-        return TokenStore(folder, files)
+        store = TokenStore(folder, files)
+        log(
+            f"{len(store):,} samples, {len(store.tokens):,} tokens are in {folder} from before; "
+            f"{_truncations(store, seq_length)}"
+        )
+        return store
     stack = contextlib.ExitStack()
     try:
         building = stack.enter_context(build_folder(Path(cache_dir)))
@@ -154,11 +162,6 @@ def build_token_store(
                 f"{files[0]}: none of {written.rows} samples is left at --seq-length {seq_length}"
             )
         seconds = time.monotonic() - started
-        log(
-            f"tokenized {written.samples:,} samples, {written.tokens:,} tokens in {seconds:.1f} s "
-            f"({written.tokens / seconds:,.0f} tokens/s); longer than --seq-length {seq_length}: "
-            f"{written.cut:,} cut, {written.rows - written.samples:,} left out"
-        )
         with contextlib.suppress(OSError):  # not empty: another process was first, with the same store
             (building / "store").rename(folder)
     except OSError as error:
@@ -170,7 +173,16 @@ def build_token_store(
         raise
     finally:
         stack.close()
-    return TokenStore(folder, files)
+    store = TokenStore(folder, files)
+    log(
+        f"tokenized {len(store):,} samples, {len(store.tokens):,} tokens in {seconds:.1f} s "
+        f"({len(store.tokens) / seconds:,.0f} tokens/s); {_truncations(store, seq_length)}"
+    )
+    return store
+
+
+def _truncations(store: TokenStore, seq_length: int) -> str:
+    return f"longer than --seq-length {seq_length}: {store.cut:,} cut, {store.left_out:,} left out"
 
 
 def _watched(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import torch.distributed as dist
 from megatron_probsft.checkpoint.run_folder import find_checkpoint, hf_folder_of, newest_step
 from megatron_probsft.data.token_store import TokenStore, build_token_store
 from megatron_probsft.data.tokenizers import load_tokenizer
-from megatron_probsft.models.build import HFModel, check_parallelism, read_hf_model
+from megatron_probsft.models.build import HFModel, parallelism_problems, read_hf_model
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.config import TrainConfig
-from megatron_probsft.training.resume import check_same_run
+from megatron_probsft.training.resume import compare_runs
 from megatron_probsft.training.setup import layout_of
 
 
@@ -31,30 +32,54 @@ class Inputs:
 def check_inputs(config: TrainConfig) -> tuple[HFModel, Path | None]:
     """Everything that can be refused before process groups exist; reads only small files.
 
+    Returns:
+        The model, and the checkpoint to start from if there is one.
+
     Raises:
-        UserError: a folder that exists or is missing, an unsupported model, a layout that does not divide.
+        UserError: the first problem of those that `look_at_inputs` finds.
     """
-    save = Path(config.save)
-    resuming_here = config.load is not None and Path(config.load).resolve() == save.resolve()
-    if save.exists() and not resuming_here:
-        raise UserError(f"--save {save} exists: choose a new folder, or resume it with --load {save}")
-    grows = config.save_hf_at_each_save and resuming_here  # those of earlier checkpoints are in it
-    if config.save_hf and Path(config.save_hf).exists() and not grows:
-        raise UserError(f"--save-hf {config.save_hf} exists: choose a new folder")
+    found, problems = look_at_inputs(config)
+    if problems:
+        raise UserError(problems[0])
+    assert found is not None
+    return found
+
+
+def look_at_inputs(config: TrainConfig) -> tuple[tuple[HFModel, Path | None] | None, list[str]]:
+    """(what `check_inputs` gives, None where the model cannot be read; a line per problem).
+
+    Problems: a folder that exists or is missing, a damaged checkpoint, a resume under other settings, an
+    unsupported model, a layout that does not divide, samples longer than the model takes.
+    """
+    problems = list(_folder_problems(config))
     checkpoint = None
-    if config.load and (config.hf_model is None or _holds_checkpoint(Path(config.load))):
-        checkpoint, _ = find_checkpoint(Path(config.load), config.ckpt_step)
+    try:
+        if config.load and (config.hf_model is None or _holds_checkpoint(Path(config.load))):
+            checkpoint, _ = find_checkpoint(Path(config.load), config.ckpt_step)
+        hf = read_hf_model(hf_folder_of(checkpoint) if checkpoint else str(config.hf_model))
+    except UserError as error:
+        return None, [*problems, str(error)]
     if checkpoint is not None and not config.finetune:
-        check_same_run(checkpoint, config)
-    hf = read_hf_model(hf_folder_of(checkpoint) if checkpoint else str(config.hf_model))
-    check_parallelism(hf.shape, layout_of(config), distributed.world_size())
+        _, changed = compare_runs(checkpoint, config)
+        problems += changed
+    problems += parallelism_problems(hf.shape, layout_of(config), distributed.world_size())
     positions = hf.shape.max_position_embeddings
     if config.seq_length > positions:
-        raise UserError(
+        problems.append(
             f"--seq-length {config.seq_length} is more than the model's {positions} positions (its context, "
             "or the sliding window within which its attention is full)"
         )
-    return hf, checkpoint
+    return (hf, checkpoint), problems
+
+
+def _folder_problems(config: TrainConfig) -> Iterator[str]:
+    save = Path(config.save)
+    resuming_here = config.load is not None and Path(config.load).resolve() == save.resolve()
+    if config.save and save.exists() and not resuming_here:
+        yield f"--save {save} exists: choose a new folder, or resume it with --load {save}"
+    grows = config.save_hf_at_each_save and resuming_here  # those of earlier checkpoints are in it
+    if config.save_hf and Path(config.save_hf).exists() and not grows:
+        yield f"--save-hf {config.save_hf} exists: choose a new folder"
 
 
 def token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenStore | None]:

@@ -24,8 +24,14 @@ from megatron_probsft.training.metrics_file import drop_records_after
 from megatron_probsft.training.preemption import StopRequests
 from megatron_probsft.training.probe import probe
 from megatron_probsft.training.reporting import Reporter
-from megatron_probsft.training.resume import load_state, position_of
-from megatron_probsft.training.setup import TrainState, build_gpt, build_train_state, data_parallel
+from megatron_probsft.training.resume import load_state, look_at
+from megatron_probsft.training.setup import (
+    TrainState,
+    build_gpt,
+    build_train_state,
+    data_parallel,
+    schedule_problems,
+)
 from megatron_probsft.training.step import Criterion, train_step, validate
 from megatron_probsft.vocab_parallel.head import HeadOptions
 
@@ -49,16 +55,18 @@ def run(config: TrainConfig) -> TrainState:
     )
     inputs = Inputs(hf, checkpoint, *token_stores(config, hf))
     resumed = None if config.finetune else checkpoint
-    start = position_of(resumed) if resumed else START
-    batches = Batches(inputs.train, config, data_parallel(), start)
+    saved = look_at(resumed, config, inputs.train.digest) if resumed else None
+    batches = Batches(inputs.train, config, data_parallel(), saved.position if saved else START)
     train_iters = batches.train_iters()
+    for problem in schedule_problems(config, train_iters):
+        raise UserError(problem)
 
     state = _build(config, inputs, train_iters)
-    if resumed:
+    if resumed and saved:
         distributed.say(
             f"{config.load} has checkpoints of steps {', '.join(map(str, saved_steps(resumed.parent)))}"
         )
-        for note in load_state(state, resumed, config, inputs.train.digest):
+        for note in load_state(state, resumed, saved, config, inputs.train.digest):
             distributed.say(note)
     save.mkdir(parents=True, exist_ok=True)
     if distributed.rank() == 0:

@@ -6,6 +6,7 @@ import signal
 import time
 from types import FrameType
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -15,12 +16,14 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what Slurm and Kubernetes send be
 class StopRequests:
     """Catches SIGTERM and SIGUSR1 while it is entered, and knows when the time is up.
 
-    exit_duration_in_mins: from the start of this process on; None: no limit.
+    exit_duration_in_mins: from the start of this process on, imports and tokenizing included, as a cluster
+        counts; None: no limit.
     """
 
     def __init__(self, exit_duration_in_mins: float | None) -> None:
-        self._deadline = None if exit_duration_in_mins is None else 60 * exit_duration_in_mins
-        self._started = time.monotonic()
+        self._deadline = None
+        if exit_duration_in_mins is not None:
+            self._deadline = psutil.Process().create_time() + 60 * exit_duration_in_mins
         self._received = 0
         self._previous: dict[int, object] = {}
 
@@ -39,7 +42,7 @@ class StopRequests:
         Collectives: one all-reduce of one integer over the world.
         """
         seen = torch.tensor(self._received, device=torch.cuda.current_device())
-        if self._deadline is not None and time.monotonic() - self._started >= self._deadline:
+        if self._deadline is not None and time.time() >= self._deadline:
             seen.clamp_(min=1)
         dist.all_reduce(seen, op=dist.ReduceOp.MAX)
         number = int(seen)

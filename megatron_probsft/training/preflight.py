@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable
 
@@ -19,8 +20,10 @@ from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.arguments import problems_of
 from megatron_probsft.training.batches import Batches
 from megatron_probsft.training.config import TrainConfig
-from megatron_probsft.training.inputs import check_inputs, token_stores
+from megatron_probsft.training.inputs import look_at_inputs, token_stores
 from megatron_probsft.training.memory_estimate import StageMemory, parameter_count, stage_memory
+from megatron_probsft.training.resume import look_at
+from megatron_probsft.training.setup import schedule_problems
 
 _STEPS_LOOKED_AT = 50
 
@@ -34,25 +37,35 @@ def dry_run(config: TrainConfig) -> None:
     Raises:
         UserError: with all problems found, not only the first.
     """
-    model_parallel = (
-        config.tensor_model_parallel_size * config.pipeline_model_parallel_size * config.context_parallel_size
-    )
-    os.environ.setdefault("WORLD_SIZE", str(model_parallel))
+    stage = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
+    model_parallel = stage * config.context_parallel_size
+    # Experts are shared by processes that see different samples, or different parts of them.
+    fewest = stage * math.lcm(config.context_parallel_size, config.expert_model_parallel_size)
+    os.environ.setdefault("WORLD_SIZE", str(max(fewest, 1)))
     console = Console(width=None if os.isatty(1) else 110)
     problems = problems_of(config)
-    found = _collect(problems, lambda: check_inputs(config))
+    found, of_inputs = look_at_inputs(config)
+    problems += [problem for problem in of_inputs if problem not in problems]
     world = distributed.world_size()
     os.environ.pop("RANK", None)  # from here on this one process
     readable = _collect(problems, lambda: check_files([*config.data, *config.valid_data]) or True)
     stores = _collect(problems, lambda: _stores(config, found[0])) if found and readable else None
+    dp = max(world // max(model_parallel, 1), 1)
+    batches = None
+    if found and stores:
+        resumed = None if config.finetune else found[1]
+        if resumed and not of_inputs:
+            _collect(problems, lambda: look_at(resumed, config, stores[0].digest))
+        batches = _collect(problems, lambda: Batches(stores[0], config, (0, dp)))
+    if batches and (config.train_iters is not None or config.train_epochs is not None):
+        problems += schedule_problems(config, batches.train_iters())
     if problems:
         listed = "".join(f"\n  {number}. {text}" for number, text in enumerate(problems, 1))
         raise UserError(f"{len(problems)} problem(s):{listed}")
     assert found is not None
     assert stores is not None
+    assert batches is not None
     hf, train = found[0], stores[0]
-    dp = world // model_parallel
-    batches = Batches(train, config, (0, dp))
     plans = [
         batches.training_plan(step * config.global_batch_size)
         for step in range(min(batches.train_iters(), _STEPS_LOOKED_AT))
@@ -93,7 +106,17 @@ def _stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenStore | 
 
 def _data_table(train: TokenStore, valid: TokenStore | None) -> Table:
     table = Table(title="data")
-    for heading in ("", "samples", "tokens", "supervised", "length: median", "95 %", "longest"):
+    for heading in (
+        "",
+        "samples",
+        "tokens",
+        "supervised",
+        "length: median",
+        "95 %",
+        "longest",
+        "cut",
+        "left out",
+    ):
         table.add_column(heading, justify="left" if not heading else "right")
     for name, store in (("training", train), ("validation", valid)):
         if store is not None:
@@ -101,6 +124,7 @@ def _data_table(train: TokenStore, valid: TokenStore | None) -> Table:
             table.add_row(
                 name, f"{len(store):,}", f"{lengths.sum():,}", f"{store.supervised.sum():,}",
                 f"{np.median(lengths):,.0f}", f"{np.percentile(lengths, 95):,.0f}", f"{lengths.max():,}",
+                f"{store.cut:,}", f"{store.left_out:,}",
             )  # fmt: skip
     return table
 

@@ -27,16 +27,17 @@ class Records:
     def write(self, kind: str, iteration: int, values: dict[str, Any]) -> None:
         """One record. Numbers that are not finite are null in JSON; those inside mappings are named a/b.
 
-        `p_histogram`, shares of `supervised_tokens` in equal bins of [0, 1], becomes a histogram.
+        `p_histogram`, shares of the `supervised_tokens` beside it in equal bins of [0, 1], becomes a/p.
         """
         self._json.write(json.dumps({"kind": kind, "iteration": iteration, **_finite(values)}) + "\n")
         numbers = _scalars(kind, values)
         for name, value in numbers.items():
             self._board.add_scalar(name, value, iteration)
-        counts = np.asarray(values["p_histogram"]) * values["supervised_tokens"]
-        self._histogram(f"{kind}/p", counts, iteration)
+        histograms = _histograms(kind, values)
+        for name, counts in histograms.items():
+            self._histogram(name, counts, iteration)
         if self._wandb is not None:
-            self._wandb.log(iteration, numbers, {f"{kind}/p": counts})
+            self._wandb.log(iteration, numbers, histograms)
 
     def close(self, *, failed: bool) -> None:
         self._json.close()
@@ -68,6 +69,14 @@ def _scalars(prefix: str, values: dict[str, Any]) -> dict[str, float]:
             found |= _scalars(f"{prefix}/{name}", value)
         elif isinstance(value, int | float):
             found[f"{prefix}/{name}"] = float(value)
+    return found
+
+
+def _histograms(prefix: str, values: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Counts of tokens by p, also inside mappings, by their path."""
+    found = {f"{prefix}/p": np.asarray(values["p_histogram"]) * values["supervised_tokens"]}
+    for name, part in values.get("sources", {}).items():
+        found |= _histograms(f"{prefix}/sources/{name}", part)
     return found
 
 

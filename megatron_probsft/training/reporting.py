@@ -91,8 +91,7 @@ class Reporter:
         since_start = time.perf_counter() - self._started
         left = since_start / (iteration - self._first) * (self._train_iters - iteration)
         values = main | {
-            "p_below_0.1": result.means.share_below(0.1), "p_above_0.55": result.means.share_above(0.55),
-            "p_histogram": result.means.histogram,
+            **_shares(result.means),
             "samples": batch.samples, "tokens": int(batch.lengths.sum()),
             "supervised_tokens": result.means.tokens,
             "micro_batches": len(batch.micro_batches), "pack_length": batch.pack_length,
@@ -125,13 +124,9 @@ class Reporter:
             f"validation at step {iteration} | {_line(_means(means))}"
             f" | {means.tokens:,} supervised tokens in {seconds:.1f} s"
         )
-        values: dict[str, Any] = _means(means) | {
-            "supervised_tokens": means.tokens, "seconds": seconds, "p_histogram": means.histogram,
-        }  # fmt: skip
+        values: dict[str, Any] = _of_pass(means) | {"seconds": seconds}
         if len(by_source) > 1:
-            values["sources"] = {
-                name: {**_means(part), "supervised_tokens": part.tokens} for name, part in by_source.items()
-            }
+            values["sources"] = {name: _of_pass(part) for name, part in by_source.items()}
             for name, part in by_source.items():
                 self.say(f"  {name} | {_line(_means(part))} | {part.tokens:,} supervised tokens")
         self._records.write("validation", iteration, values)
@@ -185,6 +180,19 @@ class Reporter:
 def _means(means: TokenMeans) -> dict[str, float]:
     values = {"loss": means.loss, "nll": means.nll, "mean_p": means.mean_p}
     return values if means.entropy is None else values | {"entropy": means.entropy}
+
+
+def _shares(means: TokenMeans) -> dict[str, Any]:
+    """How the tokens are spread over p."""
+    return {
+        "p_below_0.1": means.share_below(0.1),
+        "p_above_0.55": means.share_above(0.55),
+        "p_histogram": means.histogram,
+    }
+
+
+def _of_pass(means: TokenMeans) -> dict[str, Any]:
+    return {**_means(means), **_shares(means), "supervised_tokens": means.tokens}
 
 
 def _line(values: Mapping[str, float]) -> str:

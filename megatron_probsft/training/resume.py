@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +30,27 @@ def content_to_save(state: TrainState, config: TrainConfig, data_digest: str) ->
     return _content(state, config, data_digest, is_loading=False)
 
 
-def position_of(checkpoint: Path) -> Position:
-    """Where a checkpoint was made. Collective over the world."""
-    plain = torch_dist.load_checkpoint(checkpoint, {"iteration": None, "consumed_samples": None})
-    return Position(plain["iteration"], plain["consumed_samples"])
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint is of, known before the model is built."""
+
+    position: Position
+    layout: dict[str, int]
+    notes: list[str]
+    """What --allow-changed lets be different, one line each."""
 
 
-def load_state(state: TrainState, checkpoint: Path, config: TrainConfig, data_digest: str) -> list[str]:
-    """Resume everything: weights, optimizer, schedule, random generators and data position.
-
-    Returns:
-        What the user should know, one line each.
+def look_at(checkpoint: Path, config: TrainConfig, data_digest: str) -> Saved:
+    """Refuse, before anything large is built, a checkpoint that this run would not continue. Collective.
 
     Raises:
         UserError: the checkpoint holds no optimizer, or was made with other data or settings.
     """
-    changed = check_same_run(checkpoint, config)
-    plain = torch_dist.load_checkpoint(checkpoint, {"run": None, "iteration": None})
+    notes, problems = compare_runs(checkpoint, config)
+    if problems:
+        raise UserError(problems[0])
+    plain: dict[str, Any] = {"run": None, "iteration": None, "consumed_samples": None}
+    plain = torch_dist.load_checkpoint(checkpoint, plain)
     run = plain.get("run") or {}
     if not run.get("save_optim", False):
         raise UserError(f"{checkpoint} holds weights only (--no-save-optim): use it with --finetune")
@@ -55,12 +60,26 @@ def load_state(state: TrainState, checkpoint: Path, config: TrainConfig, data_di
                 f"{checkpoint} was trained on other data, template, tokenizer or --seq-length: give the "
                 "same, or --allow-changed data, or --finetune to start anew from its weights"
             )
-        changed.append("the data or how it is tokenized changed")
-    same_layout = run["layout"] == _layout()
+        notes.append("the data or how it is tokenized changed")
+    return Saved(Position(plain["iteration"], plain["consumed_samples"]), run["layout"], notes)
+
+
+def load_state(
+    state: TrainState, checkpoint: Path, saved: Saved, config: TrainConfig, data_digest: str
+) -> list[str]:
+    """Resume everything: weights, optimizer, schedule, random generators and data position.
+
+    Returns:
+        What the user should know, one line each.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
+    same_layout = saved.layout == _layout()
     settings = [dict(group) for group in state.optimizer.param_groups]
-    saved = yaml.safe_load((checkpoint / "train_config.yaml").read_text())
+    before = yaml.safe_load((checkpoint / "train_config.yaml").read_text())
     for group in state.optimizer.param_groups:  # Megatron-Core finds a group by its learning rates
-        group.update(max_lr=saved["lr"], min_lr=saved["min_lr"])
+        group.update(max_lr=before["lr"], min_lr=before["min_lr"])
     content = _content(state, config, data_digest, is_loading=True)
     if not same_layout:
         del content["rng"]
@@ -72,34 +91,32 @@ def load_state(state: TrainState, checkpoint: Path, config: TrainConfig, data_di
     state.scheduler.override_opt_param_scheduler = True  # differs from the checkpoint's only on request
     state.scheduler.load_state_dict(loaded["scheduler"])
     state.iteration, state.consumed_samples = loaded["iteration"], loaded["consumed_samples"]
-    notes = [f"resumed step {state.iteration} from {checkpoint}", *changed]
+    notes = [f"resumed step {state.iteration} from {checkpoint}", *saved.notes]
     if same_layout:
         _restore_generators(loaded["rng"])
     else:
-        notes.append(f"the layout changed from {run['layout']} to {_layout()}: random generators start anew")
+        notes.append(f"the layout changed from {saved.layout} to {_layout()}: random generators start anew")
     return notes
 
 
-def check_same_run(checkpoint: Path, config: TrainConfig) -> list[str]:
-    """Refuse, before anything large is built, a resume under settings that change the run.
+def compare_runs(checkpoint: Path, config: TrainConfig) -> tuple[list[str], list[str]]:
+    """The settings of a checkpoint's run beside these; reads one small file.
 
     Returns:
-        The changes that --allow-changed asks for, one line each.
-
-    Raises:
-        UserError: names the setting, its old and its new value.
+        The changes that --allow-changed asks for, a line each; and those that would make it another run,
+        each with the setting, its old and its new value.
     """
     saved_file = checkpoint / "train_config.yaml"
     if not saved_file.is_file():
-        raise UserError(f"{checkpoint} was not written by this trainer: use it with --finetune")
+        return [], [f"{checkpoint} was not written by this trainer: use it with --finetune"]
     saved = yaml.safe_load(saved_file.read_text())
+    changes, problems = [], []
     old_ep, new_ep = saved.get("expert_model_parallel_size", 1), config.expert_model_parallel_size
     if (old_ep > 1) != (new_ep > 1):
-        raise UserError(
+        problems.append(
             f"--expert-model-parallel-size was {old_ep} in {checkpoint} and is now {new_ep}: Megatron-Core's "
             "optimizer keeps experts' state apart where it is above 1, so both must be above 1, or neither"
         )
-    changes = []
     for name in (*_FIXED, *CHANGEABLE):
         old, new = saved.get(name), getattr(config, name)
         if old == new:
@@ -109,11 +126,11 @@ def check_same_run(checkpoint: Path, config: TrainConfig) -> list[str]:
             changes.append(f"--{flag} changed from {old} to {new}")
             continue
         advice = f"--allow-changed {flag}, " if name in CHANGEABLE else ""
-        raise UserError(
+        problems.append(
             f"--{flag} was {old} in {checkpoint} and is now {new}: give the same, {advice}or --finetune to "
             "start anew from its weights"
         )
-    return changes
+    return changes, problems
 
 
 def _content(state: TrainState, config: TrainConfig, data_digest: str, *, is_loading: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,6 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_probsft.models.build import HFModel, Parallelism, build_model, transformer_config
-from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.optimizer_repairs import repair
 from megatron_probsft.training.config import TrainConfig
 from megatron_probsft.training.guards import skip_non_finite_gradients
@@ -117,25 +117,33 @@ def data_parallel() -> tuple[int, int]:
     return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
 
 
-def _scheduler(
-    config: TrainConfig, optimizer: MegatronOptimizer, train_iters: int
-) -> OptimizerParamScheduler:
-    warmup = config.lr_warmup_iters
-    if config.lr_warmup_fraction is not None:
-        warmup = int(config.lr_warmup_fraction * train_iters)
-    if warmup >= train_iters:
-        raise UserError(f"--lr-warmup-iters {warmup} leaves nothing of the run's {train_iters} steps")
-    if config.lr_wsd_decay_iters is not None and config.lr_wsd_decay_iters > train_iters - warmup:
-        raise UserError(
+def schedule_problems(config: TrainConfig, train_iters: int) -> Iterator[str]:
+    """What does not fit into a run of so many steps, a line each."""
+    warmup = _warmup(config, train_iters)
+    if 0 < warmup >= train_iters:
+        yield f"--lr-warmup-iters {warmup} leaves nothing of the run's {train_iters} steps"
+    elif config.lr_wsd_decay_iters is not None and config.lr_wsd_decay_iters > train_iters - warmup:
+        yield (
             f"--lr-wsd-decay-iters {config.lr_wsd_decay_iters} is more than the {train_iters - warmup} steps "
             "after warmup"
         )
+
+
+def _warmup(config: TrainConfig, train_iters: int) -> int:
+    if config.lr_warmup_fraction is None:
+        return config.lr_warmup_iters
+    return int(config.lr_warmup_fraction * train_iters)
+
+
+def _scheduler(
+    config: TrainConfig, optimizer: MegatronOptimizer, train_iters: int
+) -> OptimizerParamScheduler:
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=config.lr,
         min_lr=config.min_lr,
-        lr_warmup_steps=warmup,
+        lr_warmup_steps=_warmup(config, train_iters),
         lr_decay_steps=train_iters,
         lr_decay_style=config.lr_decay_style,
         start_wd=config.weight_decay,

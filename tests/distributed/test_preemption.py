@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from megatron_probsft.checkpoint.run_folder import find_checkpoint
 from megatron_probsft.runtime import distributed
-from megatron_probsft.training import loop
+from megatron_probsft.training import loop, preemption
+from megatron_probsft.training.preemption import StopRequests
 from tests.training_runs import config_for, records, train, write_pairs
 
 
@@ -80,10 +83,17 @@ def test_the_time_is_up(tiny_llama: Path, data: Path, tmp_path: Path, capfd: pyt
     assert find_checkpoint(tmp_path / "enough")[1] == 3
 
 
+def test_time_counts_from_the_start_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imports, tokenizing and loading take of the machine's time too."""
+    monkeypatch.setattr(preemption.dist, "all_reduce", lambda *_, **__: None)
+    monkeypatch.setattr(preemption.torch.cuda, "current_device", lambda: "cpu")
+    ran = (time.time() - psutil.Process().create_time()) / 60
+    assert StopRequests(ran - 0.01).reason() == "--exit-duration-in-mins"
+    assert StopRequests(ran + 10).reason() is None
+
+
 def test_signals_are_as_before_after_the_run(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
-    from megatron_probsft.training.preemption import StopRequests
-
     with StopRequests(None):
         assert signal.getsignal(signal.SIGTERM) != before[0]
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)) == before

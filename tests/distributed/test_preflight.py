@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from megatron_probsft.training.memory_estimate import parameter_count, stage_mem
 from megatron_probsft.training.setup import build_gpt
 from tests.ranks import run_ranks
 from tests.tiny_families import save_tiny_family
-from tests.training_runs import write_pairs
+from tests.training_runs import config_for, write_pairs
+from tests.training_runs import train as train_run
 
 LAYOUTS: list[dict[str, Any]] = [
     {"tensor_model_parallel_size": 2},
@@ -126,12 +128,60 @@ def test_dry_run_of_a_layout_that_this_machine_has_not(tiny_llama: Path, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_truncations_are_shown_also_of_data_from_the_cache(tiny_llama: Path, tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "train.jsonl", 20)
+    flags = [
+        "--hf-model", str(tiny_llama), "--data", str(data), "--save", str(tmp_path / "run"),
+        "--train-epochs", "1", "--global-batch-size", "4", "--seq-length", "24", "--truncation", "right",
+    ]  # fmt: skip
+    for output in [_dry_run(tmp_path, *flags)[1] for _ in range(2)]:
+        (counts,) = re.findall(r"longer than --seq-length 24: (\d+) cut, (\d+) left out", output)
+        row = next(line for line in output.splitlines() if "training" in line)
+        assert tuple(row.split("│")[-3:-1][i].strip() for i in range(2)) == counts
+        assert int(counts[0]) > 0
+    assert "from before" in output
+
+
 def test_all_problems_are_listed(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "hf").mkdir()
     status, output = _dry_run(
         tmp_path, "--hf-model", str(tiny_llama), "--data", "nowhere.jsonl", "--save", str(tmp_path / "run"),
-        "--train-iters", "0", "--objective", "OnlyTopP-2", "--tensor-model-parallel-size", "4",
+        "--save-hf", str(tmp_path / "hf"), "--train-iters", "-1", "--objective", "OnlyTopP-2",
+        "--tensor-model-parallel-size", "4", "--pipeline-model-parallel-size", "3",
     )  # fmt: skip
     assert status == 2
-    for text in ("--train-iters must be more than 0", "out of range", "do not divide", "nowhere.jsonl"):
+    for text in (
+        "--train-iters must", "out of range", "run exists", "hf exists", "6 attention heads do not divide",
+        "4 layers do not divide", "--seq-length 2048 is more", "nowhere.jsonl",
+    ):  # fmt: skip
         assert text in output
-    assert "4 problem(s)" in output
+    assert "8 problem(s)" in output
+
+
+def test_problems_that_only_the_data_tell(tiny_llama: Path, tmp_path: Path) -> None:
+    """Steps are known once the data are, and whether a checkpoint was trained on the same."""
+    data, other = write_pairs(tmp_path / "train.jsonl", 20), write_pairs(tmp_path / "other.jsonl", 20, seed=1)
+    run = tmp_path / "run"
+    train_run(1, config_for(run, tiny_llama, data, save_optim=True, train_epochs=1.0, lr_warmup_iters=0))
+    status, output = _dry_run(
+        tmp_path, "--load", str(run), "--save", str(run), "--data", str(other), "--train-epochs", "1",
+        "--global-batch-size", "8", "--seq-length", "128", "--lr-warmup-iters", "3", "--lr", "0.01",
+        "--min-lr", "0.001", "--seed", "5", "--allow-changed", "lr-warmup-iters",
+    )  # fmt: skip
+    assert status == 2
+    assert "was trained on other data" in output
+    assert "--lr-warmup-iters 3 leaves nothing of the run's 3 steps" in output
+    assert "2 problem(s)" in output
+
+
+def test_a_dry_run_of_a_mixture_takes_as_many_processes_as_its_experts_need(tmp_path: Path) -> None:
+    folder = save_tiny_family(tmp_path / "hf", "Mixtral", num_hidden_layers=2)
+    data = write_pairs(tmp_path / "train.jsonl", 20)
+    status, output = _dry_run(
+        tmp_path, "--hf-model", str(folder), "--data", str(data), "--save", str(tmp_path / "run"),
+        "--train-iters", "1", "--global-batch-size", "8", "--seq-length", "64",
+        "--tensor-model-parallel-size", "2", "--sequence-parallel", "--expert-model-parallel-size", "2",
+    )  # fmt: skip
+    assert status == 0, output
+    assert "on 4 process(es): TP 2 × PP 1 × CP 1 × DP 2" in output

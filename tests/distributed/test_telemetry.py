@@ -173,8 +173,10 @@ def test_validation_by_source(tmp_path: Path, tiny_llama: Path, capsys: pytest.C
     both, one = records(tmp_path, "validation")
     assert (both["nll"], both["loss"], both["supervised_tokens"]) == (1.5, 3.0, 400)
     assert both["sources"]["math"] == {
-        "loss": 2.0, "nll": 1.0, "mean_p": math.exp(-1.0), "supervised_tokens": 300
+        "loss": 2.0, "nll": 1.0, "mean_p": math.exp(-1.0), "p_below_0.1": 1.0, "p_above_0.55": 0.0,
+        "p_histogram": [1.0] + [0.0] * 19, "supervised_tokens": 300,
     }  # fmt: skip
+    assert both["p_below_0.1"] == 1.0
     assert set(both["sources"]) == {"math", "chat"}
     assert "sources" not in one
     assert capsys.readouterr().out.splitlines()[:3] == [
@@ -184,6 +186,8 @@ def test_validation_by_source(tmp_path: Path, tiny_llama: Path, capsys: pytest.C
     ]
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.value for event in board.Scalars("validation/sources/chat/nll")] == [3.0]
+    histogram = board.Histograms("validation/sources/chat/p")[0].histogram_value
+    assert (histogram.num, histogram.bucket[0]) == (100, 100)
 
 
 class Terminal(io.StringIO):

@@ -14,7 +14,7 @@ from megatron_probsft.checkpoint.torch_dist import load_checkpoint
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.arguments import parse_arguments
 from megatron_probsft.training.inputs import check_inputs
-from megatron_probsft.training.resume import check_same_run
+from megatron_probsft.training.resume import look_at
 
 BACKEND = '{"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch"}'
 
@@ -47,7 +47,7 @@ def _config(folder: Path, *more: str) -> Any:
 def _other_settings(folder: Path) -> Any:
     config = _config(folder)
     saved = json.dumps({**vars(config), "seed": config.seed + 1})  # JSON is YAML
-    return check_same_run(_checkpoint(folder, **{"train_config.yaml": saved}), config)
+    return look_at(_checkpoint(folder, **{"train_config.yaml": saved}), config, "")
 
 
 def _save_hf_exists(folder: Path) -> Any:
@@ -71,8 +71,8 @@ CASES: dict[str, Callable[[Path], Any]] = {
     "{0}/iter_0000003 carries no Hugging Face config: put config.json in {0}/iter_0000003/hf": lambda f: (
         hf_folder_of(_checkpoint(f))
     ),
-    "{0}/iter_0000003 was not written by this trainer: use it with --finetune": lambda f: check_same_run(
-        _checkpoint(f), _config(f)
+    "{0}/iter_0000003 was not written by this trainer: use it with --finetune": lambda f: look_at(
+        _checkpoint(f), _config(f), ""
     ),
     "--seed was 1235 in {0}/iter_0000003 and is now 1234: give the same, --allow": _other_settings,
     "checkpoint {0}/iter_0000003 cannot be loaded: JSONDecodeError": lambda f: load_checkpoint(

@@ -125,7 +125,8 @@ def test_the_second_time_opens_the_cache(tmp_path: Path, tokenizer: Any) -> None
     ]  # fmt: skip
     lines.clear()
     again = build(tmp_path, save_tiny_tokenizer(tmp_path / "tokenizer"), log=lines.append)
-    assert (content(again), again.digest, lines) == (content(first), first.digest, [])
+    assert (content(again), again.digest) == (content(first), first.digest)
+    assert [line.startswith("20 samples, ") and "from before" in line for line in lines] == [True]
 
 
 def test_the_digest_knows_all_that_changes_the_content(
@@ -228,6 +229,9 @@ def test_what_is_left_out_is_counted(tmp_path: Path, tokenizer: Any) -> None:
     assert lines[-1].endswith(f"longer than --seq-length {limit}: 0 cut, {over} left out")
     build(tmp_path, tokenizer, seq_length=limit, truncation="left", log=lines.append)
     assert lines[-1].endswith(f"longer than --seq-length {limit}: {over} cut, 0 left out")
+    again = build(tmp_path, tokenizer, seq_length=limit, truncation="drop", log=lines.append)
+    assert lines[-1].endswith(f"from before; longer than --seq-length {limit}: 0 cut, {over} left out")
+    assert (again.cut, again.left_out, len(again)) == (0, over, 50 - over)
     with pytest.raises(UserError, match="none of 50 samples is left at --seq-length 3"):
         build(tmp_path, tokenizer, seq_length=3, truncation="drop")
 
