@@ -18,11 +18,15 @@ IGNORED = -100
 class StepPlan:
     """packs[rank][micro_batch]: positions into the step's samples, ascending; possibly none.
 
-    pack_length: the length all packs are padded to.
+    lengths[rank][micro_batch]: what it is padded to; pack_length: the longest of them.
     """
 
     packs: list[list[list[int]]]
-    pack_length: int
+    lengths: list[list[int]]
+
+    @property
+    def pack_length(self) -> int:
+        return max(map(max, self.lengths))
 
 
 def plan_step(
@@ -32,7 +36,7 @@ def plan_step(
 
     `lengths` int `[n]`: each sample's positions, its tokens − 1. Every rank gets the same number of packs, a
     multiple of `microbatch_multiple` and as few as packs of `capacity` permit; then the longest pack is made
-    as short as can be found. `pack_length` is its length rounded up to a multiple of `align`. So all packs
+    as short as can be found. All get its length, rounded up to a multiple of `align`. So all packs
     cost the same but for attention, whose squares are balanced over ranks, and over their n-th packs.
 
     Raises ValueError: a sample longer than `capacity`, or an argument below 1.
@@ -57,18 +61,18 @@ def plan_step(
     pack_length = max(1, -(-_longest(packs, sizes) // align)) * align
 
     packs += [[] for _ in range(count - len(packs))]
-    return StepPlan(_deal(packs, sizes, dp_size, pack_length), pack_length)
+    ranks = _deal(packs, sizes, dp_size, pack_length)
+    return StepPlan(ranks, [[pack_length] * len(rank) for rank in ranks])
 
 
 def plan_unpacked(
     lengths: np.ndarray, dp_size: int, micro_batch_size: int, align: int = 1, microbatch_multiple: int = 1
 ) -> StepPlan:
-    """`micro_batch_size` samples per micro-batch in the order given, all padded to the step's longest.
+    """`micro_batch_size` samples per micro-batch in the order given, padded to the longest of them.
 
     The same number of micro-batches on every rank, a multiple of `microbatch_multiple`.
-    `pack_length` is micro_batch_size × the longest sample rounded up to a multiple of `align`.
+    A length is the number of samples × the longest one's length rounded up to a multiple of `align`.
     """
-    longest = -(-int(max(lengths, default=1)) // align) * align
     unit = dp_size * micro_batch_size * microbatch_multiple
     each = max(1, -(-len(lengths) // unit)) * microbatch_multiple
     starts = np.arange(dp_size * each).reshape(dp_size, each) * micro_batch_size
@@ -76,7 +80,12 @@ def plan_unpacked(
         [[*range(start, min(start + micro_batch_size, len(lengths)))] for start in row]
         for row in starts.tolist()
     ]
-    return StepPlan(packs, longest * micro_batch_size)
+
+    def padded(pack: list[int]) -> int:
+        longest = max((int(lengths[sample]) for sample in pack), default=1)
+        return max(len(pack), 1) * -(-longest // align) * align
+
+    return StepPlan(packs, [[padded(pack) for pack in row] for row in packs])
 
 
 def make_microbatch(

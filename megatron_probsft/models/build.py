@@ -176,7 +176,7 @@ def transformer_config(
 ) -> TransformerConfig:
     """Megatron-Core's configuration for this model: dropout off, losses divided once by the token count.
 
-    `training` goes to TransformerConfig as it is: recompute settings, finalize_model_grads_func.
+    `training` goes to TransformerConfig as it is: recompute settings, variable_seq_lengths, ….
     """
     fused = use_transformer_engine()
     interleaved = layout.num_virtual_stages_per_pipeline_rank is not None
@@ -192,6 +192,7 @@ def transformer_config(
         add_bias_linear=False,
         add_qkv_bias=shape.qkv_bias,
         qk_layernorm=shape.qk_norm,
+        moe_token_dispatcher_type="alltoall",  # variable_seq_lengths asks for it, of dense models too
         **_expert_settings(shape.experts, layout, fused),
         gated_linear_unit=True,
         activation_func=F.silu,
@@ -234,7 +235,6 @@ def _expert_settings(experts: Experts | None, layout: Parallelism, fused: bool) 
         "moe_router_pre_softmax": not experts.normalized,
         "moe_router_load_balancing_type": "none",
         "moe_aux_loss_coeff": 0.0,
-        "moe_token_dispatcher_type": "alltoall",
         "moe_grouped_gemm": fused,
         "expert_model_parallel_size": layout.expert_model_parallel_size,
         "expert_tensor_parallel_size": layout.tensor_model_parallel_size,

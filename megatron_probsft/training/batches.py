@@ -55,19 +55,21 @@ class Plan:
     """This rank's packs of a step: positions among the step's samples."""
 
     packs: list[list[int]]
-    pack_length: int
-    sample_multiple: int
-    """What each sample's length is rounded up to."""
+    lengths: list[int]
+    """What each pack is padded to; one length for all unless --no-packing."""
+    sample_multiples: list[int]
+    """What each of a pack's samples is padded to a multiple of."""
     efficiency: float
     """Real tokens ÷ computed tokens, over all ranks."""
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """This rank's share of a step: as many micro-batches as on every other rank, all of one length."""
+    """This rank's share of a step: as many micro-batches as on every other rank."""
 
     micro_batches: list[MicroBatch]
     pack_length: int
+    """Of the longest micro-batch; of all of them unless --no-packing."""
     lengths: np.ndarray
     """Real tokens of each sample of the whole step, over all ranks."""
     efficiency: float
@@ -176,25 +178,31 @@ class Batches:
         lengths = -(-real // multiple) * multiple
         if self._config.packing:
             plan = plan_step(lengths, self._size, capacity, self._align, self._microbatch_multiple)
-            length = capacity if self._config.fixed_pack_length else plan.pack_length
+            lengths_of = plan.lengths
+            if self._config.fixed_pack_length:
+                length = -(-capacity // self._align) * self._align
+                lengths_of = [[length] * len(rank) for rank in plan.packs]
+            multiples = [multiple] * len(plan.packs[self._rank])
         else:
             plan = plan_unpacked(
                 lengths, self._size, self._config.micro_batch_size, self._align, self._microbatch_multiple
             )
-            length = plan.pack_length
-            multiple = length // self._config.micro_batch_size  # pads every sample to the longest
-        computed = length * len(plan.packs[0]) * self._size
-        return Plan(plan.packs[self._rank], length, multiple, float(real.sum()) / computed)
+            lengths_of = plan.lengths
+            multiples = [  # pads every sample to its micro-batch's longest
+                length // max(len(pack), 1)
+                for length, pack in zip(lengths_of[self._rank], plan.packs[self._rank], strict=True)
+            ]
+        computed = sum(map(sum, lengths_of))
+        own = plan.packs[self._rank], lengths_of[self._rank], multiples
+        return Plan(*own, float(real.sum()) / computed)
 
     def _step(self, indices: np.ndarray, weight_scale: float) -> StepBatch:
         plan = self._plan(indices)
         micro_batches = [
-            self._micro_batch(
-                indices[np.asarray(pack, int)], plan.pack_length, plan.sample_multiple, weight_scale
-            )
-            for pack in plan.packs
+            self._micro_batch(indices[np.asarray(pack, int)], length, multiple, weight_scale)
+            for pack, length, multiple in zip(plan.packs, plan.lengths, plan.sample_multiples, strict=True)
         ]
-        return StepBatch(micro_batches, plan.pack_length, self._store.lengths[indices] - 1, plan.efficiency)
+        return StepBatch(micro_batches, max(plan.lengths), self._store.lengths[indices] - 1, plan.efficiency)
 
     def _micro_batch(
         self, indices: np.ndarray, pack_length: int, sample_multiple: int, weight_scale: float

@@ -109,7 +109,7 @@ class TrainConfig:
     seq_length: int = flag(2048, "longest sample, in tokens")
     global_batch_size: int = flag(256, "samples per optimizer step")
     micro_batch_size: int = flag(1, "a pack holds up to this many × seq_length tokens")
-    packing: bool = flag(True, "--no-packing pads micro-batch-size samples to the step's longest instead")
+    packing: bool = flag(True, "--no-packing pads micro-batch-size samples to the longest of them instead")
     fixed_pack_length: bool = flag(False, "pad packs to micro-batch-size × seq-length, for one kernel shape")
     train_iters: int | None = flag(None, "optimizer steps")
     train_epochs: float | None = flag(

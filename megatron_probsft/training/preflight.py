@@ -70,7 +70,7 @@ def dry_run(config: TrainConfig) -> None:
         batches.training_plan(step * config.global_batch_size)
         for step in range(min(batches.train_iters(), _STEPS_LOOKED_AT))
     ]
-    lengths = [plan.pack_length for plan in plans]
+    lengths = [max(plan.lengths) for plan in plans]
     most = max(len(plan.packs) for plan in plans)
     console.print(_data_table(train, stores[1]))
     efficiency = np.mean([plan.efficiency for plan in plans])

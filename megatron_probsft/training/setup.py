@@ -64,6 +64,7 @@ def build_gpt(config: TrainConfig, hf: HFModel) -> list[GPTModel]:
         recompute_granularity=config.recompute_granularity,
         recompute_method=config.recompute_method,
         recompute_num_layers=config.recompute_num_layers,
+        variable_seq_lengths=not config.packing,  # micro-batches differ in length: stages tell each other
     )
     return build_model(hf.shape, megatron)
 

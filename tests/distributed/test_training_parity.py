@@ -55,13 +55,26 @@ OTHERS: dict[str, tuple[int, dict[str, Any]]] = {
     "no packing, micro-batch 3": (1, {"packing": False, "micro_batch_size": 3}),
     "PP 4, no packing": (4, {PP: 4, "packing": False}),
     "fixed pack length": (2, {PP: 2, "fixed_pack_length": True}),
+    "TP 2 + SP, fixed pack length": (
+        2, {TP: 2, "sequence_parallel": True, "fixed_pack_length": True, "seq_length": 127}
+    ),
+    "PP 2 × DP 2 distributed optimizer + overlaps": (4, {PP: 2} | OVERLAPS),
+    "TP 2 × PP 2 × CP 2 + SP, full recompute": (
+        8,
+        FULL | {TP: 2, PP: 2, CP: 2, "sequence_parallel": True, "recompute_method": "block",
+                "recompute_num_layers": 1},
+    ),
+    "TP 2 × CP 2 × DP 2 distributed optimizer + overlaps, selective recompute": (
+        8, OVERLAPS | {TP: 2, CP: 2, "recompute_granularity": "selective"}
+    ),
+    "PP 2 × VPP 2 × CP 2, no packing": (4, UNPACKED | {PP: 2, VPP: 2, CP: 2}),
     "micro-batch 4": (1, {"micro_batch_size": 4}),
     "shorter packs": (1, {"seq_length": 64}),
     "small loss chunks": (1, {"loss_chunk_tokens": 7}),
     "PP 2 small loss chunks": (2, {PP: 2, "loss_chunk_tokens": 16}),
     "materialized": (1, {"loss_path": "materialized"}),
     "PP 2 materialized": (2, {PP: 2, "loss_path": "materialized"}),
-}
+}  # fmt: skip
 # f(p) written out anew, in float64.
 OBJECTIVES = {
     "original": lambda p: -p.log(),

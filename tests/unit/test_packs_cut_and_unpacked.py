@@ -29,7 +29,8 @@ def test_unpacked_micro_batches() -> None:
     lengths = np.array([5, 9, 3, 7, 2, 6, 4])
     plan = plan_unpacked(lengths, dp_size=2, micro_batch_size=2, align=4)
     assert plan.packs == [[[0, 1], [2, 3]], [[4, 5], [6]]]
+    assert plan.lengths == [[2 * 12, 2 * 8], [2 * 8, 4]]
     assert plan.pack_length == 2 * 12
     few = plan_unpacked(lengths[:2], dp_size=3, micro_batch_size=1)
     assert few.packs == [[[0]], [[1]], [[]]]
-    assert few.pack_length == 9
+    assert few.lengths == [[5], [9], [1]]
