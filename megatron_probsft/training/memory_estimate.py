@@ -1,8 +1,10 @@
 """Memory per rank before anything large is built: parameters exactly, activations by what layers keep.
 
-Activations follow arXiv 2205.05198, for layers without dropout whose attention keeps no scores: per token and
-layer the inputs of two norms and of two column-parallel layers, q, k, v, the attention's output, and three
-MLP rows. Ours adds the head: the supervised hidden states and one chunk of logits.
+Weights, gradients and optimizer are counted as by Megatron-LM's `theoretical_memory_usage`, but for every
+stage, uneven ones and float32 included. Activations follow arXiv 2205.05198 as there, but for gated MLPs,
+grouped queries and layers without dropout whose attention keeps no scores: per token and layer the inputs
+of two norms and of two column-parallel layers, q, k, v, the attention's output, and three MLP rows. Ours
+adds the head: the supervised hidden states and one chunk of logits.
 """
 
 from __future__ import annotations

@@ -231,6 +231,20 @@ def test_changes_are_made_only_on_request(three_saved: Path, data: Path, tmp_pat
     assert len(steps) == 4
 
 
+def test_a_resume_says_what_it_found(
+    three_saved: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    folder = _copy(three_saved, tmp_path / "run")
+    settings: dict[str, Any] = {"load": str(folder), "ckpt_step": 2, "save_optim": True}
+    settings |= {"clip_grad": 0.5, "allow_changed": ["clip-grad"], "train_iters": 4}
+    train(2, config_for(folder, None, data, **settings))
+    shown = capfd.readouterr().out
+    assert f"{folder} has checkpoints of steps {', '.join(map(str, saved_steps(three_saved)))}" in shown
+    assert f"resumed step 2 from {folder / 'iter_0000002'}" in shown
+    assert "--clip-grad changed from 1.0 to 0.5" in shown
+    assert "the layout changed from {'tensor': 1, 'pipeline': 1, 'data': 1} to " in shown
+
+
 def test_wrong_flags_of_checkpoints(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
     def refused(message: str, **settings: Any) -> None:
         with pytest.raises(UserError, match=message):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,6 +89,48 @@ def test_an_interleaved_pipeline_keeps_more_activations(tiny_llama: Path) -> Non
         return stages[0].activations
 
     assert first_stage(2) / first_stage(None) == 1 + 1 / (2 * 2)
+
+
+def _by_megatron(**settings: Any) -> float:
+    """Bytes of weights, gradients and optimizer on the fullest rank; imported in a process of its own."""
+    from megatron.training.theoretical_memory_usage import compute_weight_and_optimizer_memory
+
+    unused = ("num_experts", "moe_shared_expert_intermediate_size", "mtp_num_layers", "moe_latent_size")
+    return compute_weight_and_optimizer_memory(
+        SimpleNamespace(
+            **dict.fromkeys(unused), multi_latent_attention=False, group_query_attention=True, swiglu=True,
+            normalization="RMSNorm", add_bias_linear=False, expert_model_parallel_size=1, **settings,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tp", "pp", "dp", "distributed_optimizer"),
+    [(1, 1, 1, False), (3, 1, 2, True), (3, 2, 1, False), (1, 2, 4, True)],
+)
+def test_weights_and_optimizer_are_megatrons_estimate(
+    tp: int, pp: int, dp: int, distributed_optimizer: bool, smollm2: Path
+) -> None:
+    """Of the most loaded rank; Megatron-LM spreads the last norm over the stages, we do not."""
+    hf = read_hf_model(smollm2)
+    shape = hf.shape
+    config = TrainConfig(
+        tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, bf16=True,
+        use_distributed_optimizer=distributed_optimizer,
+    )  # fmt: skip
+    stages = stage_memory(config, hf.family, shape, dp, micro_batches=4, pack_length=64)
+    (expected,) = run_ranks(
+        1, partial(
+            _by_megatron, hidden_size=shape.hidden_size, num_layers=shape.num_layers,
+            num_attention_heads=shape.num_attention_heads, num_query_groups=shape.num_query_groups,
+            kv_channels=shape.head_dim, ffn_hidden_size=shape.ffn_hidden_size,
+            padded_vocab_size=shape.vocab_size, untie_embeddings_and_output_weights=False,
+            tensor_model_parallel_size=tp, expert_tensor_parallel_size=tp, pipeline_model_parallel_size=pp,
+            data_parallel_size=dp, world_size=tp * pp * dp, use_distributed_optimizer=distributed_optimizer,
+        ),
+    )  # fmt: skip
+    ours = max(stage.weights + stage.gradients + stage.optimizer for stage in stages)
+    assert ours == pytest.approx(expected, rel=1e-4)
 
 
 def test_parameters_of_smollm2(smollm2: Path) -> None:
