@@ -53,10 +53,8 @@ def dry_run(config: TrainConfig) -> None:
     hf, train = found[0], stores[0]
     dp = world // model_parallel
     batches = Batches(train, config, (0, dp))
-    plans = [
-        batches.training_plan(step * config.global_batch_size)
-        for step in range(min(batches.train_iters(), _STEPS_LOOKED_AT))
-    ]
+    looked_at = min(max(batches.train_iters(), 1), _STEPS_LOOKED_AT)
+    plans = [batches.training_plan(step * config.global_batch_size) for step in range(looked_at)]
     lengths = [plan.pack_length for plan in plans]
     most = max(len(plan.packs) for plan in plans)
     console.print(_data_table(train, stores[1]))

@@ -123,7 +123,7 @@ def _scheduler(
     warmup = config.lr_warmup_iters
     if config.lr_warmup_fraction is not None:
         warmup = int(config.lr_warmup_fraction * train_iters)
-    if warmup >= train_iters:
+    if 0 < warmup >= train_iters:
         raise UserError(f"--lr-warmup-iters {warmup} leaves nothing of the run's {train_iters} steps")
     if config.lr_wsd_decay_iters is not None and config.lr_wsd_decay_iters > train_iters - warmup:
         raise UserError(
@@ -136,11 +136,11 @@ def _scheduler(
         max_lr=config.lr,
         min_lr=config.min_lr,
         lr_warmup_steps=warmup,
-        lr_decay_steps=train_iters,
+        lr_decay_steps=max(train_iters, 1),  # a run of 0 steps only reads and writes a model
         lr_decay_style=config.lr_decay_style,
         start_wd=config.weight_decay,
         end_wd=config.weight_decay,
-        wd_incr_steps=train_iters,
+        wd_incr_steps=max(train_iters, 1),
         wd_incr_style="constant",
         wsd_decay_steps=config.lr_wsd_decay_iters,
         lr_wsd_decay_style=config.lr_wsd_decay_style,
