@@ -15,12 +15,16 @@ from tools.probe import run as run_probe
 
 ROOT = Path(__file__).parents[2]
 FIGLET = {"min_word_len": 2, "max_word_len": 5, "space_letters": True}  # as in the paper
-SUMS = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2}
-# Mean p as the project noted it from plain transformers and other samples, and how many samples here.
+# Mean p with the chat template over the response's tokens and EOS. The project noted, from plain transformers,
+# other samples, and without EOS, 0.58, 0.54, 0.44, 0.06 and 0.01. Of chain_sum's tokens a fourth are EOS with
+# 0.32, digits have 0.06. These medical questions have 0.37 to 0.40 in plain transformers, whatever the prompt.
 EXPECTED = {
-    "math500": (0.58, 16), "gsm_symbolic": (0.54, 24), "medical": (0.44, 24), "chain_sum": (0.06, 40),
-    "figlet_font": (0.01, 8),
-}  # fmt: skip
+    "math500": 0.58,
+    "gsm_symbolic": 0.54,
+    "medical": 0.39,
+    "chain_sum": 0.12,
+    "figlet_font": 0.01,
+}
 
 
 def _write(folder: Path) -> dict[str, Path]:
@@ -30,8 +34,7 @@ def _write(folder: Path) -> dict[str, Path]:
             for item in create_dataset("gsm_symbolic", size=24, seed=42)
         ],
         "chain_sum": [
-            (item["question"], item["answer"])
-            for item in create_dataset("chain_sum", size=40, seed=42, **SUMS)
+            (item["question"], item["answer"]) for item in create_dataset("chain_sum", size=24, seed=42)
         ],
         "figlet_font": [
             (item["question"], item["answer"])
@@ -50,17 +53,6 @@ def _write(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _probe(model: Path, files: dict[str, Path], folder: Path, tp: int) -> list[list[Reading]]:
-    found = []
-    for name, file in files.items():
-        config = config_for(
-            folder / name, model, file, tensor_model_parallel_size=tp, seq_length=4096,
-            data_cache_path=str(folder / "cache"),
-        )  # fmt: skip
-        found.append(run_probe(config, EXPECTED[name][1]))
-    return found
-
-
 @pytest.fixture(scope="module")
 def readings(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Reading]]:
     """By TP and set."""
@@ -68,15 +60,20 @@ def readings(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[in
     files = _write(folder)
     found = {}
     for tp in (1, 3):
-        of_ranks = run_ranks(tp, _probe, smollm2, files, folder / f"TP {tp}", tp)
-        found[tp] = dict(zip(files, (of_set[0] for of_set in of_ranks[0]), strict=True))
+        config = config_for(
+            folder / f"TP {tp}", smollm2, next(iter(files.values())), tensor_model_parallel_size=tp,
+            seq_length=4096, data_cache_path=str(folder / "cache"),
+        )  # fmt: skip
+        config.data = [str(file) for file in files.values()]
+        of_sets = run_ranks(tp, run_probe, config, 24)[0][: len(files)]
+        found[tp] = dict(zip(files, of_sets, strict=True))
     return found
 
 
 def test_the_order_and_the_values_that_are_known(readings: dict[int, dict[str, Reading]]) -> None:
     mean_p = {name: reading.means.mean_p for name, reading in readings[1].items()}
     for name, found in mean_p.items():
-        assert found == pytest.approx(EXPECTED[name][0], abs=0.05), mean_p
+        assert found == pytest.approx(EXPECTED[name], abs=0.05), mean_p
     assert mean_p["gsm_symbolic"] > mean_p["medical"] > mean_p["chain_sum"] > mean_p["figlet_font"]
 
 
