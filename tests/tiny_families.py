@@ -57,6 +57,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": False},
     ),
 }  # fmt: skip
+# Every family tied and untied, with 1, 3 and 8 query heads to a key's, as transformers initialises models.
+_HEADS = {1: (8, 8, 64), 3: (6, 2, 96), 8: (16, 2, 128)}  # heads, key/value heads, hidden size
+for _kind, _more in {
+    "llama": {"rope_parameters": CASES["Llama 3.1"][1]["rope_parameters"]},
+    "mistral": {"sliding_window": None},
+    "qwen2": {},
+    "qwen3": {"head_dim": 32},
+    "mixtral": CASES["Mixtral"][1],
+    "qwen3_moe": CASES["Qwen3-MoE"][1],
+}.items():
+    for (_ratio, (_heads, _groups, _hidden)), _tied in zip(_HEADS.items(), (True, False, True), strict=True):
+        CASES[f"{_kind}, GQA {_ratio}, {'tied' if _tied else 'untied'}"] = (
+            _kind,
+            {**_more, "num_attention_heads": _heads, "num_key_value_heads": _groups, "hidden_size": _hidden,
+             "tie_word_embeddings": _tied, "initializer_range": 0.02},
+        )  # fmt: skip
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 6,
     "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 1024,
@@ -77,7 +93,7 @@ def save_tiny_family(folder: Path, case: str, *, dtype: torch.dtype = torch.floa
             if name.endswith("bias"):
                 parameter.normal_(0, 0.5)
             if ".experts." in name or name.endswith("gate.weight"):
-                parameter.normal_(0, 0.15)
+                parameter.normal_(0, config.initializer_range)
     model.to(dtype).save_pretrained(folder)
     save_tiny_tokenizer(folder)
     return folder

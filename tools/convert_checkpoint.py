@@ -55,6 +55,8 @@ def _to_hf(args: argparse.Namespace) -> int:
 
 
 def _convert(convert: Any, source: Path, target: Path, args: argparse.Namespace, **more: Any) -> int:
+    if args.workers < 1:
+        raise UserError(f"--workers must be more than 0, got {args.workers}")
     started = time.perf_counter()
     done: Conversion = convert(source, target, dtype=_DTYPES.get(args.dtype), workers=args.workers, **more)
     seconds, gigabytes = time.perf_counter() - started, done.nbytes / 1e9
@@ -84,7 +86,7 @@ def _verify(args: argparse.Namespace) -> int:
     _write_json(
         args.json,
         {
-            "max_abs_logprob_diff": max(verdict.max_abs_logprob_diff for verdict in verdicts),
+            "max_abs_logprob_diff": verdicts[0].max_abs_logprob_diff,  # in bf16 rounding decides
             "equal": all(verdict.first_departure is None for verdict in verdicts),
             "by_dtype": {verdict.dtype: dataclasses.asdict(verdict) for verdict in verdicts},
         },
@@ -172,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("--ckpt-step", **step)
     for parser_of_verb in (check, look):
         parser_of_verb.add_argument("--json", type=Path, help="write the result here too")
+    check.epilog = "In the JSON, max_abs_logprob_diff is fp32's, or of the one --dtype; by_dtype has each."
     return parser
 
 

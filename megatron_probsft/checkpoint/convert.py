@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from megatron_probsft.checkpoint import hf_weights, run_folder, safetensors_fold
 from megatron_probsft.checkpoint.pieces import Piece, cut_vocabulary, pieces_of
 from megatron_probsft.checkpoint.safetensors_writer import SafetensorsWriter, TensorPlan
 from megatron_probsft.checkpoint.saving import Save
-from megatron_probsft.checkpoint.torch_dist import CONTENT
+from megatron_probsft.checkpoint.torch_dist import CONTENT, saved_name
 from megatron_probsft.checkpoint.torch_dist_reader import BlockReader, Place
 from megatron_probsft.models.build import read_hf_model
 from megatron_probsft.runtime.errors import UserError
@@ -96,6 +96,7 @@ def megatron_to_hf(
     hf = read_hf_model(run_folder.hf_folder_of(checkpoint))
     reader = BlockReader(checkpoint)
     pieces, _ = pieces_of(hf, load_content_metadata(str(checkpoint)) or {}, lambda _: torch.float32)
+    pieces = [replace(piece, key=saved_name(piece.key, reader.tensors)) for piece in pieces]
     _check_checkpoint(checkpoint, reader, pieces)
     pieces = [part for piece in pieces for part in _as_saved(piece, reader)]
     reader.plan((piece.key, piece.offset, piece.shape) for piece in pieces)
@@ -113,9 +114,10 @@ def megatron_to_hf(
         def convert(piece: Piece) -> None:
             tensors = piece.split(reader.read(piece.place), hf.shape)
             for name, tensor in zip(piece.names, tensors, strict=True):
-                finite.look([name], tensor)
+                tensor = tensor.to(dtypes[name])
+                finite.look([name], tensor)  # a cast may overflow
                 writer.write(name, tensor, piece.first_row)
-            progress.add(sum(tensor.nbytes for tensor in tensors))
+                progress.add(tensor.nbytes)
 
         with ThreadPoolExecutor(workers) as pool:
             for _ in pool.map(convert, pieces):

@@ -16,6 +16,7 @@ from megatron_probsft.models.family import WeightRule
 from megatron_probsft.runtime.errors import UserError
 
 _EMBEDDING = "embedding.word_embeddings.weight"
+_HF_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Transformer Engine fuses a norm into the linear layer after it and renames its weight.
 _FUSED_NORMS = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
@@ -57,12 +58,25 @@ def check_tensors(reader: TensorReader, hf: HFModel) -> None:
         if reader.shape(name) != wanted[name]:
             problems.append(f"{name} has shape {reader.shape(name)}, expected {wanted[name]}")
     extra = {name for name in present - wanted.keys() if not name.endswith("rotary_emb.inv_freq")}
-    if hf.shape.tied_embeddings:
-        extra.discard("lm_head.weight")
+    if hf.shape.tied_embeddings and _HEAD in extra:
+        extra.remove(_HEAD)  # some folders hold the tied tensor twice
+        if _HF_EMBEDDING in present and not _equal(reader, _HEAD, _HF_EMBEDDING):
+            # transformers would not tie them
+            problems.append(
+                f"{_HEAD} is not {_HF_EMBEDDING}, as config.json says with tie_word_embeddings: true"
+            )
     problems += [f"unexpected {name}" for name in sorted(extra)]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{reader.folder}: {'; '.join(problems[:3])}{more}")
+
+
+def _equal(reader: TensorReader, first: str, second: str) -> bool:
+    """Whether two tensors of the folder hold the same; a few rows of them in memory at a time."""
+    if reader.shape(first) != reader.shape(second):
+        return False
+    cuts = (slice(start, start + 4096) for start in range(0, reader.shape(first)[0], 4096))
+    return all(torch.equal(reader.read(first, cut), reader.read(second, cut)) for cut in cuts)
 
 
 def matched_parameters(

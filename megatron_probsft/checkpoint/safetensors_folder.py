@@ -18,7 +18,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _SIDE_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "chat_template*", "generation_config.json",
+    "chat_template*", "additional_chat_templates/*", "tekken.json", "generation_config.json",
 )  # fmt: skip
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 """safetensors' names of the dtypes that weights may have."""
@@ -116,12 +116,14 @@ def _entries(file: Path) -> dict[str, _Entry]:
 
 
 def copy_side_files(source: Path, target: Path) -> list[str]:
-    """Copy config.json, tokenizer, chat template and generation config; the names copied."""
+    """Copy tokenizer, chat templates, generation config and, last, config.json; the names copied."""
     target.mkdir(parents=True, exist_ok=True)
-    files = [source / "config.json", *(file for glob in _SIDE_FILES for file in sorted(source.glob(glob)))]
+    files = [*(file for glob in _SIDE_FILES for file in sorted(source.glob(glob))), source / "config.json"]
     for file in files:
-        shutil.copyfile(file, target / file.name)
-    return [file.name for file in files]
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
+    return [str(file.relative_to(source)) for file in files]
 
 
 def set_dtype(folder: Path, dtype: torch.dtype) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.models.gpt import GPTModel
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_probsft.checkpoint.torch_dist_reader import BlockReader
 from megatron_probsft.runtime.errors import UserError
+
+_NORM = ".pre_mlp_layernorm."
 
 
 def load_checkpoint(folder: Path, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -32,7 +36,27 @@ def load_checkpoint(folder: Path, state_dict: dict[str, Any]) -> dict[str, Any]:
 
 def load_model(model: Sequence[GPTModel], folder: Path) -> None:
     """Fill the weights of this rank's chunks only; raises as `load_checkpoint` does. Collective."""
-    fill_model(model, load_checkpoint(folder, {"model": model_state(model)})["model"])
+    state = model_state(model)
+    if any(_NORM in sharded.key for chunk in state.values() for sharded in _tensors(chunk)):
+        there = BlockReader(folder).tensors
+        for chunk in state.values():
+            for sharded in _tensors(chunk):
+                sharded.key = saved_name(sharded.key, there)
+    fill_model(model, load_checkpoint(folder, {"model": state})["model"])
+
+
+def saved_name(key: str, there: Container[str]) -> str:
+    """The name under which a checkpoint holds a tensor: the norm before a mixture has two.
+
+    Megatron-Core's Transformer Engine layers, and ours, save it by its own name; its local layers as if it
+    were fused into the linear layer after it.
+    """
+    other = key.replace(_NORM, ".mlp.linear_fc1.layer_norm_")
+    return other if key not in there and other in there else key
+
+
+def _tensors(chunk: dict[str, Any]) -> list[ShardedTensor]:
+    return [entry for entry in chunk.values() if isinstance(entry, ShardedTensor)]
 
 
 def model_state(model: Sequence[GPTModel], content: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def problems_of(config: TrainConfig) -> list[str]:
     )
     positive = (
         "tensor_model_parallel_size", "pipeline_model_parallel_size", "seq_length", "global_batch_size",
-        "micro_batch_size", "train_iters", "train_epochs", "eval_interval", "save_interval",
+        "micro_batch_size", "train_epochs", "eval_interval", "save_interval",
         "exit_interval", "log_interval", "lr", "adam_eps", "num_workers", "lr_wsd_decay_iters",
         "exit_duration_in_mins", "max_skipped_steps", "loss_chunk_tokens", "context_parallel_size",
         "expert_model_parallel_size",
@@ -106,9 +106,9 @@ def problems_of(config: TrainConfig) -> list[str]:
     for name in positive:
         value = getattr(config, name)
         require(value is None or value > 0, f"--{_dashed(name)} must be more than 0, got {value}")
-    for name in ("min_lr", "weight_decay", "clip_grad", "lr_warmup_iters"):
+    for name in ("min_lr", "weight_decay", "clip_grad", "lr_warmup_iters", "train_iters"):
         value = getattr(config, name)
-        require(value >= 0, f"--{_dashed(name)} must not be negative, got {value}")
+        require(value is None or value >= 0, f"--{_dashed(name)} must not be negative, got {value}")
     for name in ("adam_beta1", "adam_beta2"):
         value = getattr(config, name)
         require(0 <= value < 1, f"--{_dashed(name)} must be in 0 ≤ β < 1, got {value}")

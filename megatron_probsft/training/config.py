@@ -111,7 +111,7 @@ class TrainConfig:
     micro_batch_size: int = flag(1, "a pack holds up to this many × seq_length tokens")
     packing: bool = flag(True, "--no-packing pads micro-batch-size samples to the longest of them instead")
     fixed_pack_length: bool = flag(False, "pad packs to micro-batch-size × seq-length, for one kernel shape")
-    train_iters: int | None = flag(None, "optimizer steps")
+    train_iters: int | None = flag(None, "optimizer steps; 0: only read, validate and save")
     train_epochs: float | None = flag(
         None, "passes over the data, instead of --train-iters; with --data-weights: times as many samples"
     )

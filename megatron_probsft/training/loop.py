@@ -137,6 +137,10 @@ def _train(
                 vocabulary, most = inputs.hf.shape.vocab_size, config.probe_samples
                 reporter.probe(probe(state.model, inputs.train, vocabulary, config, most, reporter.progress))
         validate_now()
+        if train_iters == 0:
+            with reporter.phases("checkpoint"):
+                checkpoints.save(state)
+                checkpoints.finish()
     else:
         checkpoints.resumed(state)
     skipped_in_a_row, equal_until, stop = 0, state.iteration, None

@@ -66,10 +66,8 @@ def dry_run(config: TrainConfig) -> None:
     assert stores is not None
     assert batches is not None
     hf, train = found[0], stores[0]
-    plans = [
-        batches.training_plan(step * config.global_batch_size)
-        for step in range(min(batches.train_iters(), _STEPS_LOOKED_AT))
-    ]
+    looked_at = min(max(batches.train_iters(), 1), _STEPS_LOOKED_AT)
+    plans = [batches.training_plan(step * config.global_batch_size) for step in range(looked_at)]
     lengths = [max(plan.lengths) for plan in plans]
     most = max(len(plan.packs) for plan in plans)
     console.print(_data_table(train, stores[1]))

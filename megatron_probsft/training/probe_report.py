@@ -16,7 +16,7 @@ from megatron_probsft.training.probe import PAPER, Reading, advise
 def table(readings: list[Reading]) -> Group:
     """The readings by source, where on the continuum they are, and the paper's numbers beside."""
     found = Table(title="p of the label tokens, before training", title_justify="left")
-    found.add_column("source")
+    found.add_column("source", overflow="fold")  # the names that tell sources apart are at their ends
     for heading in ("samples", "tokens", "mean p", "median", "p < 0.1", "p ≥ 0.55", "NLL", "entropy"):
         found.add_column(heading, justify="right")
     found.add_column("place")

@@ -145,11 +145,11 @@ def _scheduler(
         max_lr=config.lr,
         min_lr=config.min_lr,
         lr_warmup_steps=_warmup(config, train_iters),
-        lr_decay_steps=train_iters,
+        lr_decay_steps=max(train_iters, 1),  # a run of 0 steps only reads and writes a model
         lr_decay_style=config.lr_decay_style,
         start_wd=config.weight_decay,
         end_wd=config.weight_decay,
-        wd_incr_steps=train_iters,
+        wd_incr_steps=max(train_iters, 1),
         wd_incr_style="constant",
         wsd_decay_steps=config.lr_wsd_decay_iters,
         lr_wsd_decay_style=config.lr_wsd_decay_style,

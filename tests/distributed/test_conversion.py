@@ -247,25 +247,22 @@ def test_ten_kills_leave_nothing_that_passes_for_complete(tiny_qwen2: Path, tmp_
     generator = random.Random(11)
     run, back = tmp_path / "run", tmp_path / "back"
     before = (tiny_qwen2 / WEIGHTS).read_bytes()
-    killed = 0
     for function, source, target in ((hf_to_megatron, tiny_qwen2, run), (megatron_to_hf, run, back)):
-        seconds = _killed_after(None, function, source, target)
-        for _ in range(10):
+        shortest = _killed_after(None, function, source, target)
+        kills = 0
+        while kills < 10:
             shutil.rmtree(target)
-            _killed_after(generator.uniform(0, seconds), function, source, target)
-            if target is run and not _finds_checkpoint(run):
-                killed += 1
-            elif target is back and not back.exists():
-                if (tmp_path / "back.part" / "config.json").exists():  # without it no part is a model
-                    assert (tmp_path / "back.part" / WEIGHTS).read_bytes() == before
-                killed += 1
-            else:
+            _killed_after(generator.uniform(0, shortest), function, source, target)
+            if _finds_checkpoint(run) if target is run else back.exists():
+                shortest *= 0.8  # it was done before
                 continue
-            _killed_after(None, function, source, target)
-        if target is back:
-            assert (back / WEIGHTS).read_bytes() == before
-            assert not (tmp_path / "back.part").exists()
-    assert killed > 10
+            part = tmp_path / "back.part"
+            if target is back and (part / "config.json").exists():  # without it no part is a model
+                assert (part / WEIGHTS).read_bytes() == before
+            kills += 1
+            shortest = min(shortest, _killed_after(None, function, source, target))
+    assert (back / WEIGHTS).read_bytes() == before
+    assert not (tmp_path / "back.part").exists()
 
 
 def _finds_checkpoint(run: Path) -> bool:

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from megatron_probsft.checkpoint.convert import megatron_to_hf
 from megatron_probsft.checkpoint.hf_export import save_hf_weights
 from megatron_probsft.checkpoint.hf_weights import load_hf_weights
 from megatron_probsft.checkpoint.safetensors_folder import TensorReader
+from megatron_probsft.checkpoint.safetensors_writer import SafetensorsWriter
 from megatron_probsft.models.build import Parallelism, build_model, read_hf_model, transformer_config
 from megatron_probsft.runtime import distributed, folders
 from megatron_probsft.runtime.errors import UserError
@@ -83,6 +85,36 @@ def _elements_read(folder: Path) -> tuple[int, int]:
         tables = [p for p in model[0].parameters() if len(p) == -(-hf.shape.vocab_size // 2)]
         padding = hf.shape.hidden_size * len(tables) * (hf.shape.vocab_size % 2)
     return read[0], sum(parameter.numel() for parameter in model[0].parameters()) - padding
+
+
+def test_no_rank_holds_more_than_a_tensor_of_the_model(tmp_path: Path) -> None:
+    """`--save-hf`: each of eight ranks writes its share; of other shards it has one tensor's at a time."""
+    folder = save_tiny_model(tmp_path / "hf", family="qwen2", tied=False, heads=8, groups=2, layers=8)
+    tensors = load_file(folder / "model.safetensors").values()
+    whole, largest = (function(tensor.numel() for tensor in tensors) for function in (sum, max))
+    shares = run_ranks(8, _elements_gathered_and_written, folder, tmp_path / "out")
+    assert sum(written for _, written in shares) == whole
+    for gathered, written in shares:
+        assert gathered <= 1.01 * largest  # gate and up, or a vocabulary with its padding
+        assert written < 0.3 * whole
+
+
+def _elements_gathered_and_written(folder: Path, target: Path) -> tuple[int, int]:
+    model, hf = _model(folder, 2, 4)
+    gathered, written = [], []
+    plain_gather, plain_write = dist.all_gather, SafetensorsWriter.write
+
+    def gather(shards: list[torch.Tensor], *args: Any, **settings: Any) -> Any:
+        gathered.append(sum(shard.numel() for shard in shards))
+        return plain_gather(shards, *args, **settings)
+
+    def write(writer: SafetensorsWriter, name: str, tensor: torch.Tensor) -> None:
+        written.append(tensor.numel())
+        plain_write(writer, name, tensor)
+
+    dist.all_gather, SafetensorsWriter.write = gather, write  # type: ignore[method-assign]
+    save_hf_weights(model, hf, target)
+    return max(gathered), sum(written)
 
 
 @pytest.fixture

@@ -24,13 +24,20 @@ from megatron_probsft.checkpoint.convert import hf_to_megatron, megatron_to_hf
 from megatron_probsft.runtime import distributed
 from tests.distributed.test_training_parity import _label_probabilities, _samples
 from tests.ranks import run_ranks
+from tests.tiny_families import save_tiny_family
 from tests.training_runs import config_for, records, train, write_pairs
 
 PADDED = 384  # Megatron-LM's --make-vocab-size-divisible-by 128
+CASES = [("tiny_llama", (1, 1)), ("tiny_llama", (2, 2)), ("tiny_qwen2", (1, 1)), ("tiny_qwen2", (2, 2)),
+         ("tiny_mixtral", (1, 1)), ("tiny_mixtral", (1, 2))]  # fmt: skip
+TP_2: dict[str, Any] = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 TOKENS = torch.randint(0, 331, (48,), generator=torch.Generator().manual_seed(4)).tolist()
 
 
-def _plain_model(hf_config: dict[str, Any], tp: int, pp: int) -> GPTModel:
+def _plain_model(
+    hf_config: dict[str, Any], tp: int, pp: int, *, norms_as_transformer_engine: bool = False
+) -> GPTModel:
+    """norms_as_transformer_engine: a mixture's norm has the name that it has on GPUs."""
     distributed.initialize(tp, pp)
     torch.manual_seed(7 + parallel_state.get_pipeline_model_parallel_rank())
     config = TransformerConfig(
@@ -58,10 +65,14 @@ def _plain_model(hf_config: dict[str, Any], tp: int, pp: int) -> GPTModel:
         bias_dropout_fusion=False,
         apply_rope_fusion=False,
         batch_p2p_comm=False,
+        **_experts(hf_config),
     )
+    layer = get_gpt_layer_local_spec(num_experts=config.num_moe_experts, normalization="RMSNorm")
+    if norms_as_transformer_engine:
+        del layer.submodules.sharded_state_dict_keys_map["pre_mlp_layernorm."]  # type: ignore[union-attr]
     return GPTModel(
         config=config,
-        transformer_layer_spec=get_gpt_layer_local_spec(normalization="RMSNorm"),
+        transformer_layer_spec=layer,
         vocab_size=PADDED,
         max_sequence_length=1024,
         pre_process=parallel_state.is_pipeline_first_stage(),
@@ -70,6 +81,17 @@ def _plain_model(hf_config: dict[str, Any], tp: int, pp: int) -> GPTModel:
         position_embedding_type="rope",
         rotary_base=int(hf_config["rope_parameters"]["rope_theta"]),
     )
+
+
+def _experts(hf_config: dict[str, Any]) -> dict[str, Any]:
+    if hf_config["model_type"] != "mixtral":
+        return {}
+    return {
+        "num_moe_experts": hf_config["num_local_experts"],
+        "moe_router_topk": hf_config["num_experts_per_tok"],
+        "moe_router_load_balancing_type": "none",
+        "moe_token_dispatcher_type": "alltoall",
+    }
 
 
 def _plain_logits(model: GPTModel) -> torch.Tensor:
@@ -97,10 +119,16 @@ def _plain_saves(hf_config: dict[str, Any], tp: int, pp: int, folder: Path) -> t
 
 
 def _plain_loads(hf_config: dict[str, Any], tp: int, pp: int, folder: Path) -> torch.Tensor:
-    model = _plain_model(hf_config, tp, pp)
+    mixture = hf_config["model_type"] == "mixtral"
+    model = _plain_model(hf_config, tp, pp, norms_as_transformer_engine=mixture)
     state = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(folder))
     model.load_state_dict(state["model"])
     return _plain_logits(model)
+
+
+@pytest.fixture(scope="module")
+def tiny_mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_family(tmp_path_factory.mktemp("tiny") / "mixtral", "Mixtral", num_hidden_layers=2)
 
 
 def _joined(shards: list[torch.Tensor]) -> torch.Tensor:
@@ -123,8 +151,7 @@ def _to_megatron(source: Path, run: Path) -> Path:
     return hf_to_megatron(source, run).folder
 
 
-@pytest.mark.parametrize("layout", [(1, 1), (2, 2)], ids=str)
-@pytest.mark.parametrize("model", ["tiny_llama", "tiny_qwen2"])
+@pytest.mark.parametrize(("model", "layout"), CASES, ids=str)
 def test_what_plain_megatron_core_writes_is_read(
     model: str, layout: tuple[int, int], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -145,7 +172,7 @@ def test_what_plain_megatron_core_writes_is_read(
 
     data = write_pairs(tmp_path / "train.jsonl", 12)
     settings = {"load": str(tmp_path / "plain"), "finetune": True, "valid_data": [str(data)]}
-    train(2, config_for(tmp_path / "run", None, data, tensor_model_parallel_size=2, **settings))
+    train(2, config_for(tmp_path / "run", None, data, **TP_2, **settings))
     reference = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
     with torch.no_grad():
         samples = _samples(tmp_path / "hf", data)
@@ -154,8 +181,7 @@ def test_what_plain_megatron_core_writes_is_read(
     assert first["nll"] == pytest.approx(-p.log().mean().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("layout", [(1, 1), (2, 2)], ids=str)
-@pytest.mark.parametrize("model", ["tiny_llama", "tiny_qwen2"])
+@pytest.mark.parametrize(("model", "layout"), CASES, ids=str)
 def test_plain_megatron_core_reads_what_is_written(
     model: str, layout: tuple[int, int], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -164,7 +190,7 @@ def test_plain_megatron_core_reads_what_is_written(
     hf_config = json.loads((source / "config.json").read_text())
     (converted,) = run_ranks(1, _to_megatron, source, tmp_path / "converted")
     data = write_pairs(tmp_path / "train.jsonl", 12)
-    trained = {"tensor_model_parallel_size": 2, "save_hf": str(tmp_path / "trained hf"), "save_optim": True}
+    trained = {**TP_2, "save_hf": str(tmp_path / "trained hf"), "save_optim": True}
     train(2, config_for(tmp_path / "trained", source, data, **trained))
     tp, pp = layout
     for checkpoint, hf in (

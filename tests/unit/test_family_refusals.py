@@ -27,9 +27,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "llama", {"attn_logit_softcapping": 50.0}),
     "final_logit_softcapping=30.0 in config.json is not supported": (
         "mistral", {"final_logit_softcapping": 30.0}),
+    "logit_scale=0.25 in config.json is not supported": ("llama", {"logit_scale": 0.25}),
+    "attention_multiplier=0.1 in config.json is not supported": ("llama", {"attention_multiplier": 0.1}),
+    "residual_multiplier=0.2 in config.json is not supported": ("qwen2", {"residual_multiplier": 0.2}),
+    "embedding_multiplier=12.0 in config.json is not supported": ("llama", {"embedding_multiplier": 12.0}),
+    "partial_rotary_factor=0.25 ": ("qwen3", {"partial_rotary_factor": 0.25}),
+    "pretraining_tp=2 in config.json is not supported (supported: 1, ": ("llama", {"pretraining_tp": 2}),
     "quantization_config={": ("llama", {"quantization_config": {"quant_method": "fp8"}}),
     "rope scaling 'yarn' is not supported (supported: none, linear, llama3): {'rope_type': 'yarn', ": (
         "qwen2", {"rope_parameters": YARN}),
+    "rope scaling 'dynamic' is not supported": (
+        "llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
+    "rope scaling 'longrope' is not supported": (
+        "mistral", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0,
+                    "short_factor": [1.0], "long_factor": [2.0]}}),
     "partial_rotary_factor=0.5 is not supported": (
         "llama",
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
