@@ -99,7 +99,7 @@ def test_killed_while_grading_needs_no_engine(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("megatron_probsft.evaluation.run._write_generations", fail)
+        patch.setattr("megatron_probsft.evaluation.run.write_generations", fail)
         with pytest.raises(KeyboardInterrupt):
             evaluate(arguments)
     summary = evaluate(arguments)
