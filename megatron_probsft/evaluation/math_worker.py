@@ -84,7 +84,7 @@ def _differ_in_value(one: Any, two: Any) -> bool:
         for side in (one, two)
     ):
         return False  # perhaps words
-    places = {symbol: Float(0.3 + 0.137 * place) for place, symbol in enumerate(symbols)}
+    places: dict[Any, Any] = {symbol: Float(0.3 + 0.137 * place) for place, symbol in enumerate(symbols)}
     try:
         first, second = (complex(side.evalf(subs=places)) for side in (one, two))
     except (TypeError, ValueError, ArithmeticError):

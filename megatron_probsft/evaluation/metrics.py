@@ -21,7 +21,7 @@ def majority_is_correct(keys: Sequence[Hashable | None], correct: Sequence[bool]
 
     Samples with equal keys give the same answer, and so do all correct ones; None is no answer and no vote.
     """
-    votes: dict[Hashable, int] = {}
+    votes: dict[tuple[bool, Hashable], int] = {}
     for key, right in zip(keys, correct, strict=True):
         if right or key is not None:
             answer = (right, None if right else key)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_probsft.data.domains.templates import family_of, template_for
-from megatron_probsft.evaluation.metrics import average_metrics, benchmark_metrics
 from megatron_probsft.evaluation.model_files import encode, fingerprint, load_model_files
-from megatron_probsft.evaluation.problems import Grade, Problem, check_ids, cut, sample_seed
+from megatron_probsft.evaluation.problems import Problem, check_ids, cut, sample_seed
+from megatron_probsft.evaluation.results import scores, write_generations, write_whole
 from megatron_probsft.evaluation.server import Server, served_engine
 from megatron_probsft.evaluation.tasks import get_task
 from megatron_probsft.evaluation.tasks.task import Task
@@ -97,11 +97,11 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     ]
     texts = [_text(tokenizer, one) for one in generations]
     grades = task.grade(repeated, texts)
-    _write_generations(settings, sampling, repeated, generations, texts, grades)
+    write_generations(settings.output, sampling.samples, settings.seed, repeated, generations, texts, grades)
     new_tokens = sum(len(one.tokens) for one in list(unfinished.generations.values())[unfinished.resumed :])
     summary = {
         "model": str(settings.model), "task": task.name, "n": len(problems), "samples": sampling.samples,
-        **_scores(settings, sampling, task, repeated, texts, grades),
+        **scores(task, sampling.samples, settings.seed, repeated, texts, grades),
         "cut_at_max_new_tokens": sum(one.finish_reason == "length" for one in generations) / len(generations),
         "grader": settings.grader if task.domain is None else task.name, "template": template,
         "temperature": sampling.temperature, "max_new_tokens": sampling.max_new_tokens, "seed": settings.seed,
@@ -114,7 +114,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         "generation_seconds": seconds.generation, "startup_seconds": seconds.startup,
         "seconds": time.perf_counter() - started,
     }  # fmt: skip
-    _write_whole(settings.output / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_whole(settings.output / "summary.json", json.dumps(summary, indent=2) + "\n")
     unfinished.remove()
     return summary
 
@@ -160,63 +160,6 @@ def _generate(
         tensor_parallel_size=settings.tensor_parallel_size, max_model_len=settings.max_model_len,
         kv_bytes_per_token=kv_bytes_per_token(config),
     )  # fmt: skip
-
-
-def _scores(
-    settings: Settings, sampling: _Sampling, task: Task, problems: list[Problem], texts: list[str],
-    grades: list[Grade],
-) -> dict[str, Any]:  # fmt: skip
-    """Per benchmark and on average; `problems` as long as `texts`, one for each sample."""
-    places: dict[str, list[int]] = {}
-    for place, problem in enumerate(problems):
-        places.setdefault(problem.benchmark, []).append(place)
-    benchmarks, means = {}, []
-    for name, of_benchmark in places.items():
-        mine = [grades[place] for place in of_benchmark]
-        groups = [mine[i : i + sampling.samples] for i in range(0, len(mine), sampling.samples)]
-        correct = [[grade.correct for grade in group] for group in groups]
-        keys = [[task.key(grade) for grade in group] for group in groups]
-        own = [problems[place] for place in of_benchmark], [texts[place] for place in of_benchmark]
-        benchmarks[name] = {
-            **benchmark_metrics(correct, keys, settings.seed),
-            "timeouts": sum(grade.verdict == "timeout" for grade in mine),
-            "unparsable": sum(grade.verdict == "unparsable" for grade in mine),
-            **task.more(*own, mine),
-        }
-        means.append([sum(one) / len(one) for one in correct])
-    average = average_metrics(list(benchmarks.values()), means, settings.seed)
-    return {
-        "accuracy": average["accuracy"], "accuracy_ci95": average["accuracy_ci95"], "benchmarks": benchmarks,
-        "average": average,
-    }  # fmt: skip
-
-
-def _write_generations(
-    settings: Settings, sampling: _Sampling, problems: list[Problem], generations: list[Generation],
-    texts: list[str], grades: list[Grade],
-) -> None:  # fmt: skip
-    lines = []
-    for place, (problem, one, text, grade) in enumerate(
-        zip(problems, generations, texts, grades, strict=True)
-    ):
-        sample = place % sampling.samples
-        line = {
-            "benchmark": problem.benchmark, "id": problem.id, "index": problem.index, "sample": sample,
-            "seed": sample_seed(settings.seed, problem, sample), "prompt": problem.prompt,
-            "answer": problem.answer, "generation": text, "finish_reason": one.finish_reason,
-            "tokens": len(one.tokens), "prediction": grade.prediction, "verdict": grade.verdict,
-            "correct": int(grade.correct),
-        }  # fmt: skip
-        if grade.similarity is not None:
-            line["similarity"] = grade.similarity
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    _write_whole(settings.output / "generations.jsonl", "".join(lines))
-
-
-def _write_whole(file: Path, content: str) -> None:
-    part = file.with_name(file.name + ".part")
-    part.write_text(content)
-    part.rename(file)
 
 
 def _text(tokenizer: Any, one: Generation) -> str:

@@ -34,7 +34,7 @@ class Server:
             models = reply.json()["data"]
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"--server {url} lists no models: {error or type(error).__name__}; give the URL of an "
+                f"--server {url} lists no models: {str(error) or type(error).__name__}; give the URL of an "
                 "OpenAI-compatible server up to /v1, as http://localhost:8000/v1"
             ) from None
         named = [one for one in models if model in (one.get("id"), one.get("root"))]
@@ -63,21 +63,26 @@ class Server:
         }  # fmt: skip
         jobs = _jobs(prompts, seeds, GREEDY_BATCH if temperature == 0 else 1)
         progress = GenerationProgress(sum(map(len, seeds)), max_new_tokens)
-        counts = [0, 0]
+        generations = all_tokens = 0
 
         def done(place: tuple[int, int], choice: dict[str, Any]) -> None:
+            nonlocal generations, all_tokens
             tokens = choice.get("token_ids")
             if tokens is None:
                 tokens = tokenizer.encode(choice["text"], add_special_tokens=False)
                 if choice["finish_reason"] == "stop":
                     tokens.append(tokenizer.eos_token_id)
-            finished(*place, Generation(tokens, choice["finish_reason"]))
-            counts[0] += 1
-            counts[1] += len(tokens)
-            progress.show(*counts, counts[1])
+            finished(place[0], place[1], Generation(tokens, choice["finish_reason"]))
+            generations += 1
+            all_tokens += len(tokens)
+            progress.show(generations, all_tokens, all_tokens)
 
-        asyncio.run(self._post_all(jobs, body, done))
-        progress.close()
+        try:
+            asyncio.run(self._post_all(jobs, body, done))
+        except* UserError as group:
+            raise group.exceptions[0] from None
+        finally:
+            progress.close()
         return Seconds(0.0, time.perf_counter() - started)
 
     async def _post_all(self, jobs: list[_Job], body: dict[str, Any], done: Any) -> None:
@@ -107,7 +112,7 @@ class Server:
             choices = reply.json()["choices"]
         except (httpx.HTTPError, ValueError, KeyError) as error:
             raise UserError(
-                f"--server {self.url} failed: {error or type(error).__name__}; the same command resumes"
+                f"--server {self.url} failed: {str(error) or type(error).__name__}; the same command resumes"
             ) from None
         if sorted(choice["index"] for choice in choices) != list(range(wanted)):
             raise UserError(f"--server {self.url} gave {len(choices)} completions for {wanted} prompts")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from megatron_probsft.evaluation.vllm_runner import generate, kv_bytes_per_token
+from megatron_probsft.evaluation.vllm_runner import Engine, Generation, generate, kv_bytes_per_token
 from tests.tiny_models import VOCAB_SIZE, save_tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -47,43 +47,49 @@ def test_greedy_tokens_equal_transformers(model: Path, tmp_path: Path) -> None:
         return output[0, len(prompt) :].tolist()
 
     stop = greedy(prompts[0], [VOCAB_SIZE - 1])[3]  # met after at most four tokens of the first prompt
-    result = generate(
+    generations: dict[int, Generation] = {}
+    engines: list[Engine] = []
+    generate(
         model, prompts, [[7]] * len(prompts), max_new_tokens=24, stop_token_ids=[stop], dtype="float32",
         log=tmp_path / "vllm.log", kv_bytes_per_token=kv_bytes_per_token(reference.config),
+        finished=lambda prompt, _, one: generations.__setitem__(prompt, one), started=engines.append,
     )  # fmt: skip
-    assert [samples[0].tokens for samples in result.generations] == [greedy(p, [stop]) for p in prompts]
-    for (one,) in result.generations:
+    assert [generations[place].tokens for place in range(5)] == [greedy(p, [stop]) for p in prompts]
+    for one in generations.values():
         assert one.finish_reason == ("stop" if one.tokens[-1] == stop else "length")
-    assert len(result.generations[0][0].tokens) <= 4
-    assert result.dtype == "float32"
+    assert len(generations[0].tokens) <= 4
+    assert [engine.dtype for engine in engines] == ["float32"]
 
 
 def test_samples_differ_and_are_reproduced(model: Path, tmp_path: Path) -> None:
+    """Sixteen samples of each of two problems that ask the same."""
     row = {"question": "what is one and two?", "answer": 3}
     (tmp_path / "task.jsonl").write_text((json.dumps(row) + "\n") * 3)
 
     def run(name: str) -> list[dict[str, Any]]:
         output = tmp_path / name
         flags = f"--model {model} --task {tmp_path}/task.jsonl --output {output} --prompt-key question"
-        flags += " --grader number --limit 2 --samples 2 --temperature 1 --max-new-tokens 16"
+        flags += " --grader number --limit 2 --samples 16 --temperature 1 --max-new-tokens 16"
         result = subprocess.run(
             [sys.executable, ROOT / "tools" / "evaluate.py", *flags.split()], capture_output=True, text=True
         )
         assert result.returncode == 0, result.stderr
-        assert "accuracy" in result.stdout
+        assert "mean@16" in result.stdout
         return [json.loads(line) for line in (output / "generations.jsonl").read_text().splitlines()]
 
     first, second = run("first"), run("second")
     assert first == second
-    assert [(line["index"], line["sample"]) for line in first] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert len({line["generation"] for line in first}) == 4  # two samples of two identical prompts
-    assert len({line["seed"] for line in first}) == 4
+    assert [(line["index"], line["sample"]) for line in first] == [(i, s) for i in (0, 1) for s in range(16)]
+    assert len({line["generation"] for line in first}) == 32
+    assert len({line["seed"] for line in first}) == 32
     assert {line["answer"] for line in first} == {"3"}
     assert all(line["finish_reason"] == "length" or line["tokens"] < 16 for line in first)
 
     summary = json.loads((tmp_path / "first" / "summary.json").read_text())
-    assert (summary["n"], summary["samples"], summary["grader"]) == (2, 2, "number")
-    assert summary["accuracy"] == sum(line["correct"] for line in first) / 4
+    assert (summary["n"], summary["samples"], summary["grader"]) == (2, 16, "number")
+    assert summary["accuracy"] == sum(line["correct"] for line in first) / 32
+    assert list(summary["benchmarks"]) == ["task"]
+    assert list(summary["average"]["pass_at_k"]) == ["1", "2", "4", "8", "16"]
     low, high = summary["accuracy_ci95"]
     assert low <= summary["accuracy"] <= high
     assert summary["generated_tokens"] == sum(line["tokens"] for line in first)

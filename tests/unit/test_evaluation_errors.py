@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from megatron_probsft.evaluation import vllm_runner
+from megatron_probsft.evaluation.problems import Problem, sample_seed
+from megatron_probsft.evaluation.run import evaluate
 from megatron_probsft.runtime.errors import UserError
-from tools.evaluate import evaluate, parse_arguments, sample_seed
+from tools.evaluate import parse_arguments
 
 ROW = {"prompt": "what is one and two?", "answer": "3"}
 
@@ -39,13 +41,19 @@ def run(model: Path, folder: Path, rows: list[object], *flags: str) -> None:
         ([ROW, {"prompt": "a", "answer": "b"}], ["--grader", "number"], "line 2: the answer 'b' is no"),
         ([ROW], ["--grader", "nubmer"], "--grader nubmer is unknown: did you mean number"),
         ([ROW], ["--template", "alpaca"], "--template alpaca is unknown"),
-        ([ROW], ["--max-new-tokens", "1200"], "line 1: .* exceed the model's 1024 positions"),
+        ([ROW], ["--max-new-tokens", "1200"], "exceed the model's 1024 positions: --max-new-tokens 1008 is"),
         ([ROW], ["--max-model-len", "1200"], "--max-model-len 1200 exceeds the model's 1024 positions"),
         ([ROW], ["--max-model-len", "70"], "exceed --max-model-len 70"),
         ([{**ROW, "prompt": ""}], ["--template", "plain"], "line 1: the prompt is empty"),
         ([ROW], ["--samples", "0"], "--samples must be at least 1, got 0"),
         ([ROW], ["--samples", "2"], "--samples 2 at temperature 0 are all alike"),
         ([ROW], ["--temperature", "nan"], "--temperature must be a number of at least 0, got nan"),
+        ([ROW], ["--start", "1"], "--start 1 is beyond the 1 problems of task"),
+        ([ROW], ["--start", "3", "--end", "3"], "--end must be greater than --start 3, got 3"),
+        ([ROW], ["--data", "a.jsonl"], "--data is for --task math, medical and figfont"),
+        ([ROW], ["--server", "http://127.0.0.1:9/v1"], "v1 lists no models: .* up to"),
+        ([ROW], ["--server", "here"], "--server here lists no models"),
+        ([ROW], ["--server", "a", "--dtype", "float32"], "--dtype and .* are the server's"),
     ],
 )  # fmt: skip
 def test_mistakes(
@@ -87,10 +95,10 @@ def interpreter(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("PROBSFT_VLLM_PYTHON", str(file))
 
 
-def generate(folder: Path) -> vllm_runner.Generated:
+def generate(folder: Path) -> vllm_runner.Seconds:
     return vllm_runner.generate(
         folder, [[1, 2]], [[3]], max_new_tokens=2, stop_token_ids=[0], log=folder / "vllm.log",
-        kv_bytes_per_token=8,
+        finished=lambda *_: None, started=lambda _: None, kv_bytes_per_token=8,
     )  # fmt: skip
 
 
@@ -153,10 +161,17 @@ def test_vllm_side_needs_no_project(tmp_path: Path) -> None:
     assert {name.split(".")[0] for name in imports} <= sys.stdlib_module_names
 
 
+def test_unknown_tasks_are_refused_with_the_nearest_name(tiny_llama: Path, tmp_path: Path) -> None:
+    flags = ["--model", str(tiny_llama), "--output", str(tmp_path), "--task"]
+    with pytest.raises(UserError, match=r"--task maths is none of math, .* no such file; did you mean math"):
+        evaluate(parse_arguments([*flags, "maths"]))
+
+
 def test_seeds_differ_and_do_not_move() -> None:
+    problems = [Problem(name, str(i), 0, "same", "", "") for name in ("a", "b") for i in range(50)]
     seeds = {
-        sample_seed(seed, index, sample) for seed in (1, 2) for index in range(50) for sample in range(4)
+        sample_seed(seed, problem, sample) for seed in (1, 2) for problem in problems for sample in range(4)
     }
-    assert len(seeds) == 400
+    assert len(seeds) == 800
     assert max(seeds) < 2**53
-    assert sample_seed(1234, 0, 0) == 70374548222040
+    assert sample_seed(1234, problems[0], 0) == 163341952976925
