@@ -15,9 +15,9 @@ from tools.probe import run as run_probe
 
 ROOT = Path(__file__).parents[2]
 FIGLET = {"min_word_len": 2, "max_word_len": 5, "space_letters": True}  # as in the paper
-# Mean p with the chat template over the response's tokens and EOS. The project noted, from plain transformers,
-# other samples, and without EOS, 0.58, 0.54, 0.44, 0.06 and 0.01. Of chain_sum's tokens a fourth are EOS with
-# 0.32, digits have 0.06. These medical questions have 0.37 to 0.40 in plain transformers, whatever the prompt.
+# Mean p, chat template, over the response's tokens and EOS. The project noted, from plain transformers, of
+# other samples and without EOS, 0.58, 0.54, 0.44, 0.06 and 0.01. Of chain_sum's tokens a fourth are EOS: it
+# has 0.32, digits 0.06. These medical questions have 0.37 to 0.40 in plain transformers, whatever the prompt.
 EXPECTED = {
     "math500": 0.58,
     "gsm_symbolic": 0.54,
