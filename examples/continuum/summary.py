@@ -59,10 +59,10 @@ def report(results: list[dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(cells)} |" for cells in (_HEADINGS, ["---"] * len(_HEADINGS), *_cells(results))]
     parts = ["# The continuum", "![scores and held-out NLL by domain](summary.png)", "\n".join(lines)]
     for result in results:
-        n, samples = result["rows"][0]["n"], result["rows"][0]["samples"]
+        base, sources = result["rows"][0], ", ".join(result["data"]["data_sources"])
         parts.append(
-            f"{result['dataset']}: {result['model']} on {result['data']['source']}; scored on {n} problems × "
-            f"{samples} sample(s); details in {result['folder']}/report.\n\n    python {result['command']}"
+            f"{result['dataset']}: {result['model']} on {sources}; scored on {base['n']} problems × "
+            f"{base['samples']} sample(s).\n\n    python {result['command']}"
         )
     return "\n\n".join(parts) + "\n"
 

@@ -142,8 +142,13 @@ def _parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _path(text: str) -> Path | str:
+    """What is there as an absolute path, since commands run in the project's folder."""
+    return Path(text).resolve() if Path(text).exists() else text
+
+
 SCORE_FLAGS: dict[str, dict[str, Any]] = {
-    "data": {"nargs": "+", "type": lambda text: Path(text).resolve(), "help": "benchmark files or folders"},
+    "data": {"nargs": "+", "type": _path, "help": "benchmark files or folders"},
     "limit": {"type": int, "help": "first N problems"},
     "samples": {"type": int, "help": "generations per problem"},
     "temperature": {"type": float, "help": "0: greedy"},
@@ -151,4 +156,11 @@ SCORE_FLAGS: dict[str, dict[str, Any]] = {
     "dtype": {"help": "auto, bfloat16, float32"},
     "tensor-parallel-size": {"type": int, "help": "GPUs that share the model"},
 }
-PREPARE_FLAGS: dict[str, dict[str, Any]] = {}
+PREPARE_FLAGS: dict[str, dict[str, Any]] = {
+    "generate": {"action": argparse.BooleanOptionalAction, "help": "data that need no hub; see the card"},
+    "data": {"nargs": "+", "type": _path, "help": "files, folders or hub data sets to train on"},
+    "test-data": {"nargs": "+", "type": _path, "help": "and to score on"},
+    "train": {"type": int, "help": "first N rows only, the validation rows among them"},
+    "validation": {"type": int, "help": "training rows to hold out"},
+    "test": {"type": int, "help": "first N test rows only"},
+}

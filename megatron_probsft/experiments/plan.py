@@ -67,7 +67,7 @@ class Sweep:
 def plan(sweep: Sweep) -> list[Step]:
     """The commands, in order."""
     settings = settings_for(sweep.dataset, sweep.model, paper=sweep.paper, gpus=sweep.gpus)
-    prepare, data = settings.prepare | sweep.prepare, data_of(sweep)
+    prepare, data = _prepare(sweep), data_of(sweep)
     train = settings.train | sweep.train
     for pair in _ONE_OF:
         for name, other in (pair, pair[::-1]):
@@ -111,8 +111,8 @@ def plan(sweep: Sweep) -> list[Step]:
 
     def score(title: str, hf: Path, folder: Path) -> Step:
         flags = {"task": sweep.dataset, "model": hf, "template": template}
-        if sweep.dataset == "figfont" or "stand_in" in prepare:
-            flags["data"] = data / "test.parquet"
+        if sweep.dataset == "figfont" or {"generate", "test_data"} & set(prepare):
+            flags["data"] = data / "test.parquet"  # else the public benchmarks
         words = words_of(flags | evaluate | {"output": folder / "score"})
         done, record = folder / "score" / "summary.json", folder / "score.command"
         return Step(title, ("tools/evaluate.py", *words), done, record, devices)
@@ -144,9 +144,19 @@ def plan(sweep: Sweep) -> list[Step]:
 
 def data_of(sweep: Sweep) -> Path:
     """Where the prepared data are, named by the flags that make them."""
+    prepare = _prepare(sweep)
+    items = [Path(item).name for item in [*prepare.pop("data", []), *prepare.pop("test_data", [])]]
+    source = "generated" if prepare.pop("generate", False) else "-".join(items) or "hub"
+    numbers = [f"{name}{value}" for name, value in prepare.items()]
+    return sweep.output / sweep.dataset / "data" / file_name("-".join([source, *numbers]))
+
+
+def _prepare(sweep: Sweep) -> Flags:
     settings = settings_for(sweep.dataset, sweep.model, paper=sweep.paper, gpus=sweep.gpus)
-    name = "-".join(f"{key}-{value}" for key, value in (settings.prepare | sweep.prepare).items())
-    return sweep.output / sweep.dataset / "data" / (file_name(name) or "hub")
+    prepare = settings.prepare | sweep.prepare
+    if "data" in sweep.prepare or not prepare.get("generate"):
+        prepare.pop("generate", None)
+    return prepare
 
 
 def file_name(text: str) -> str:

@@ -76,9 +76,10 @@ def markdown(content: dict[str, Any]) -> str:
 
 
 def _title(content: dict[str, Any]) -> str:
+    sources, probe = ", ".join(content["data"]["data_sources"]), content["probe"]
     return (
-        f"{content['dataset']} · {content['model']} · data: {content['data']['source']} · before training "
-        f"mean p {content['probe']['mean_p']:.2f} ({content['probe']['place']})"
+        f"{content['dataset']} · {content['model']} · data: {sources} · before training mean p "
+        f"{probe['mean_p']:.2f} ({probe['place']})"
     )
 
 

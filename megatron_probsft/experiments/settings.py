@@ -54,7 +54,7 @@ _SMALL_EVALUATE: dict[str, Flags] = {
     "medical": {"max_new_tokens": 80},
     "figfont": {"max_new_tokens": 8},
 }
-_SMALL_TRAIN_SAMPLES, _SMALL_VALIDATION_SAMPLES, _SMALL_TEST_SAMPLES = 128, 32, 32
+_SMALL_PREPARE = {"generate": True, "train": 160, "validation": 32, "test": 32}
 
 
 def settings_for(dataset: str, model: Model, *, paper: bool, gpus: int) -> Settings:
@@ -71,7 +71,8 @@ def settings_for(dataset: str, model: Model, *, paper: bool, gpus: int) -> Setti
     if small:
         del train["train_epochs"]
         train |= _SMALL_TRAIN | {"seq_length": _SMALL_SEQ_LENGTH[dataset]}
-        evaluate = {"dtype": "bfloat16", "limit": _SMALL_TEST_SAMPLES} | _SMALL_EVALUATE[dataset]
+        prepare = _SMALL_PREPARE
+        evaluate = {"dtype": "bfloat16"} | _SMALL_EVALUATE[dataset]
     if paper:
         train |= {
             "packing": False, "loss_denominator": "microbatch-sum", "truncation": "right",
