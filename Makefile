@@ -7,7 +7,7 @@ VARIANT := $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
 PYTHON := .venv/bin/python
 READY := .venv/.ready-$(VARIANT)
 
-.PHONY: setup quickstart test lint clean
+.PHONY: setup quickstart test lint browser clean
 
 setup: $(READY)
 
@@ -19,8 +19,20 @@ lint: $(READY)
 	.venv/bin/ruff format --check .
 	.venv/bin/basedpyright --level error
 
-test: lint
+test: lint browser
 	$(PYTHON) -m pytest $(ARGS)
+
+# The report's page is looked at in Chromium, the one thing that pip does not bring.
+browser:
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+	    command -v $$name >/dev/null && exit 0; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "set-up: Chromium, for the test of the report's page"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
+	        chromium fonts-dejavu-core >/dev/null && exit 0; \
+	fi; \
+	echo "no Chromium here, and not installed (that takes root, apt-get and a network): its test is skipped"
 
 $(READY): pyproject.toml $(wildcard requirements/*.txt) | .uv/bin/uv
 	@echo "set-up: Python 3.12, torch, Megatron-Core and vLLM ($(VARIANT)) into .venv"

@@ -1,0 +1,1 @@
+"""Runs side by side: read from disk, compared, and shown as one HTML page and as Markdown."""

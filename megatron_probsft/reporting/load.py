@@ -1,0 +1,147 @@
+"""Runs as they lie on disk: what a trainer's folder and an evaluation's folder hold, read and checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_probsft.reporting.names import shortest_names
+from megatron_probsft.runtime.errors import UserError
+
+Key = tuple[str, str, str]  # a problem: benchmark, id, question
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation: evaluate.py's --output."""
+
+    summary: dict[str, Any]
+    benchmarks: dict[str, dict[str, Any]]
+    """Its numbers by benchmark; where there are several, their `average` comes first."""
+    first_samples: dict[Key, dict[str, Any]]
+    """Sample 0 of every problem, as in generations.jsonl."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What there is of one run; what is missing is empty or None, and named in `missing`."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    records: list[dict[str, Any]]
+    summary: dict[str, Any]
+    evaluation: Evaluation | None
+    missing: list[str]
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        """The records of training (`train`) or of validation (`validation`), in order of steps."""
+        return [record for record in self.records if record["kind"] == kind]
+
+    @property
+    def model(self) -> str | None:
+        """The name of the model that training started from, or that was scored without training."""
+        start = self.config.get("hf_model") or self.config.get("load")
+        if start is None and not self.records and self.evaluation:
+            start = self.evaluation.summary.get("model")
+        return None if start is None else str(start).rstrip("/").rpartition("/")[2]
+
+
+def load_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read every run: a trainer's run folder, or a folder that holds megatron/ and/or score/.
+
+    Raises:
+        UserError: a folder does not exist, holds no run, is named twice, or a file in it cannot be read.
+    """
+    places = [_places(folder) for folder in folders]
+    for i, (folder, place) in enumerate(zip(folders, places, strict=True)):
+        for other, earlier in zip(folders[:i], places, strict=False):
+            if set(filter(None, place)) & set(filter(None, earlier)):
+                raise UserError(f"{folder} and {other} are the same run: name each once")
+    names = shortest_names([folder.resolve() for folder in folders])
+    return [_load(*one) for one in zip(names, folders, places, strict=True)]
+
+
+def _places(folder: Path) -> tuple[Path | None, Path | None]:
+    """Where the training and the evaluation of a run are."""
+    if not folder.is_dir():
+        raise UserError(f"run {folder} {'is a file' if folder.exists() else 'does not exist'}: give a folder")
+    trained = [place for place in (folder, folder / "megatron") if (place / "metrics.jsonl").is_file()]
+    score = folder / "score"
+    if not trained and not score.is_dir():
+        raise UserError(
+            f"{folder} holds no run: expected the trainer's metrics.jsonl, or a folder megatron/ with it, or"
+            " an evaluation in score/"
+        )
+    return (trained[0].resolve() if trained else None), (score.resolve() if score.is_dir() else None)
+
+
+def _load(name: str, folder: Path, places: tuple[Path | None, Path | None]) -> Run:
+    trained, scored = places
+    missing = [] if trained else ["training"]
+    config, records, summary = {}, [], {}
+    if trained:
+        config = _yaml(trained / "train_config.yaml")
+        records = list(_json_lines(trained / "metrics.jsonl"))
+        summary = _json(trained / "summary.json")
+        missing += [] if config else ["configuration"]
+        missing += [] if any(record["kind"] == "validation" for record in records) else ["validation"]
+    evaluation = _evaluation(scored) if scored else None
+    if evaluation is None:
+        missing.append("evaluation (score/ is not complete)" if scored else "evaluation")
+    return Run(name, folder, config, records, summary, evaluation, missing)
+
+
+def _evaluation(folder: Path) -> Evaluation | None:
+    """None where it is not complete."""
+    summary = _json(folder / "summary.json")
+    if not summary:
+        return None
+    benchmarks = summary.get("benchmarks") or {Path(summary["task"]).stem: summary}
+    if len(benchmarks) > 1:
+        of_all = {name: summary[name] for name in ("accuracy", "accuracy_ci95", "n", "samples")}
+        benchmarks = {"average": of_all | summary.get("average", {}), **benchmarks}
+    first = {}
+    if (folder / "generations.jsonl").is_file():
+        for line in _json_lines(folder / "generations.jsonl"):
+            if line["sample"] == 0:
+                key = str(line.get("benchmark", "")), str(line.get("id", line["index"])), line["prompt"]
+                first[key] = line
+    return Evaluation(summary, benchmarks, first)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """Empty where there is no file."""
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON: {error}") from None
+
+
+def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """Every line; a last one without its end is still being written, and is left."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{file} line {number} is not valid JSON: {error}") from None
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    """Empty where there is no file."""
+    if not file.is_file():
+        return {}
+    try:
+        return yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not valid YAML: {str(error).partition(chr(10))[0]}") from None

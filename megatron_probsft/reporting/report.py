@@ -1,0 +1,45 @@
+"""From folders of runs to a folder with their report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_probsft.reporting import html, markdown
+from megatron_probsft.reporting.content import build
+from megatron_probsft.reporting.figures import draw
+from megatron_probsft.reporting.load import load_runs
+from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.progress import tqdm
+
+_FIGURES = "figures"
+
+
+def write_report(runs: Sequence[Path], output: Path) -> Path:
+    """Write report.html, report.md with figures/, and report.json into `output`; the page's path.
+
+    Raises:
+        UserError: a run cannot be read (`load_runs`), or the folder cannot be written.
+    """
+    content = build(load_runs(runs))
+    panels = draw(content)
+    try:
+        figures = output / _FIGURES
+        figures.mkdir(parents=True, exist_ok=True)
+        for old in figures.glob("*.png"):
+            old.unlink()
+        for panel in tqdm(panels, desc="plots", disable=None, leave=False):
+            panel.write(figures)
+        _write(output / "report.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        _write(output / "report.md", markdown.render(content, panels, _FIGURES))
+        _write(output / "report.html", html.render(content, panels))
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error}") from None
+    return output / "report.html"
+
+
+def _write(file: Path, text: str) -> None:
+    part = file.with_name(file.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.rename(file)
