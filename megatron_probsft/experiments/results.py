@@ -95,7 +95,8 @@ def _cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             f"{row['accuracy']:.1%}",
             "" if low is None else f"{low:.1%} to {high:.1%}", f"{row['n']} × {row['samples']}",
         ]  # fmt: skip
-        cells += [f"{row['jaro_winkler']:.3f}"] * has_similarity
+        if has_similarity:
+            cells.append(f"{row['jaro_winkler']:.3f}")
         rows.append([*cells, f"{row['training_minutes']:.1f}" if "training_minutes" in row else ""])
     return headings, rows
 
