@@ -99,9 +99,7 @@ def test_the_continuum_goes_from_known_to_unknown(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "summary.json").read_text())
     assert [domain["dataset"] for domain in content["domains"]] == ["math", "medical", "figfont"]
     text = (tmp_path / "report.md").read_text()
-    rows = [
-        line.split(" | ")[0] for line in text.splitlines() if line.startswith("| m") or line.startswith("| f")
-    ]
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith(("| m", "| f"))]
     assert rows == ["| math"] * 3 + ["| medical"] * 3 + ["| figfont"] * 3
     assert all(f"stand-in for {dataset}" in text for dataset in ("math", "medical", "figfont"))
     assert (tmp_path / "summary.png").stat().st_size > 10_000
