@@ -122,12 +122,14 @@ def _call(step: Step) -> int:
 
     def pass_on(number: int, _: Any) -> None:
         process.send_signal(number)
-        process.wait()
         sys.exit(128 + number)
 
     previous = signal.signal(signal.SIGTERM, pass_on)
     try:
         return process.wait()
+    except SystemExit:
+        process.wait()  # it may save what it has
+        raise
     except KeyboardInterrupt:  # the terminal sent it to the command as well
         process.wait()
         raise UserError(f"{step.title}: interrupted; the same command continues from here") from None

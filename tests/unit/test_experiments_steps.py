@@ -96,8 +96,9 @@ def test_environment_and_awkward_words_arrive(run: Run, tmp_path: Path) -> None:
     assert file.read_text() == f"of first|{awkward}|{ROOT}"
 
 
-def test_a_killed_runner_takes_its_command_along(tmp_path: Path) -> None:
-    """SIGKILL, which it cannot pass on: the command gets SIGTERM from the system."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_runner_takes_its_command_along(number: signal.Signals, tmp_path: Path) -> None:
+    """SIGTERM is passed on; after SIGKILL the system sends it to the command."""
     code = f"import time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     program = (
         "from pathlib import Path; from rich.console import Console\n"
@@ -110,8 +111,8 @@ def test_a_killed_runner_takes_its_command_along(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     pid = int((tmp_path / "pid").read_text())
-    runner.send_signal(signal.SIGKILL)
-    runner.wait()
+    runner.send_signal(number)
+    assert runner.wait(timeout=60) == (128 + number if number == signal.SIGTERM else -number)
     while Path(f"/proc/{pid}").exists() and "zombie" not in Path(f"/proc/{pid}/status").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
