@@ -66,10 +66,14 @@ class Panel:
     def write(self, folder: Path) -> None:
         """NAME.png on white in the folder, with a legend where curves of several runs are in it."""
         with matplotlib.rc_context(_STYLE):
-            named = self.figure.axes[0].get_legend_handles_labels()
-            legend = self.figure.legend(*named, loc="outside lower left", ncols=2, frameon=False)
+            axes = self.figure.axes[0]
+            lines, names = axes.get_legend_handles_labels()
+            style = {"loc": "outside lower left", "ncols": 2, "frameon": False, "fontsize": 9}
+            axes.set_title(self.title, loc="left")  # which the page has in text
+            legend = self.figure.legend(lines, [shortened(name, 22) for name in names], **style)
             self.figure.savefig(folder / f"{self.name}.png", dpi=150)
             legend.remove()
+            axes.set_title("", loc="left")
 
 
 def draw(content: dict[str, Any]) -> list[Panel]:
@@ -104,6 +108,8 @@ def _curves(content: dict[str, Any]) -> Iterator[Panel]:
             continue
         axes.set(xlabel="step")
         axes.margins(x=0.03)
+        low, high = axes.get_xlim()
+        axes.set_xlim(low, max(high, low + 1))  # one point alone: steps stay whole
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
         if name == "grad_norm" and np.nanmin(values) > 0 and np.nanmax(values) > 10 * np.nanmin(values):

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from megatron_probsft.reporting import tables
 from megatron_probsft.reporting.figures import DARK, LIGHT, Panel
-from megatron_probsft.reporting.text import NOTHING, excerpt, title_of
+from megatron_probsft.reporting.text import NOTHING, excerpt, problem_name, title_of
 
 
 def render(content: dict[str, Any], panels: Sequence[Panel]) -> str:
@@ -53,7 +53,7 @@ def _shown(example: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any
     """With texts shortened, and the index of the run, which has the colour."""
     indices = {run["name"]: index for index, run in enumerate(runs)}
     shown = {
-        "name": " ".join(filter(None, (example["benchmark"], example["id"]))),
+        "name": problem_name(example),
         "question": excerpt(example["question"]), "answer": excerpt(example["answer"]),
     }  # fmt: skip
     for side in ("right", "wrong"):

@@ -9,7 +9,7 @@ from typing import Any
 from megatron_probsft.reporting import tables
 from megatron_probsft.reporting.figures import Panel
 from megatron_probsft.reporting.tables import Table
-from megatron_probsft.reporting.text import excerpt, title_of
+from megatron_probsft.reporting.text import excerpt, problem_name, title_of
 
 
 def render(content: dict[str, Any], panels: Sequence[Panel], folder: str) -> str:
@@ -79,9 +79,8 @@ def _plots(panels: Sequence[Panel], section: str, folder: str) -> str:
 
 
 def _example(example: dict[str, Any]) -> str:
-    name = " ".join(filter(None, (example["benchmark"], example["id"])))
     parts = [
-        f"### {escaped(name)}",
+        f"### {escaped(problem_name(example))}",
         fenced(excerpt(example["question"])),
         f"answer: {escaped(excerpt(example['answer']))}",
     ]

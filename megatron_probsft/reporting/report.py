@@ -22,11 +22,12 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     Raises:
         UserError: a run cannot be read (`load_runs`), or the folder cannot be written.
     """
-    content = build(load_runs(runs))
-    panels = draw(content)
+    read = load_runs(runs)
+    figures = output / _FIGURES
     try:
-        figures = output / _FIGURES
         figures.mkdir(parents=True, exist_ok=True)
+        content = build(read)
+        panels = draw(content)
         for old in figures.glob("*.png"):
             old.unlink()
         for panel in tqdm(panels, desc="plots", disable=None, leave=False):

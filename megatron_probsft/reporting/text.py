@@ -61,3 +61,9 @@ def title_of(content: dict[str, Any]) -> tuple[str, str]:
     what = runs[0]["name"] if len(runs) == 1 else f"{len(runs)} runs"
     parts = [", ".join(models), f"objectives: {', '.join(objectives)}" if objectives else ""]
     return f"Report: {what}", " · ".join(filter(None, parts))
+
+
+def problem_name(example: dict[str, Any]) -> str:
+    """Its id, with the benchmark's name where that is not in it."""
+    benchmark, problem = example["benchmark"], example["id"]
+    return problem if benchmark in problem else f"{benchmark} {problem}"
