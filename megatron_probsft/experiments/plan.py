@@ -143,10 +143,12 @@ def plan(sweep: Sweep) -> list[Step]:
 
 
 def data_of(sweep: Sweep) -> Path:
-    """Where the prepared data are, named by the flags that make them."""
+    """Where the prepared data are, named by what they are: the folder's name is that of the benchmark, too."""
     prepare = _prepare(sweep)
     items = [Path(item).name for item in [*prepare.pop("data", []), *prepare.pop("test_data", [])]]
-    source = "generated" if prepare.pop("generate", False) else "-".join(items) or "hub"
+    source = "-".join(items) or "hub"
+    if prepare.pop("generate", False):
+        source = "generated" if sweep.dataset == "figfont" else "stand-in"  # the puzzles are the paper's own
     numbers = [f"{name}{value}" for name, value in prepare.items()]
     return sweep.output / sweep.dataset / "data" / file_name("-".join([source, *numbers]))
 

@@ -36,7 +36,7 @@ _TRAIN_ON: dict[str, Flags] = {
     "figfont": {"seq_length": 800, "micro_batch_size": 4, "weight_decay": 1e-5},
 }
 _EVALUATE_ON: dict[str, Flags] = {
-    "math": {"samples": 16, "temperature": 1.0, "max_new_tokens": 4096, "seed": 0},
+    "math": {"samples": 16, "temperature": 1.0, "max_new_tokens": 4096},
     "medical": {"max_new_tokens": 8000},
     "figfont": {"max_new_tokens": 5},
 }
@@ -50,7 +50,7 @@ _SMALL_TRAIN = {
 }  # fmt: skip
 _SMALL_SEQ_LENGTH = {"math": 1024, "medical": 512, "figfont": 800}
 _SMALL_EVALUATE: dict[str, Flags] = {
-    "math": {"max_new_tokens": 160},
+    "math": {"temperature": 0.0, "max_new_tokens": 160},
     "medical": {"max_new_tokens": 80},
     "figfont": {"max_new_tokens": 8},
 }
