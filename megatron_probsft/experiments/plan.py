@@ -143,7 +143,7 @@ def plan(sweep: Sweep) -> list[Step]:
 
 
 def data_of(sweep: Sweep) -> Path:
-    """Where the prepared data are, named by what they are: the folder's name is that of the benchmark, too."""
+    """Where the prepared data are, named by what they are; an evaluation names its benchmark after it."""
     prepare = _prepare(sweep)
     items = [Path(item).name for item in [*prepare.pop("data", []), *prepare.pop("test_data", [])]]
     source = "-".join(items) or "hub"
