@@ -1,8 +1,9 @@
 """vLLM's side of `vllm_runner`: token ids in, token ids out.
 
-Run by file path, `python vllm_process.py REQUEST.json RESPONSE.json PROGRESS_FD`, with an interpreter that
-may know vLLM and the standard library only. Writes lines "finished-requests their-tokens all-tokens" to the
-descriptor; when nobody reads them any more, it ends. When vLLM fails the response is {"error": what}.
+Run by file path, `python vllm_process.py REQUEST.json RESPONSE.json FD`, with an interpreter that may know
+vLLM and the standard library only. Writes JSON lines to the descriptor: {"engine": what it is} once it runs,
+{"finished": [prompt, sample, tokens, finish_reason]} and {"progress": [finished, their tokens, all tokens]};
+when nobody reads them any more, it ends. When vLLM fails the response is {"error": what}.
 """
 
 from __future__ import annotations
@@ -21,18 +22,22 @@ MAX_CONCURRENCY = 256
 CPU_BLOCK = 128  # tokens per block of vLLM's KV cache on CPU
 
 
-class Progress:
+class Reports:
     def __init__(self, descriptor: int) -> None:
         os.set_inheritable(descriptor, False)
-        self._descriptor, self._last = descriptor, 0.0
+        self._stream, self._last = os.fdopen(descriptor, "w"), 0.0
 
-    def __call__(self, *counts: int) -> None:
+    def write(self, **report: Any) -> None:
+        self._stream.write(json.dumps(report) + "\n")
+        self._stream.flush()
+
+    def progress(self, *counts: int) -> None:
         if time.monotonic() - self._last > 0.2:
             self._last = time.monotonic()
-            os.write(self._descriptor, (" ".join(map(str, counts)) + "\n").encode())
+            self.write(progress=counts)
 
 
-def run(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+def run(request: dict[str, Any], reports: Reports) -> dict[str, Any]:
     started = time.perf_counter()
     from vllm import platforms
 
@@ -58,11 +63,17 @@ def run(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
         **settings,
     )
     engine, ready = llm.llm_engine, time.perf_counter()
-    progress(0, 0, 0)
-    generations: dict[str, dict[str, Any]] = {}
+    reports.write(
+        engine={
+            "dtype": str(llm.model_config.dtype).removeprefix("torch."),
+            "device": platforms.current_platform.get_device_name(),
+            "vllm": vllm.__version__,
+        }
+    )
+    generated: dict[str, list[int]] = {}
     for index, (prompt, seeds) in enumerate(zip(request["prompts"], request["seeds"], strict=True)):
         for sample, seed in enumerate(seeds):
-            generations[f"{index}/{sample}"] = {"tokens": [], "finish_reason": None}
+            generated[f"{index}/{sample}"] = []
             sampling = vllm.SamplingParams(
                 temperature=request["temperature"],
                 max_tokens=request["max_new_tokens"],
@@ -77,22 +88,17 @@ def run(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     while engine.has_unfinished_requests():
         outputs: list[Any] = engine.step()
         for output in outputs:
-            new, generation = output.outputs[0], generations[output.request_id]
-            generation["tokens"] += new.token_ids
+            new = output.outputs[0]
+            generated[output.request_id] += new.token_ids
             tokens += len(new.token_ids)
             if output.finished:
-                generation["finish_reason"] = new.finish_reason
+                whole = generated.pop(output.request_id)
+                index, sample = map(int, output.request_id.split("/"))
+                reports.write(finished=[index, sample, whole, new.finish_reason])
                 finished += 1
-                finished_tokens += len(generation["tokens"])
-        progress(finished, finished_tokens, tokens)
-    return {
-        "generations": list(generations.values()),
-        "dtype": str(llm.model_config.dtype).removeprefix("torch."),
-        "device": platforms.current_platform.get_device_name(),
-        "vllm": vllm.__version__,
-        "startup_seconds": ready - started,
-        "generation_seconds": time.perf_counter() - ready,
-    }
+                finished_tokens += len(whole)
+        reports.progress(finished, finished_tokens, tokens)
+    return {"startup_seconds": ready - started, "generation_seconds": time.perf_counter() - ready}
 
 
 def _kv_bytes(request: dict[str, Any]) -> int:
@@ -110,7 +116,7 @@ def _kv_bytes(request: dict[str, Any]) -> int:
 
 def main() -> None:
     try:
-        response = run(json.loads(Path(sys.argv[1]).read_text()), Progress(int(sys.argv[3])))
+        response = run(json.loads(Path(sys.argv[1]).read_text()), Reports(int(sys.argv[3])))
     except Exception as error:
         traceback.print_exc()
         response = {"error": f"{type(error).__name__}: {error}"}

@@ -7,7 +7,6 @@ trainer (in NGC containers it has an environment of its own): `PROBSFT_VLLM_PYTH
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import os
 import re
@@ -18,11 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_probsft.evaluation.generation_progress import GenerationProgress
 from megatron_probsft.runtime.errors import UserError
 
 _ENVIRONMENT = {
@@ -45,15 +45,21 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class Generated:
-    """`generations[problem][sample]`, and what made them."""
+class Engine:
+    """What generates."""
 
-    generations: list[list[Generation]]
     dtype: str
     device: str
     vllm: str
-    startup_seconds: float
-    generation_seconds: float
+
+
+@dataclass(frozen=True)
+class Seconds:
+    startup: float
+    generation: float
+
+
+Finished = Callable[[int, int, Generation], None]  # (prompt, sample of it, what was generated)
 
 
 def generate(
@@ -64,17 +70,21 @@ def generate(
     max_new_tokens: int,
     stop_token_ids: Sequence[int],
     log: Path,
+    finished: Finished,
+    started: Callable[[Engine], None],
     temperature: float = 0.0,
     dtype: str = "auto",
     tensor_parallel_size: int = 1,
     max_model_len: int | None = None,
     kv_bytes_per_token: int,
-) -> Generated:
+) -> Seconds:
     """One generation for each seed of each prompt: greedy at temperature 0, else a function of its seed.
 
     Args:
         seeds: per prompt, one seed for each sample wanted.
         log: file for all that vLLM prints; progress goes to the terminal, one line every 5 s if it is none.
+        finished: called with each generation as soon as it is complete, in the order of completion.
+        started: called once, when the engine is ready.
         max_model_len: longest prompt + max_new_tokens unless given.
         kv_bytes_per_token: sizes the KV cache on CPU; see `kv_bytes_per_token`.
 
@@ -88,10 +98,11 @@ def generate(
         "max_model_len": max_model_len or max(map(len, prompts)) + max_new_tokens,
         "kv_bytes_per_token": kv_bytes_per_token,
     }  # fmt: skip
+    reports = _Reports(sum(map(len, seeds)), max_new_tokens, finished, started)
     with tempfile.TemporaryDirectory(prefix="probsft-vllm-") as folder:
         request_file, response_file = Path(folder, "request.json"), Path(folder, "response.json")
         request_file.write_text(json.dumps(request))
-        status = _run_process(request_file, response_file, log, sum(map(len, seeds)), max_new_tokens)
+        status = _run_process(request_file, response_file, log, reports)
         if not response_file.exists():
             what = _last_error(log) or "no error in its log"
             raise UserError(f"vLLM ended with status {status}, {_SIGNALS.get(status, what)} (log: {log})")
@@ -101,9 +112,7 @@ def generate(
         if "root cause" in error:  # of a process that vLLM started
             error = _last_error(log) or error
         raise UserError(f"vLLM: {error[:MAX_ERROR]} (log: {log})")
-    flat = iter(response.pop("generations"))
-    generations = [[Generation(**next(flat)) for _ in samples] for samples in seeds]
-    return Generated(generations, **response)
+    return Seconds(response["startup_seconds"], response["generation_seconds"])
 
 
 def kv_bytes_per_token(config: Any) -> int:
@@ -114,12 +123,12 @@ def kv_bytes_per_token(config: Any) -> int:
     return 2 * config.num_hidden_layers * groups * head_dim * 4
 
 
-def _run_process(request: Path, response: Path, log: Path, total: int, max_new_tokens: int) -> int:
+def _run_process(request: Path, response: Path, log: Path, reports: _Reports) -> int:
     python = os.environ.get("PROBSFT_VLLM_PYTHON") or sys.executable
     if shutil.which(python) is None:
         raise UserError(f"PROBSFT_VLLM_PYTHON={python} is not an executable interpreter")
     reader, writer = os.pipe()
-    with os.fdopen(reader, "rb", buffering=0) as progress, log.open("wb") as log_file:
+    with os.fdopen(reader, "rb", buffering=0) as stream, log.open("wb") as log_file:
         try:
             process = subprocess.Popen(
                 [python, str(Path(__file__).with_name("vllm_process.py")),
@@ -130,54 +139,62 @@ def _run_process(request: Path, response: Path, log: Path, total: int, max_new_t
         finally:
             os.close(writer)
         try:
-            return _follow(process, progress.fileno(), total, max_new_tokens)
+            return _follow(process, stream.fileno(), reports)
         finally:  # also the engine and workers that vLLM started, and on Ctrl-C
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
-def _follow(process: subprocess.Popen[bytes], progress: int, total: int, max_new_tokens: int) -> int:
-    """Show progress until the process ends; its exit status."""
-    display, started, first = _Display(), time.monotonic(), None
-    while (status := process.poll()) is None:
-        if not select.select([progress], [], [], 0.5)[0]:
-            if first is None:
-                display.show(f"vLLM: starting, {time.monotonic() - started:.0f} s")
-            continue
-        received = os.read(progress, 65536)
-        if not received:  # closed: the process is about to end
-            process.wait()
-            continue
-        finished, finished_tokens, tokens = map(int, received.split(b"\n")[-2].split())
-        first = first or time.monotonic()
-        speed = tokens / max(time.monotonic() - first, 1e-3)
-        mean_length = finished_tokens / finished if finished else max_new_tokens
-        left = max(0.0, mean_length * total - tokens) / max(speed, 1e-3)
-        display.show(
-            f"vLLM: {finished}/{total} generations | {speed:,.0f} tokens/s"
-            f" | ETA {datetime.timedelta(seconds=round(left)) if tokens else 'unknown'}"
-        )
-    display.close()
-    return status
+def _follow(process: subprocess.Popen[bytes], stream: int, reports: _Reports) -> int:
+    """Pass on what the process reports until it ends; its exit status."""
+    ended = False
+    while True:
+        if select.select([stream], [], [], 0.0 if ended else 0.5)[0]:
+            received = os.read(stream, 1 << 20)
+            if received:
+                reports.receive(received)
+                continue
+            process.wait()  # closed: the process is about to end
+        elif not ended:
+            reports.waiting()
+        if ended or process.poll() is not None:
+            if ended:
+                reports.close()
+                return process.wait()
+            ended = True  # read what it wrote before that; a worker left behind may keep the pipe open
 
 
-class _Display:
-    """One line rewritten in place on a terminal; elsewhere a new line every 5 s."""
+class _Reports:
+    """The lines that the process writes, and from them the progress shown."""
 
-    def __init__(self) -> None:
-        self._terminal, self._last = sys.stdout.isatty(), time.monotonic()
+    def __init__(
+        self, total: int, max_new_tokens: int, finished: Finished, started: Callable[[Engine], None]
+    ) -> None:
+        self._finished, self._started = finished, started
+        self._progress = GenerationProgress(total, max_new_tokens)
+        self._rest, self._begin, self._ready = b"", time.monotonic(), False
 
-    def show(self, text: str) -> None:
-        if self._terminal:
-            print(f"\r\033[K{text}", end="", flush=True)
-        elif time.monotonic() - self._last > 5:
-            self._last = time.monotonic()
-            print(text, flush=True)
+    def receive(self, received: bytes) -> None:
+        *lines, self._rest = (self._rest + received).split(b"\n")
+        for line in lines:
+            report = json.loads(line)
+            if "finished" in report:
+                prompt, sample, tokens, reason = report["finished"]
+                self._finished(prompt, sample, Generation(tokens, reason))
+            elif "progress" in report:
+                self._progress.show(*report["progress"])
+            else:
+                self._ready = True
+                self._progress.start()
+                self._started(Engine(**report["engine"]))
+
+    def waiting(self) -> None:
+        if not self._ready:
+            self._progress.say(f"vLLM: starting, {time.monotonic() - self._begin:.0f} s")
 
     def close(self) -> None:
-        if self._terminal:
-            print("\r\033[K", end="", flush=True)
+        self._progress.close()
 
 
 def _last_error(log: Path) -> str | None:

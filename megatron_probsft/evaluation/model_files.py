@@ -1,0 +1,76 @@
+"""A model's Hugging Face folder: tokenizer, config, what ends a generation, and prompts as tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from megatron_probsft.data.templates import check_template, encode_prompt
+from megatron_probsft.data.tokenizers import load_tokenizer
+from megatron_probsft.evaluation.problems import Problem
+from megatron_probsft.runtime.errors import UserError
+
+_SAMPLED = 1 << 16  # bytes at both ends of each weight file: training changes every one of them
+
+
+def load_model_files(model: Path) -> tuple[Any, Any, list[int]]:
+    """Tokenizer, text config and the tokens that end a generation, of a Hugging Face folder."""
+    if not (model / "config.json").is_file():
+        what = "has no config.json" if model.is_dir() else "is no folder"
+        raise UserError(f"--model {model} {what}: give a Hugging Face model folder")
+    try:
+        config = AutoConfig.from_pretrained(model, local_files_only=True)
+        tokenizer = load_tokenizer(model)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"--model {model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    settings = model / "generation_config.json"
+    ends = json.loads(settings.read_text()).get("eos_token_id") if settings.is_file() else config.eos_token_id
+    stops = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    return tokenizer, config.get_text_config(), sorted(stops)
+
+
+def fingerprint(model: Path) -> str:
+    """Tells models apart, also under one name: of the config and of parts of the weights."""
+    total = hashlib.blake2b((model / "config.json").read_bytes(), digest_size=8)
+    for file in sorted([*model.glob("*.safetensors"), *model.glob("*.bin")]):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            total.update(f"{file.name}/{size}".encode() + stream.read(_SAMPLED))
+            stream.seek(max(0, size - _SAMPLED))
+            total.update(stream.read(_SAMPLED))
+    return total.hexdigest()
+
+
+def encode(
+    tokenizer: Any,
+    problems: Sequence[Problem],
+    template: str,
+    max_new_tokens: int,
+    max_model_len: int | None,
+    positions: int | None,
+) -> list[list[int]]:
+    """Token ids of every prompt, each checked to leave room for `max_new_tokens`."""
+    check_template(tokenizer, template)
+    if max_model_len and positions and max_model_len > positions:
+        raise UserError(f"--max-model-len {max_model_len} exceeds the model's {positions} positions")
+    room = max_model_len or positions
+    prompts = [encode_prompt(tokenizer, problem.prompt, template) for problem in problems]
+    for problem, tokens in zip(problems, prompts, strict=True):
+        if not tokens:
+            raise UserError(f"{problem.where}: the prompt is empty")
+        if room and len(tokens) + max_new_tokens > room:
+            left = room - max(map(len, prompts))
+            limit = f"--max-model-len {room}" if max_model_len else f"the model's {room} positions"
+            hint = (
+                f": --max-new-tokens {left} is the most that all prompts leave room for" if left > 0 else ""
+            )
+            raise UserError(
+                f"{problem.where}: {len(tokens)} prompt tokens and --max-new-tokens {max_new_tokens} "
+                f"exceed {limit}{hint}"
+            )
+    return prompts

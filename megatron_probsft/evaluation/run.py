@@ -1,0 +1,266 @@
+"""An evaluation from its settings to OUTPUT/generations.jsonl and OUTPUT/summary.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_probsft.data.domains.templates import family_of, template_for
+from megatron_probsft.evaluation.metrics import average_metrics, benchmark_metrics
+from megatron_probsft.evaluation.model_files import encode, fingerprint, load_model_files
+from megatron_probsft.evaluation.problems import Grade, Problem, check_ids, cut, sample_seed
+from megatron_probsft.evaluation.server import Server, served_engine
+from megatron_probsft.evaluation.tasks import get_task
+from megatron_probsft.evaluation.tasks.task import Task
+from megatron_probsft.evaluation.unfinished import Unfinished
+from megatron_probsft.evaluation.vllm_runner import Engine, Generation, Seconds, generate, kv_bytes_per_token
+from megatron_probsft.runtime.errors import UserError
+
+
+@dataclass
+class Settings:
+    """The flags of tools/evaluate.py; None where the task, the model or vLLM decides."""
+
+    model: Path
+    task: str
+    output: Path
+    data: list[str]
+    benchmarks: list[str] | None
+    grader: str
+    template: str | None
+    prompt_key: str
+    answer_key: str
+    limit: int | None
+    start: int | None
+    end: int | None
+    samples: int | None
+    temperature: float | None
+    max_new_tokens: int | None
+    seed: int
+    server: str | None
+    dtype: str
+    tensor_parallel_size: int
+    max_model_len: int | None
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    samples: int
+    temperature: float
+    max_new_tokens: int
+
+
+def evaluate(settings: Settings) -> dict[str, Any]:
+    """Generate what is not there yet, grade, and write both files; returns the summary.
+
+    Raises UserError for every mistake, before the engine starts.
+    """
+    started = time.perf_counter()
+    _check(settings)
+    task = get_task(settings.task, settings.grader, settings.prompt_key, settings.answer_key)
+    sampling = _sampling(settings, task)
+    problems = cut(
+        task.load(settings.data, settings.benchmarks), settings.start, settings.end, settings.limit
+    )
+    check_ids(problems)
+    tokenizer, config, stops = load_model_files(settings.model)
+    template = settings.template or _default_template(task, tokenizer)
+    server = Server(settings.server, str(settings.model)) if settings.server else None
+    max_model_len = server.max_model_len if server else settings.max_model_len
+    positions = getattr(config, "max_position_embeddings", None)
+    prompts = encode(tokenizer, problems, template, sampling.max_new_tokens, max_model_len, positions)
+    deciding = {
+        "--model": str(settings.model), "the model's weights": fingerprint(settings.model),
+        "--task": settings.task, "--template": template, "--samples": sampling.samples,
+        "--temperature": sampling.temperature, "--max-new-tokens": sampling.max_new_tokens,
+        "--seed": settings.seed, "--dtype": settings.dtype, "--server": settings.server,
+        "the problems": _digest(problems, prompts),
+    }  # fmt: skip
+    unfinished = Unfinished(settings.output, deciding)
+    try:
+        seconds = _generate(
+            settings, sampling, server, problems, prompts, unfinished, tokenizer, config, stops
+        )
+    finally:
+        unfinished.close()
+    repeated = [problem for problem in problems for _ in range(sampling.samples)]
+    generations = [
+        unfinished.generations[problem.benchmark, problem.id, sample]
+        for problem in problems
+        for sample in range(sampling.samples)
+    ]
+    texts = [_text(tokenizer, one) for one in generations]
+    grades = task.grade(repeated, texts)
+    _write_generations(settings, sampling, repeated, generations, texts, grades)
+    new_tokens = sum(len(one.tokens) for one in list(unfinished.generations.values())[unfinished.resumed :])
+    summary = {
+        "model": str(settings.model), "task": task.name, "n": len(problems), "samples": sampling.samples,
+        **_scores(settings, sampling, task, repeated, texts, grades),
+        "cut_at_max_new_tokens": sum(one.finish_reason == "length" for one in generations) / len(generations),
+        "grader": settings.grader if task.domain is None else task.name, "template": template,
+        "temperature": sampling.temperature, "max_new_tokens": sampling.max_new_tokens, "seed": settings.seed,
+        "start": settings.start, "end": settings.end, "limit": settings.limit, "data": settings.data,
+        "server": settings.server, **unfinished.engine,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "generated_tokens": sum(len(one.tokens) for one in generations),
+        "resumed_generations": unfinished.resumed,
+        "tokens_per_second": new_tokens / seconds.generation if seconds.generation else 0.0,
+        "generation_seconds": seconds.generation, "startup_seconds": seconds.startup,
+        "seconds": time.perf_counter() - started,
+    }  # fmt: skip
+    _write_whole(settings.output / "summary.json", json.dumps(summary, indent=2) + "\n")
+    unfinished.remove()
+    return summary
+
+
+def _generate(
+    settings: Settings, sampling: _Sampling, server: Server | None, problems: list[Problem],
+    prompts: list[list[int]], unfinished: Unfinished, tokenizer: Any, config: Any, stops: list[int],
+) -> Seconds:  # fmt: skip
+    """What is missing, kept in `unfinished` as it comes."""
+    missing = [
+        (problem, prompt, samples)
+        for problem, prompt in zip(problems, prompts, strict=True)
+        if (samples := [
+            sample for sample in range(sampling.samples)
+            if (problem.benchmark, problem.id, sample) not in unfinished.generations
+        ])
+    ]  # fmt: skip
+    if unfinished.resumed:
+        total = len(problems) * sampling.samples
+        print(f"resumed: {unfinished.resumed} of {total} generations are there", flush=True)
+    if not missing:
+        return Seconds(0.0, 0.0)
+
+    def finished(place: int, sample: int, generation: Generation) -> None:
+        problem, _, samples = missing[place]
+        unfinished.add(problem, samples[sample], generation)
+
+    def engine(one: Engine) -> None:
+        unfinished.set_engine(dataclasses.asdict(one))
+
+    left = [prompt for _, prompt, _ in missing]
+    seeds = [[sample_seed(settings.seed, one, sample) for sample in samples] for one, _, samples in missing]
+    if server:
+        engine(served_engine(server))
+        return server.generate(
+            left, seeds, max_new_tokens=sampling.max_new_tokens, stop_token_ids=stops,
+            temperature=sampling.temperature, tokenizer=tokenizer, finished=finished,
+        )  # fmt: skip
+    return generate(
+        settings.model, left, seeds, max_new_tokens=sampling.max_new_tokens, stop_token_ids=stops,
+        log=settings.output / "vllm.log", finished=finished, started=engine,
+        temperature=sampling.temperature, dtype=settings.dtype,
+        tensor_parallel_size=settings.tensor_parallel_size, max_model_len=settings.max_model_len,
+        kv_bytes_per_token=kv_bytes_per_token(config),
+    )  # fmt: skip
+
+
+def _scores(
+    settings: Settings, sampling: _Sampling, task: Task, problems: list[Problem], texts: list[str],
+    grades: list[Grade],
+) -> dict[str, Any]:  # fmt: skip
+    """Per benchmark and on average; `problems` as long as `texts`, one for each sample."""
+    places: dict[str, list[int]] = {}
+    for place, problem in enumerate(problems):
+        places.setdefault(problem.benchmark, []).append(place)
+    benchmarks, means = {}, []
+    for name, of_benchmark in places.items():
+        mine = [grades[place] for place in of_benchmark]
+        groups = [mine[i : i + sampling.samples] for i in range(0, len(mine), sampling.samples)]
+        correct = [[grade.correct for grade in group] for group in groups]
+        keys = [[task.key(grade) for grade in group] for group in groups]
+        own = [problems[place] for place in of_benchmark], [texts[place] for place in of_benchmark]
+        benchmarks[name] = {
+            **benchmark_metrics(correct, keys, settings.seed),
+            "timeouts": sum(grade.verdict == "timeout" for grade in mine),
+            "unparsable": sum(grade.verdict == "unparsable" for grade in mine),
+            **task.more(*own, mine),
+        }
+        means.append([sum(one) / len(one) for one in correct])
+    average = average_metrics(list(benchmarks.values()), means, settings.seed)
+    return {
+        "accuracy": average["accuracy"], "accuracy_ci95": average["accuracy_ci95"], "benchmarks": benchmarks,
+        "average": average,
+    }  # fmt: skip
+
+
+def _write_generations(
+    settings: Settings, sampling: _Sampling, problems: list[Problem], generations: list[Generation],
+    texts: list[str], grades: list[Grade],
+) -> None:  # fmt: skip
+    lines = []
+    for place, (problem, one, text, grade) in enumerate(
+        zip(problems, generations, texts, grades, strict=True)
+    ):
+        sample = place % sampling.samples
+        line = {
+            "benchmark": problem.benchmark, "id": problem.id, "index": problem.index, "sample": sample,
+            "seed": sample_seed(settings.seed, problem, sample), "prompt": problem.prompt,
+            "answer": problem.answer, "generation": text, "finish_reason": one.finish_reason,
+            "tokens": len(one.tokens), "prediction": grade.prediction, "verdict": grade.verdict,
+            "correct": int(grade.correct),
+        }  # fmt: skip
+        if grade.similarity is not None:
+            line["similarity"] = grade.similarity
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    _write_whole(settings.output / "generations.jsonl", "".join(lines))
+
+
+def _write_whole(file: Path, content: str) -> None:
+    part = file.with_name(file.name + ".part")
+    part.write_text(content)
+    part.rename(file)
+
+
+def _text(tokenizer: Any, one: Generation) -> str:
+    tokens = one.tokens[:-1] if one.finish_reason == "stop" else one.tokens
+    return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _digest(problems: list[Problem], prompts: list[list[int]]) -> str:
+    """Names the problems and what is generated from."""
+    names = [[one.benchmark, one.id, prompt] for one, prompt in zip(problems, prompts, strict=True)]
+    return hashlib.blake2b(json.dumps(names).encode(), digest_size=8).hexdigest()
+
+
+def _default_template(task: Task, tokenizer: Any) -> str:
+    if task.domain is None:
+        return "chat"
+    try:
+        return template_for(task.domain, family_of(tokenizer))
+    except UserError as error:
+        raise UserError(f"{error}: name a --template, as chat or plain") from None
+
+
+def _sampling(settings: Settings, task: Task) -> _Sampling:
+    temperature = task.temperature if settings.temperature is None else settings.temperature
+    samples = settings.samples or (task.samples if temperature > 0 else 1)
+    if samples > 1 and temperature == 0:
+        raise UserError(f"--samples {samples} at temperature 0 are all alike: set --temperature, as 1.0")
+    return _Sampling(samples, temperature, settings.max_new_tokens or task.max_new_tokens)
+
+
+def _check(settings: Settings) -> None:
+    for name in ("limit", "samples", "max_new_tokens", "tensor_parallel_size", "max_model_len"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if settings.start is not None and settings.start < 0:
+        raise UserError(f"--start must be at least 0, got {settings.start}")
+    if settings.end is not None and settings.end <= (settings.start or 0):
+        raise UserError(f"--end must be greater than --start {settings.start or 0}, got {settings.end}")
+    if settings.temperature is not None and not 0 <= settings.temperature < math.inf:
+        raise UserError(f"--temperature must be a number of at least 0, got {settings.temperature}")
+    if settings.server and (settings.dtype != "auto" or settings.tensor_parallel_size > 1):
+        raise UserError(
+            "--dtype and --tensor-parallel-size are the server's own: leave them out with --server"
+        )
+    if (settings.output / "summary.json").exists():
+        raise UserError(f"--output {settings.output} holds a finished evaluation: name another folder")

@@ -1,0 +1,129 @@
+"""Generate through an OpenAI-compatible server: completions of token ids, as vLLM's server takes them.
+
+At temperature 0 many prompts go in one request. Otherwise each sample is a request of its own: a request has
+one seed, which all its prompts would share, noise and all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from megatron_probsft.evaluation.generation_progress import GenerationProgress
+from megatron_probsft.evaluation.vllm_runner import Engine, Finished, Generation, Seconds
+from megatron_probsft.runtime.errors import UserError
+
+CONCURRENCY = 128  # sampled requests under way; vLLM's own default is to compute 256 at once
+GREEDY_BATCH = 64
+_TIMEOUT = httpx.Timeout(None, connect=10.0)  # a generation may take long, and waits for its turn
+_Job = tuple[list[list[int]], list[tuple[int, int]], int]  # prompts, (prompt, sample) of each, seed
+
+
+class Server:
+    def __init__(self, url: str, model: str) -> None:
+        """`url` ends in /v1. Asks which model is served. Raises UserError: no answer, or several models
+        none of which is named as `model`."""
+        self.url = url.rstrip("/")
+        try:
+            reply = httpx.get(f"{self.url}/models", timeout=10.0)
+            reply.raise_for_status()
+            models = reply.json()["data"]
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"--server {url} lists no models: {error or type(error).__name__}; give the URL of an "
+                "OpenAI-compatible server up to /v1, as http://localhost:8000/v1"
+            ) from None
+        named = [one for one in models if model in (one.get("id"), one.get("root"))]
+        if not named and len(models) != 1:
+            raise UserError(f"--server {url} serves {', '.join(one['id'] for one in models)}: not {model}")
+        served = (named or models)[0]
+        self.model: str = served["id"]
+        self.max_model_len: int | None = served.get("max_model_len")
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop_token_ids: Sequence[int],
+        temperature: float,
+        tokenizer: Any,
+        finished: Finished,
+    ) -> Seconds:
+        """As `vllm_runner.generate`. A reply without token ids, of a server other than vLLM's, is encoded."""
+        started = time.perf_counter()
+        body = {
+            "model": self.model, "max_tokens": max_new_tokens, "temperature": temperature,
+            "stop_token_ids": list(stop_token_ids), "return_token_ids": True,
+        }  # fmt: skip
+        jobs = _jobs(prompts, seeds, GREEDY_BATCH if temperature == 0 else 1)
+        progress = GenerationProgress(sum(map(len, seeds)), max_new_tokens)
+        counts = [0, 0]
+
+        def done(place: tuple[int, int], choice: dict[str, Any]) -> None:
+            tokens = choice.get("token_ids")
+            if tokens is None:
+                tokens = tokenizer.encode(choice["text"], add_special_tokens=False)
+                if choice["finish_reason"] == "stop":
+                    tokens.append(tokenizer.eos_token_id)
+            finished(*place, Generation(tokens, choice["finish_reason"]))
+            counts[0] += 1
+            counts[1] += len(tokens)
+            progress.show(*counts, counts[1])
+
+        asyncio.run(self._post_all(jobs, body, done))
+        progress.close()
+        return Seconds(0.0, time.perf_counter() - started)
+
+    async def _post_all(self, jobs: list[_Job], body: dict[str, Any], done: Any) -> None:
+        waiting = iter(jobs)
+        limits = httpx.Limits(max_connections=CONCURRENCY)
+
+        async def work(client: httpx.AsyncClient) -> None:
+            for prompts, places, seed in waiting:
+                for choice in await self._post(
+                    client, {**body, "prompt": prompts, "seed": seed}, len(prompts)
+                ):
+                    done(places[choice["index"]], choice)
+
+        async with httpx.AsyncClient(timeout=_TIMEOUT, limits=limits) as client, asyncio.TaskGroup() as group:
+            for _ in range(min(CONCURRENCY, len(jobs))):
+                group.create_task(work(client))
+
+    async def _post(
+        self, client: httpx.AsyncClient, body: dict[str, Any], wanted: int
+    ) -> list[dict[str, Any]]:
+        try:
+            reply = await client.post(f"{self.url}/completions", json=body)
+            if reply.is_error:
+                raise UserError(
+                    f"--server {self.url}: {reply.status_code}: {' '.join(reply.text.split())[:300]}"
+                )
+            choices = reply.json()["choices"]
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            raise UserError(
+                f"--server {self.url} failed: {error or type(error).__name__}; the same command resumes"
+            ) from None
+        if sorted(choice["index"] for choice in choices) != list(range(wanted)):
+            raise UserError(f"--server {self.url} gave {len(choices)} completions for {wanted} prompts")
+        return choices
+
+
+def served_engine(server: Server) -> Engine:
+    """What is known of a server's engine."""
+    return Engine("as served", server.url, "as served")
+
+
+def _jobs(prompts: Sequence[list[int]], seeds: Sequence[Sequence[int]], batch: int) -> list[_Job]:
+    flat = [(place, sample) for place, of_prompt in enumerate(seeds) for sample in range(len(of_prompt))]
+    jobs: list[_Job] = []
+    for begin in range(0, len(flat), batch):
+        places = flat[begin : begin + batch]
+        first, sample = places[0]
+        jobs.append(([prompts[place] for place, _ in places], places, seeds[first][sample]))
+    return jobs

@@ -1,0 +1,84 @@
+"""What an interrupted evaluation has generated, kept line by line: OUTPUT/unfinished.jsonl.
+
+The first line holds the settings that decide what is generated; a resumed evaluation must have the same.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megatron_probsft.evaluation.problems import Problem
+from megatron_probsft.evaluation.vllm_runner import Generation
+from megatron_probsft.runtime.errors import UserError
+
+NAME = "unfinished.jsonl"
+
+
+class Unfinished:
+    """`generations[benchmark, id, sample]`, those of earlier calls included; `engine`: what made the last."""
+
+    def __init__(self, output: Path, settings: dict[str, Any]) -> None:
+        """Read what is there, or begin. Raises UserError naming the settings that are not as they were."""
+        self._file = output / NAME
+        self.generations: dict[tuple[str, str, int], Generation] = {}
+        self.engine: dict[str, Any] = {}
+        settings = json.loads(json.dumps(settings))
+        if self._file.exists():
+            self._read(settings, output)
+        self.resumed = len(self.generations)
+        output.mkdir(parents=True, exist_ok=True)
+        self._stream = self._file.open("a")
+        if self._file.stat().st_size == 0:
+            self._write({"settings": settings})
+
+    def add(self, problem: Problem, sample: int, generation: Generation) -> None:
+        key = (problem.benchmark, problem.id, sample)
+        self.generations[key] = generation
+        self._write({"key": key, "tokens": generation.tokens, "finish_reason": generation.finish_reason})
+
+    def set_engine(self, engine: dict[str, Any]) -> None:
+        self.engine = engine
+        self._write({"engine": engine})
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def remove(self) -> None:
+        """Once the results stand in their own files."""
+        self.close()
+        self._file.unlink()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._stream.write(json.dumps(line) + "\n")
+        self._stream.flush()
+
+    def _read(self, settings: dict[str, Any], output: Path) -> None:
+        content = self._file.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]  # the last line may have been cut by the interruption
+        if len(whole) < len(content):
+            with self._file.open("r+b") as stream:
+                stream.truncate(len(whole))
+        for line in map(json.loads, whole.splitlines()):
+            if "settings" in line:
+                _compare(line["settings"], settings, output)
+            elif "engine" in line:
+                self.engine = line["engine"]
+            else:
+                benchmark, name, sample = line["key"]
+                generation = Generation(line["tokens"], line["finish_reason"])
+                self.generations[benchmark, name, sample] = generation
+
+
+def _compare(old: dict[str, Any], new: dict[str, Any], output: Path) -> None:
+    changed = [
+        f"{key} was {old.get(key)}, is {new.get(key)}"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"--output {output} holds an unfinished evaluation with other settings: {'; '.join(changed)}: "
+            "repeat its settings, or name another folder"
+        )
