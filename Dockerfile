@@ -21,7 +21,7 @@ COPY . .
 RUN ours='^(torch|transformer.engine|apex|flash.attn|triton|nvidia)' \
  && pip list --format=freeze | grep -iE "$ours" > /tmp/container.txt \
  && uv pip install --no-cache --system --break-system-packages --constraint /tmp/container.txt \
-      --override requirements/overrides-cuda.txt --editable '.[quickstart,dev]' \
+      --override requirements/overrides-cuda.txt --editable '.[quickstart,domains,dev]' \
  && pip list --format=freeze | grep -iE "$ours" | diff /tmp/container.txt -
 
 CMD ["bash"]

@@ -38,7 +38,7 @@ $(READY): pyproject.toml $(wildcard requirements/*.txt) | .uv/bin/uv
 	@echo "set-up: Python 3.12, torch, Megatron-Core and vLLM ($(VARIANT)) into .venv"
 	.uv/bin/uv venv --quiet --allow-existing --python 3.12 .venv
 	.uv/bin/uv pip install --python .venv --override requirements/overrides-$(VARIANT).txt \
-	    --constraint requirements/constraints-$(VARIANT).txt --compile-bytecode --editable '.[vllm-$(VARIANT),quickstart,dev]'
+	    --constraint requirements/constraints-$(VARIANT).txt --compile-bytecode --editable '.[vllm-$(VARIANT),quickstart,domains,dev]'
 	@touch $@
 
 .uv/bin/uv:

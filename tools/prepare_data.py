@@ -26,7 +26,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("domain", choices=DOMAINS)
     add("--output", type=Path, required=True, help="new folder")
-    add("--data", nargs="+", metavar="ITEM", help=".jsonl, .parquet, a folder of `datasets`, owner/name:split")
+    add(
+        "--data", nargs="+", metavar="ITEM", help=".jsonl, .parquet, a folder of `datasets`, owner/name:split"
+    )
     add("--test-data", nargs="+", default=[], metavar="ITEM", help="likewise, to go with --data")
     add("--generate", action="store_true", help="figfont: the paper's puzzles; math, medical: a stand-in")
     add("--train", type=int, help="first N rows only, the validation rows among them")
@@ -51,7 +53,9 @@ def main() -> None:
     Console(width=None if Console().is_terminal else 110).print(cards.table(card))
     for note in card["notes"]:
         print(note)
-    print(f"left out: {cards.dropped(card)}; test questions in training: {card['test_questions_in_training']}")
+    print(
+        f"left out: {cards.dropped(card)}; test questions in training: {card['test_questions_in_training']}"
+    )
     print(f"{'already there:' if 'already_there' in card else 'wrote'} {args.output}")
 
 

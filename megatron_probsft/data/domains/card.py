@@ -47,7 +47,7 @@ def token_statistics(domain: str, folder: str, parts: dict[str, Sequence[Example
 def _summary(lengths: np.ndarray) -> dict[str, float]:
     return {
         "mean": round(float(lengths.mean()), 1), "median": float(np.median(lengths)),
-        "p95": float(np.percentile(lengths, 95)), "max": int(lengths.max()),
+        "p95": round(float(np.percentile(lengths, 95)), 1), "max": int(lengths.max()),
     }  # fmt: skip
 
 

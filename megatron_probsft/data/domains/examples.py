@@ -16,7 +16,9 @@ class Example:
     truth: str  # what an evaluation compares with
     data_source: str
     index: int  # in its source, from 0
-    more: dict[str, Any] = field(default_factory=dict)  # further keys of extra_info, the same in all of a domain
+    more: dict[str, Any] = field(
+        default_factory=dict
+    )  # further keys of extra_info, the same in all of a domain
 
 
 type Converted = tuple[str, str, str, dict[str, Any]] | str

@@ -32,7 +32,11 @@ def generate(train: int | None, test: int | None, seed: int) -> Generated:
     indices = [*range(train), *range(TRAIN, TRAIN + test)]
     name = "reasoning-gym figlet_font"
     try:
-        about = {"generator": f"reasoning-gym=={version('reasoning-gym')} figlet_font", **_CONFIG, "seed": seed}
+        about = {
+            "generator": f"reasoning-gym=={version('reasoning-gym')} figlet_font",
+            **_CONFIG,
+            "seed": seed,
+        }
     except ImportError:
         raise UserError("figlet puzzles need reasoning-gym: pip install reasoning-gym==0.1.25") from None
     examples = [
@@ -44,7 +48,7 @@ def generate(train: int | None, test: int | None, seed: int) -> Generated:
 
 def _items(indices: list[int], seed: int) -> Iterator[tuple[str, str]]:
     chunks = [(indices[start : start + _CHUNK], seed) for start in range(0, len(indices), _CHUNK)]
-    workers = min(len(os.sched_getaffinity(0)), len(chunks)) or 1
+    workers = max(1, min(os.cpu_count() or 1, len(chunks)))
     bar = tqdm(total=len(indices), unit=" items", desc="figlet puzzles", disable=None)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool, bar:
         for items in pool.map(_chunk, chunks):

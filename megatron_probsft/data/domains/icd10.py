@@ -58,13 +58,20 @@ def generate(train: int | None, test: int | None, seed: int) -> Generated:
         questions = list(_questions(parts[part], blocks, rng))
         wanted = default if wanted is None else wanted
         if len(questions) < wanted:
-            raise UserError(f"ICD-10-CM gives {len(questions):,} questions for {part}: ask for as many by --{part}")
+            raise UserError(
+                f"ICD-10-CM gives {len(questions):,} questions for {part}: ask for as many by --{part}"
+            )
         examples[part] = questions[:wanted]
     about = {
-        "generator": f"simple-icd-10-cm=={version('simple-icd-10-cm')}", "seed": seed,
-        "test_categories": len(held_out), "train_categories": len({one.category for one in tree}) - len(held_out),
-    }  # fmt: skip
-    notes = ("A stand-in for the paper's m23k data, not that.", "Training and test share no ICD-10-CM category.")
+        "generator": f"simple-icd-10-cm=={version('simple-icd-10-cm')}",
+        "seed": seed,
+        "test_categories": len(held_out),
+        "train_categories": len({one.category for one in tree} - held_out),
+    }
+    notes = (
+        "A stand-in for the paper's m23k data, not that.",
+        "Training and test share no ICD-10-CM category.",
+    )
     return Generated(NAME, examples["train"], examples["test"], about, notes)
 
 
@@ -99,17 +106,13 @@ def _share(categories: list[str], rng: Random) -> list[str]:
     return rng.sample(categories, max(1, round(_TEST_SHARE * len(categories))))
 
 
-def _questions(
-    diagnoses: list[_Diagnosis], blocks: dict[str, list[str]], rng: Random
-) -> Iterator[Example]:
+def _questions(diagnoses: list[_Diagnosis], blocks: dict[str, list[str]], rng: Random) -> Iterator[Example]:
     """All that can be asked, in random order; of a category's diagnoses each kind in turn."""
     by_category: dict[str, list[_Diagnosis]] = defaultdict(list)
     for one in diagnoses:
         by_category[one.category].append(one)
     chosen = [
-        one
-        for group in by_category.values()
-        for one in rng.sample(group, min(_PER_CATEGORY, len(group)))
+        one for group in by_category.values() for one in rng.sample(group, min(_PER_CATEGORY, len(group)))
     ]
     rng.shuffle(chosen)
     for index, one in enumerate(chosen):
@@ -120,9 +123,7 @@ def _questions(
             yield _example(one, kind, answer, rng.sample(others, options - 1), index, rng)
 
 
-def _example(
-    one: _Diagnosis, kind: str, answer: str, others: list[str], index: int, rng: Random
-) -> Example:
+def _example(one: _Diagnosis, kind: str, answer: str, others: list[str], index: int, rng: Random) -> Example:
     names = [answer, *others]
     rng.shuffle(names)
     options = dict(zip(_LETTERS, names, strict=False))
@@ -130,14 +131,11 @@ def _example(
     asked = (
         f'Under which chapter of ICD-10-CM is "{one.text}" filed?'
         if kind == "chapter"
-        else f'Which group of diagnoses in ICD-10-CM does "{one.text}" belong to?'
+        else f'In which group of ICD-10-CM is "{one.text}" filed?'
     )
     question = "\n".join([asked, *(f"{key}. {name}" for key, name in options.items())])
-    kind_of = "" if one.text == one.category else f'"{one.text}" comes under "{one.category}". '
-    reasoning = (
-        f'{kind_of}"{one.category}" is one of the diagnoses of the group "{one.block}", '
-        f'which is in the chapter "{one.chapter}".'
-    )
+    under = "is" if one.text == one.category else f'comes under "{one.category}", which is'
+    reasoning = f'"{one.text}" {under} filed in the group "{one.block}" of the chapter "{one.chapter}".'
     response = f"{reasoning} The answer is \\boxed{{{letter}}}."
     more = {"answer_string": answer, "code": one.code, "kind": kind}
     return Example(question, response, letter, NAME, index, more)

@@ -1,4 +1,4 @@
-r"""Mathematical problems with solutions that end in `\boxed{…}`; word problems of gsm_symbolic as stand-in."""
+r"""Mathematical problems, solutions with `\boxed{…}`; word problems of gsm_symbolic as a stand-in."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def generate(train: int | None, test: int | None, seed: int) -> Generated:
     for part, examples in found.items():
         if len(examples) < wanted[part]:
             raise UserError(
-                f"gsm_symbolic gave {len(examples):,} different problems for {part}: ask for as many by --{part}"
+                f"gsm_symbolic gave {len(examples):,} different problems for {part}: "
+                f"ask for as many by --{part}"
             )
     return Generated(
         name, found["train"], found["test"],

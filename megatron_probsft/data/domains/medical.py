@@ -20,7 +20,9 @@ def generate(train: int | None, test: int | None, seed: int) -> Generated:
 
 
 def _filed(one: Example) -> Example:
-    return replace(one, more=_more(one.question, one.response, one.truth, one.more["answer_string"], "") | one.more)
+    return replace(
+        one, more=_more(one.question, one.response, one.truth, one.more["answer_string"], "") | one.more
+    )
 
 
 def _more(question: str, response: str, letter: str, answer: str, thinking: str) -> dict[str, object]:
@@ -52,12 +54,12 @@ DOMAIN = Domain(
     hub_test=None,
     shapes=(
         Shape(
-            tuple(
-                f"extra_info.{name}" for name in ("question", "answer_raw", *_NAMES, "answer_thinking")
-            ),
+            tuple(f"extra_info.{name}" for name in ("question", "answer_raw", *_NAMES, "answer_thinking")),
             _convert,
         ),
-        Shape(("prompt", "distilled_answer_string", *_NAMES, "reasoning"), _convert),  # UCSC-VLAA/m23k-tokenized
+        Shape(
+            ("prompt", "distilled_answer_string", *_NAMES, "reasoning"), _convert
+        ),  # UCSC-VLAA/m23k-tokenized
     ),
     generate=generate,
     generator="stand-in: questions on ICD-10-CM's chapters and blocks",

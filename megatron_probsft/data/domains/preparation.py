@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def prepare(
     found, read = _examples(chosen, source, items, test_data, train, test, seed)
     if len(found.train) <= validation:
         raise UserError(
-            f"{domain}: {len(found.train):,} rows to train on and --validation {validation} of them leave none"
+            f"{domain}: {len(found.train):,} rows to train on, and --validation {validation} of them "
+            "leaves none"
         )
     parts = {
         "train": found.train[validation:], "validation": found.train[:validation], "test": found.test,
@@ -98,7 +100,9 @@ def _card_of(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
         card = json.loads((output / "card.json").read_text())
         differ = [name for name in settings if card["settings"].get(name) != settings[name]]
     except (OSError, ValueError, KeyError):
-        raise UserError(f"--output {output} is not empty and holds no card.json: name another folder") from None
+        raise UserError(
+            f"--output {output} is not empty and holds no card.json: name another folder"
+        ) from None
     if differ:
         raise UserError(
             f"--output {output} holds other data: its {differ[0]} is {card['settings'].get(differ[0])}, not "
@@ -126,13 +130,15 @@ def _examples(
 
 
 def _check_hub(domain: Domain, items: list[str]) -> None:
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports each of its attempts
     for item in items:
+        print(f"asking the hub for {item}", flush=True)
         try:
             reader_of(item).columns()
         except UserError as error:
             raise UserError(
-                f"{error}; without the hub: --data FILE with the columns {', '.join(domain.shapes[0].columns)}, "
-                f"or --generate ({domain.generator})"
+                f"{error}; without the hub: --data FILE with the columns "
+                f"{', '.join(domain.shapes[0].columns)}, or --generate ({domain.generator})"
             ) from None
 
 
@@ -140,8 +146,8 @@ def _notes(parts: dict[str, Sequence[Example]]) -> list[str]:
     notes = []
     if "validation" in parts:
         notes.append(
-            f"Validation: the first {len(parts['validation']):,} training rows, held out. The paper validates "
-            "on its first 128 and trains on them too."
+            f"Validation: the first {len(parts['validation']):,} training rows, held out. The paper "
+            "validates on its first 128 and trains on them too."
         )
     if "test" not in parts:
         notes.append("No test rows: the source has none; the paper tests on public benchmarks.")

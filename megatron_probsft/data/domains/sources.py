@@ -24,8 +24,8 @@ def read_examples(
     dropped: Counter[str] = Counter()
     read = 0
     for item in items:
-        shape = _shape_of(domain, item)
-        for number, row in reader_of(item).rows([*shape.columns, *_named(item)]):
+        shape, keys = _shape_of(domain, item)
+        for number, row in reader_of(item).rows(keys):
             if len(examples) == most:
                 return examples, dict(dropped), read
             read += 1
@@ -40,21 +40,17 @@ def read_examples(
     return examples, dict(dropped), read
 
 
-def _shape_of(domain: Domain, item: str) -> Shape:
+def _shape_of(domain: Domain, item: str) -> tuple[Shape, list[str]]:
+    """The layout of a file, and what to read of it: where a row is from too, if it says so."""
     columns = reader_of(item).columns()
     if columns is None:
         raise UserError(f"{item}: there are no rows")
     names = set(_paths(columns))
     for shape in domain.shapes:
         if names.issuperset(shape.columns):
-            return shape
+            return shape, [*shape.columns, *(["data_source"] if "data_source" in columns else [])]
     known = "; or ".join(", ".join(shape.columns) for shape in domain.shapes)
     raise UserError(f"{item}: no layout of {domain.name} data: it needs the columns {known}")
-
-
-def _named(item: str) -> list[str]:
-    """The column that tells where a row is from, if there is one."""
-    return [name for name in reader_of(item).columns() or {} if name == "data_source"]
 
 
 def _paths(columns: dict[str, Any], prefix: str = "") -> Iterator[str]:
