@@ -1,0 +1,91 @@
+"""The paper's continuum at small scale: three domains × four objectives, training → vLLM score → report.
+
+python examples/continuum/run.py                                        # two CPU cores, about 70 minutes
+python examples/continuum/run.py --recipe examples/continuum/gpu.yaml   # one GPU, more of everything
+
+Each domain is one sweep of tools/one_click.py, printed as it runs. Started again after an interruption, it
+continues. It leaves summary.json, summary.png and report.md in the recipe's output folder, and each sweep's
+own results.md and report/ under <output>/<domain>/<model>/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from rich.console import Console  # noqa: E402
+
+from examples.continuum import summary  # noqa: E402
+from megatron_probsft.experiments.steps import shown_path, words_of  # noqa: E402
+from megatron_probsft.runtime.errors import UserError, one_line_errors  # noqa: E402
+
+KEYS = {"output", "model_save_name", "trainer_objective_trans", "seed", "all", "domains"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--recipe", type=Path, default=Path(__file__).with_name("cpu.yaml"))
+    parser.add_argument("--output", type=Path, help="folder (default: the recipe's)")
+    args = parser.parse_args()
+    with one_line_errors():
+        recipe = read_recipe(args.recipe)
+        if args.output:
+            recipe["output"] = args.output
+        run(recipe)
+
+
+def run(recipe: dict[str, Any]) -> None:
+    """The sweeps, one after the other, and after each what is known so far."""
+    console, started = Console(width=None if sys.stdout.isatty() else 110), time.perf_counter()
+    output = (ROOT / recipe["output"]).resolve()
+    results: list[dict[str, Any]] = []
+    for number, domain in enumerate(recipe["domains"], start=1):
+        began = time.perf_counter()
+        words = sweep_words(recipe, domain, output)
+        minutes = (began - started) / 60
+        console.rule(f"[bold]{minutes:.0f} min  domain {number} of {len(recipe['domains'])}: {domain}")
+        console.print(f"$ python {shlex.join(words)}", soft_wrap=True, highlight=False, markup=False)
+        code = subprocess.run([sys.executable, *words], cwd=ROOT, check=False).returncode
+        if code:
+            raise UserError(f"the sweep of {domain} ended with exit status {code}: see the lines above")
+        folder = output / domain / recipe["model_save_name"]
+        result = json.loads((folder / "results.json").read_text())
+        results.append(result | {"folder": shown_path(folder), "command": shlex.join(words)})
+        summary.write(output, results, time.perf_counter() - started)
+    summary.show(results, console)
+    print(f"wrote summary.json, summary.png and report.md into {shown_path(output)}")
+
+
+def sweep_words(recipe: dict[str, Any], domain: str, output: Path) -> list[str]:
+    """The command of a domain's sweep."""
+    named = {name: recipe[name] for name in ("model_save_name", "trainer_objective_trans", "seed")}
+    flags = {"dataset": domain, **named, **recipe["all"], **recipe["domains"][domain], "output": output}
+    return ["tools/one_click.py", *words_of(flags), "--run-script"]
+
+
+def read_recipe(file: Path) -> dict[str, Any]:
+    """Raises UserError: no such file, no YAML, or other keys than a recipe has."""
+    try:
+        recipe = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"--recipe {file} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(recipe, dict) or set(recipe) != KEYS:
+        raise UserError(f"--recipe {file} must have the keys {', '.join(sorted(KEYS))}")
+    return recipe
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""The command line of tools/one_click.py, as a `Sweep`. Underscores and hyphens are alike in every flag."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_probsft.experiments.models import MODELS, SMOLLM2, Model, named_model, other_model
+from megatron_probsft.experiments.plan import Sweep
+from megatron_probsft.experiments.settings import DATASETS
+from megatron_probsft.experiments.steps import ROOT
+from megatron_probsft.objectives.registry import ObjectiveError, get_objective
+from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.training.arguments import Parser, add_flags
+from megatron_probsft.training.config import TrainConfig
+
+_OURS = (
+    "hf_model", "load", "ckpt_step", "allow_changed", "finetune", "save", "save_hf", "save_hf_at_each_save",
+    "data", "data_weights", "valid_data", "prompt_key", "response_key", "messages_key", "weight_key",
+    "data_cache_path", "objective", "dry_run", "seed",
+)  # fmt: skip
+"""Flags of the trainer that a sweep gives itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    sweep: Sweep
+    run: bool
+    """Now; else write the script."""
+
+
+def read_request(argv: Sequence[str], description: str) -> Request:
+    """The command line, checked.
+
+    Raises:
+        UserError: a name that is none, with the nearest right one; settings that do not go together.
+    """
+    given = vars(_parser(description).parse_args([_hyphens(word) for word in argv]))
+    trainer = {field.name for field in dataclasses.fields(TrainConfig)} - {"seed"}
+    train = {name: given.pop(name) for name in list(given) if name in trainer}
+    prepare, score = (_prefixed(given, prefix) for prefix in ("prepare_", "score_"))
+    args = argparse.Namespace(**given)
+
+    if args.dataset not in DATASETS:
+        raise UserError(f"--dataset {args.dataset} is unknown: {_meant(args.dataset, DATASETS)}")
+    for name in args.trainer_objective_trans:
+        try:
+            get_objective(name)
+        except ObjectiveError as error:
+            raise UserError(f"--trainer-objective-trans: {error}") from None
+    for flag in ("trainer_objective_trans", "seed"):
+        values = getattr(args, flag)
+        for value in values:
+            if values.count(value) > 1:
+                raise UserError(f"--{flag.replace('_', '-')} names {value} more than once")
+    model = _model(args)
+    if args.paper and model.name == SMOLLM2:
+        raise UserError(f"--paper trains as the paper's code does, and {SMOLLM2} is no model of the paper's")
+    gpus = _gpus(args)
+    nproc = args.nproc_per_node or gpus or 1
+    if gpus and nproc > gpus:
+        raise UserError(f"--nproc-per-node {nproc} is more than the {gpus} GPU(s) there are to use")
+    sweep = Sweep(
+        args.dataset, model, args.trainer_objective_trans, args.seed, Path(args.output).resolve(), args.paper,
+        gpus, args.cuda_visible_devices, nproc, prepare, train, score,
+    )  # fmt: skip
+    return Request(sweep, args.run_script)
+
+
+def _hyphens(word: str) -> str:
+    """--trainer_objective_trans=x → --trainer-objective-trans=x; values stay."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _model(args: argparse.Namespace) -> Model:
+    if (args.model_save_name is None) == (args.model is None):
+        raise UserError(f"give one of --model-save-name ({', '.join(MODELS)}) and --model PATH_OR_ID")
+    return named_model(args.model_save_name) if args.model is None else other_model(args.model)
+
+
+def _gpus(args: argparse.Namespace) -> int:
+    """How many GPUs the runs have: those named, else those of this machine; 0 without any."""
+    there = torch.cuda.device_count()
+    if args.cuda_visible_devices is None:
+        return there
+    named = len([device for device in args.cuda_visible_devices.split(",") if device.strip()])
+    if args.run_script and there < named:
+        raise UserError(
+            f"--cuda-visible-devices {args.cuda_visible_devices}: this machine has {there} GPU(s); leave "
+            "it out, or leave --run-script out to write the script only"
+        )
+    return named
+
+
+def _prefixed(given: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): given.pop(name) for name in list(given) if name.startswith(prefix)}
+
+
+def _meant(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
+    return f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = Parser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--dataset", required=True, help=", ".join(DATASETS))
+    add("--model-save-name", help=", ".join(MODELS))
+    add("--model", help="Hugging Face folder or hub id, instead of --model-save-name")
+    add(
+        "--trainer-objective-trans",
+        nargs="+",
+        required=True,
+        help="objectives: original, p, GeneralFamily-8, …",
+    )
+    add("--seed", nargs="+", type=int, default=[1], help="of data order; one run for each (default: 1)")
+    add("--run-script", action="store_true", help="run the commands; without it they are written as a script")
+    add("--nproc-per-node", type=int, help="training processes (default: one per GPU, or 1 on the CPU)")
+    add("--cuda-visible-devices", help="GPUs to use, as 0,1 (default: all)")
+    add("--paper", action="store_true", help="as the paper's code computes: its templates and denominators")
+    add("--output", default=str(ROOT / "runs" / "one_click"), help="(default: runs/one_click)")
+
+    prepare = parser.add_argument_group("data", "flags of tools/prepare_data.py")
+    for name, options in PREPARE_FLAGS.items():
+        prepare.add_argument(f"--prepare-{name}", default=argparse.SUPPRESS, **options)
+    score = parser.add_argument_group("evaluation", "flags of tools/evaluate.py")
+    for name, options in SCORE_FLAGS.items():
+        score.add_argument(f"--score-{name}", default=argparse.SUPPRESS, **options)
+    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in _OURS]
+    add_flags(parser.add_argument_group("training", "flags of megatron_probsft.train"), names)  # type: ignore[arg-type]
+    return parser
+
+
+def _path(text: str) -> Path | str:
+    """What is there as an absolute path, since commands run in the project's folder."""
+    return Path(text).resolve() if Path(text).exists() else text
+
+
+SCORE_FLAGS: dict[str, dict[str, Any]] = {
+    "data": {"nargs": "+", "type": _path, "help": "benchmark files or folders"},
+    "limit": {"type": int, "help": "first N problems"},
+    "samples": {"type": int, "help": "generations per problem"},
+    "temperature": {"type": float, "help": "0: greedy"},
+    "max-new-tokens": {"type": int, "help": "longest generation"},
+    "dtype": {"help": "auto, bfloat16, float32"},
+    "tensor-parallel-size": {"type": int, "help": "GPUs that share the model"},
+}
+PREPARE_FLAGS: dict[str, dict[str, Any]] = {
+    "generate": {"action": argparse.BooleanOptionalAction, "help": "data that need no hub; see the card"},
+    "data": {"nargs": "+", "type": _path, "help": "files, folders or hub data sets to train on"},
+    "test-data": {"nargs": "+", "type": _path, "help": "and to score on"},
+    "train": {"type": int, "help": "first N rows only, the validation rows among them"},
+    "validation": {"type": int, "help": "training rows to hold out"},
+    "test": {"type": int, "help": "first N test rows only"},
+}

@@ -1,0 +1,75 @@
+"""The models that `--model_save_name` names: those of arXiv 2510.00526, and a small one that needs no hub."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_probsft.data.domains.templates import family_of
+from megatron_probsft.data.tokenizers import load_tokenizer
+from megatron_probsft.models.build import read_hf_model
+from megatron_probsft.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str
+    """In paths and tables."""
+    source: str
+    """Hugging Face folder or hub id."""
+    family: str
+    """Of its prompts: chatml, llama, deepseek."""
+    lr: float
+    """Peak learning rate, in every domain."""
+    heads: int
+    """Query heads, which the evaluation's tensor parallelism divides."""
+    positions: int
+    """Longest sequence, prompt and generation together."""
+
+
+SMOLLM2 = "smollm2-135m"
+
+# The paper's table has models for some domains only, and llama-3.1-3b where it means llama-3.2-3b. Its
+# learning rate depends on the model alone, so here every model has every domain.
+MODELS = {
+    model.name: model
+    for model in (
+        Model("qwen-2.5-math-1.5b", "Qwen/Qwen2.5-Math-1.5B", "chatml", 5e-5, 12, 4096),
+        Model("qwen-2.5-math-7b", "Qwen/Qwen2.5-Math-7B", "chatml", 5e-5, 28, 4096),
+        Model("qwen-2.5-1.5b", "Qwen/Qwen2.5-1.5B", "chatml", 5e-5, 12, 131072),
+        Model("qwen-2.5-7b", "Qwen/Qwen2.5-7B", "chatml", 5e-5, 28, 131072),
+        Model("llama-3.1-8b", "meta-llama/Llama-3.1-8B", "llama", 2e-5, 32, 131072),
+        Model("llama-3.2-3b", "meta-llama/Llama-3.2-3B", "llama", 5e-5, 24, 131072),
+        Model("deepseek-math-7b", "deepseek-ai/deepseek-math-7b-base", "deepseek", 5e-5, 32, 4096),
+        Model(SMOLLM2, "runs/models/SmolLM2-135M-Instruct", "chatml", 1e-4, 9, 8192),
+    )
+}
+_LR_OF_OTHERS = 5e-5
+
+
+def named_model(name: str) -> Model:
+    """Raises UserError with the nearest right name."""
+    if name not in MODELS:
+        near = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.5)
+        advice = f"did you mean {near[0]}?" if near else f"use one of {', '.join(MODELS)}"
+        raise UserError(f"--model-save-name {name} is unknown: {advice} Others: --model PATH_OR_ID")
+    return MODELS[name]
+
+
+def other_model(source: str) -> Model:
+    """A Hugging Face folder or hub id; what its files do not tell is as for most of the paper's models.
+
+    Raises:
+        UserError: neither folder nor reachable id, or a tokenizer of no family that templates are for.
+    """
+    hf = read_hf_model(source)
+    family = family_of(load_tokenizer(hf.folder))
+    name = Path(source).name.lower()
+    if name in MODELS:  # whose runs are another model's
+        name += "-other"
+    shape = hf.shape
+    return Model(
+        name, str(hf.folder.resolve()), family, _LR_OF_OTHERS, shape.num_attention_heads,
+        shape.max_position_embeddings,
+    )  # fmt: skip

@@ -1,0 +1,123 @@
+"""What a sweep came to: a row per run, in a table, results.json and results.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from megatron_probsft.experiments.plan import Sweep
+
+_METRICS = "metrics.jsonl"
+
+
+def collect(sweep: Sweep, data: Path) -> dict[str, Any]:
+    """Everything in the sweep's folders that a table needs, as it goes into results.json.
+
+    data: the folder of the prepared data.
+    """
+    card = json.loads((data / "card.json").read_text())
+    probe = json.loads((sweep.folder / "probe" / "probe.json").read_text())["readings"][-1]
+    base = {"name": "base", "objective": None, "seed": None, **_score(sweep.base)}
+    rows: list[dict[str, Any]] = []
+    for objective, seed, folder in sweep.runs:
+        first, last = _validations(folder / "megatron")
+        base |= {"heldout_nll": first["nll"], "heldout_mean_p": first["mean_p"]}  # of the same weights in all
+        minutes = json.loads((folder / "megatron" / "summary.json").read_text())["wall_seconds"] / 60
+        rows.append(
+            {
+                "name": f"{objective}, seed {seed}" if len(sweep.seeds) > 1 else objective,
+                "objective": objective, "seed": seed, "heldout_nll": last["nll"],
+                "heldout_mean_p": last["mean_p"], "training_minutes": minutes, **_score(folder),
+            }
+        )  # fmt: skip
+    content = {
+        "dataset": sweep.dataset,
+        "model": sweep.model.name,
+        "data": card,
+        "probe": {name: probe[name] for name in ("mean_p", "median_p", "nll", "place")},
+        "rows": [base, *rows],
+    }
+    if len(sweep.seeds) > 1:
+        content["means_over_seeds"] = [_mean(name, rows) for name in sweep.objectives]
+    return content
+
+
+def write(content: dict[str, Any], folder: Path) -> None:
+    """results.json and results.md in the folder, each complete when it appears."""
+    for name, text in (
+        ("results.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n"),
+        ("results.md", markdown(content)),
+    ):
+        part = folder / f"{name}.part-{os.getpid()}"
+        part.write_text(text)
+        part.replace(folder / name)
+
+
+def show(content: dict[str, Any], console: Console) -> None:
+    table = Table(title=_title(content), title_justify="left")
+    headings, rows = _cells(content)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "run" else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def markdown(content: dict[str, Any]) -> str:
+    headings, rows = _cells(content)
+    lines = [headings, ["---"] * len(headings), *rows]
+    return f"{_title(content)}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _title(content: dict[str, Any]) -> str:
+    sources, probe = ", ".join(content["data"]["data_sources"]), content["probe"]
+    return (
+        f"{content['dataset']} · {content['model']} · data: {sources} · before training mean p "
+        f"{probe['mean_p']:.2f} ({probe['place']})"
+    )
+
+
+def _cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    has_similarity = "jaro_winkler" in content["rows"][0]
+    headings = ["run", "held-out NLL", "mean p", "accuracy", "95 % interval", "problems × samples"]
+    headings += ["Jaro-Winkler"] * has_similarity + ["training minutes"]
+    rows = []
+    for row in content["rows"] + content.get("means_over_seeds", []):
+        low, high = row.get("accuracy_ci95", (None, None))
+        cells = [
+            row["name"], f"{row['heldout_nll']:.3f}", f"{row['heldout_mean_p']:.3f}",
+            f"{row['accuracy']:.1%}",
+            "" if low is None else f"{low:.1%} to {high:.1%}", f"{row['n']} × {row['samples']}",
+        ]  # fmt: skip
+        if has_similarity:
+            cells.append(f"{row['jaro_winkler']:.3f}")
+        rows.append([*cells, f"{row['training_minutes']:.1f}" if "training_minutes" in row else ""])
+    return headings, rows
+
+
+def _mean(objective: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    own = [row for row in rows if row["objective"] == objective]
+    names = [name for name, value in own[0].items() if isinstance(value, float)]
+    means = {name: statistics.fmean(row[name] for row in own) for name in names}
+    counts = {name: own[0][name] for name in ("n", "samples")}
+    return {"name": f"{objective}, mean of {len(own)} seeds", "objective": objective, **counts, **means}
+
+
+def _score(folder: Path) -> dict[str, Any]:
+    summary = json.loads((folder / "score" / "summary.json").read_text())
+    found = {name: summary[name] for name in ("accuracy", "accuracy_ci95", "n", "samples")}
+    similarity = summary["average"].get("jaro_winkler")
+    return found if similarity is None else found | {"jaro_winkler": similarity}
+
+
+def _validations(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The first, before training, and the last."""
+    records = [json.loads(line) for line in (run / _METRICS).read_text().splitlines()]
+    found = [record for record in records if record["kind"] == "validation"]
+    return found[0], found[-1]
