@@ -64,12 +64,14 @@ def test_greedy_tokens_equal_transformers(model: Path, tmp_path: Path) -> None:
 def test_samples_differ_and_are_reproduced(model: Path, tmp_path: Path) -> None:
     """Sixteen samples of each of two problems that ask the same."""
     row = {"question": "what is one and two?", "answer": 3}
-    (tmp_path / "task.jsonl").write_text((json.dumps(row) + "\n") * 3)
+    others = [{**row, "question": f"{n} and " * 50} for n in range(8)]  # more tokens than one step computes
+    rows = [row, row, *others]
+    (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def run(name: str) -> list[dict[str, Any]]:
         output = tmp_path / name
         flags = f"--model {model} --task {tmp_path}/task.jsonl --output {output} --prompt-key question"
-        flags += " --grader number --limit 2 --samples 16 --temperature 1 --max-new-tokens 16"
+        flags += " --grader number --samples 16 --temperature 1 --max-new-tokens 16"
         result = subprocess.run(
             [sys.executable, ROOT / "tools" / "evaluate.py", *flags.split()], capture_output=True, text=True
         )
@@ -79,17 +81,20 @@ def test_samples_differ_and_are_reproduced(model: Path, tmp_path: Path) -> None:
 
     first, second = run("first"), run("second")
     assert first == second
-    assert [(line["index"], line["sample"]) for line in first] == [(i, s) for i in (0, 1) for s in range(16)]
+    assert [(line["index"], line["sample"]) for line in first] == [
+        (i, s) for i in range(42) for s in range(16)
+    ]
+    first = first[:32]
     assert len({line["generation"] for line in first}) == 32
     assert len({line["seed"] for line in first}) == 32
     assert {line["answer"] for line in first} == {"3"}
     assert all(line["finish_reason"] == "length" or line["tokens"] < 16 for line in first)
 
     summary = json.loads((tmp_path / "first" / "summary.json").read_text())
-    assert (summary["n"], summary["samples"], summary["grader"]) == (2, 16, "number")
-    assert summary["accuracy"] == sum(line["correct"] for line in first) / 32
+    assert (summary["n"], summary["samples"], summary["grader"]) == (10, 16, "number")
+    assert summary["accuracy"] == pytest.approx(sum(line["correct"] for line in second) / len(second))
     assert list(summary["benchmarks"]) == ["task"]
     assert list(summary["average"]["pass_at_k"]) == ["1", "2", "4", "8", "16"]
     low, high = summary["accuracy_ci95"]
     assert low <= summary["accuracy"] <= high
-    assert summary["generated_tokens"] == sum(line["tokens"] for line in first)
+    assert summary["generated_tokens"] == sum(line["tokens"] for line in second)
