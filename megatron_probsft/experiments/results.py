@@ -63,7 +63,7 @@ def show(content: dict[str, Any], console: Console) -> None:
     table = Table(title=_title(content), title_justify="left")
     headings, rows = _cells(content)
     for heading in headings:
-        table.add_column(heading, justify="left" if heading == "run" else "right")
+        table.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console.print(table)
@@ -85,8 +85,8 @@ def _title(content: dict[str, Any]) -> str:
 
 def _cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     has_similarity = "jaro_winkler" in content["rows"][0]
-    headings = ["run", "held-out NLL", "mean p", "accuracy", "95 % interval", "problems × samples"]
-    headings += ["Jaro-Winkler"] * has_similarity + ["training minutes"]
+    headings = ["run", "held-out NLL", "mean p", "accuracy", "95 % interval", "problems"]
+    headings += ["Jaro-Winkler"] * has_similarity + ["minutes"]
     rows = []
     for row in content["rows"] + content.get("means_over_seeds", []):
         low, high = row.get("accuracy_ci95", (None, None))
