@@ -8,8 +8,8 @@ python tools/one_click.py --dataset figfont --model_save_name smollm2-135m \\
 Without --run_script it writes the commands as a bash script and prints it. With it they run, each printed;
 started again after any interruption, it continues, and what is finished is not done again. smollm2-135m comes
 from its package and trains on data that need no hub (generated; stand-ins for math and medicine), little of
-them. Flags may be spelled with underscores or hyphens. Those of the trainer are passed on, and with --prepare-
-and --score- before them those of prepare_data.py and evaluate.py (see --help).
+them. Flags may be spelled with underscores or hyphens. The trainer's are passed on; those of prepare_data.py
+and evaluate.py begin with --prepare- and --score- here (see --help).
 
 OUTPUT/<dataset>/<model>/ has <objective>-seed<k>/{megatron,hf,score}, base/score, probe, report, results.md
 """
