@@ -1,6 +1,6 @@
 """The paper's continuum at small scale: three domains × four objectives, training → vLLM score → report.
 
-python examples/continuum/run.py                                        # two CPU cores, about 70 minutes
+python examples/continuum/run.py                                        # two CPU cores, under two hours
 python examples/continuum/run.py --recipe examples/continuum/gpu.yaml   # one GPU, more of everything
 
 Each domain is one sweep of tools/one_click.py, printed as it runs. Started again after an interruption, it

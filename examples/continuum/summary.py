@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 _HEADINGS = (
-    "domain", "mean p of the training data", "objective", "held-out NLL", "held-out mean p", "score",
-    "95 % interval", "Jaro-Winkler", "training minutes",
+    "domain", "mean p before", "objective", "held-out NLL", "mean p", "score", "95 % interval", "Jaro-Winkler",
+    "minutes",
 )  # fmt: skip
 
 
@@ -48,7 +48,9 @@ def by_probability(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def show(results: list[dict[str, Any]], console: Console) -> None:
     table = Table(title="the continuum", title_justify="left")
     for heading in _HEADINGS:
-        table.add_column(heading, justify="left" if heading in ("domain", "objective") else "right")
+        table.add_column(
+            heading, justify="left" if heading in ("domain", "objective") else "right", no_wrap=True
+        )
     for cells in _cells(by_probability(results)):
         table.add_row(*cells)
     console.print(table)
