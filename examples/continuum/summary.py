@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 _HEADINGS = (
-    "domain", "mean p before", "objective", "held-out NLL", "mean p", "score", "95 % interval", "Jaro-Winkler",
-    "minutes",
+    "domain", "mean p before", "objective", "held-out NLL", "mean p", "score", "95 % interval",
+    "Jaro-Winkler", "minutes",
 )  # fmt: skip
 
 
