@@ -14,6 +14,8 @@ OUTPUT/vllm.log           what vLLM printed
 """
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,7 @@ def print_table(summary: dict[str, Any], output: Path) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ends the engine, too
     with one_line_errors():
         settings = parse_arguments()
         print_table(evaluate(settings), settings.output)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from megatron_probsft.evaluation.run import evaluate
@@ -88,6 +89,20 @@ def test_killed_and_started_again(flags: list[str], tmp_path: Path) -> None:
     assert [sum(map(len, seeds)) for seeds in asked] == [20, 20, 20 - kept]
     seeds = [line["seed"] for line in whole]
     assert [seed for of_prompt in asked[2] for seed in of_prompt] == seeds[kept:]
+
+
+def test_terminated_with_its_engine(flags: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "terminated"
+    command = [sys.executable, ROOT / "tools" / "evaluate.py", *flags, "--output", str(output)]
+    process = subprocess.Popen(command, env={**os.environ, "PAUSE": "5"})
+    while not (output / "unfinished.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    engine = psutil.Process(process.pid).children()
+    assert engine
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert not psutil.wait_procs(engine, timeout=3)[1]
 
 
 def test_killed_while_grading_needs_no_engine(
