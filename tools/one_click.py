@@ -26,6 +26,7 @@ from megatron_probsft.experiments.plan import Sweep, data_of, file_name, plan
 from megatron_probsft.experiments.script import render
 from megatron_probsft.experiments.steps import Step, run_steps, shown_path
 from megatron_probsft.runtime.errors import one_line_errors
+from megatron_probsft.runtime.folders import write_whole
 
 
 def main() -> None:
@@ -53,10 +54,8 @@ def write_script(sweep: Sweep, steps: list[Step]) -> None:
     seeds = "-".join(map(str, sweep.seeds))
     file = sweep.folder / f"{'+'.join(map(file_name, sweep.objectives))}-seed{seeds}.sh"
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(text)
-    part.chmod(0o755)
-    part.replace(file)
+    write_whole(file, text)
+    file.chmod(0o755)
     print(f"{text}\nwrote {shown_path(file)}; bash {shown_path(file)} runs it")
 
 

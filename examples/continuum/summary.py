@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from megatron_probsft.runtime.folders import write_whole
+
 _HEADINGS = (
     "domain", "mean p before", "objective", "held-out NLL", "mean p", "score", "95 % interval",
     "Jaro-Winkler", "minutes",
@@ -33,8 +35,8 @@ def write(folder: Path, results: list[dict[str, Any]], seconds: float) -> None:
         "seconds_of_this_start": round(seconds, 1),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
     }
-    _replace(folder / "summary.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-    _replace(folder / "report.md", report(ordered).encode())
+    write_whole(folder / "summary.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_whole(folder / "report.md", report(ordered))
     part = folder / "summary.part.png"
     draw(ordered).savefig(part, dpi=110)
     part.replace(folder / "summary.png")
@@ -107,9 +109,3 @@ def _cells(results: list[dict[str, Any]]) -> Iterator[list[str]]:
                 f"{row['jaro_winkler']:.3f}" if "jaro_winkler" in row else "",
                 f"{row['training_minutes']:.1f}" if "training_minutes" in row else "",
             ]  # fmt: skip
-
-
-def _replace(file: Path, content: bytes) -> None:
-    part = file.with_name(f"{file.name}.part-{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(file)

@@ -11,7 +11,6 @@ its form.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from reasoning_gym import create_dataset
 
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.folders import write_whole
 
 STEPS = 24
 HELDOUT = 200
@@ -78,6 +78,4 @@ def _question(row: dict[str, str]) -> tuple[str, ...]:
 
 def _write(file: Path, rows: list[dict[str, str]]) -> None:
     """The file appears under its name when complete."""
-    part = file.with_name(f"{file.name}.part-{os.getpid()}")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    part.replace(file)
+    write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))

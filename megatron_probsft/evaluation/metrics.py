@@ -6,9 +6,7 @@ import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-import numpy as np
-
-from megatron_probsft.evaluation.scoring import score
+from megatron_probsft.evaluation.scoring import score, stratified_interval
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -67,19 +65,6 @@ def average_metrics(
         benchmarks[0]["accuracy_ci95"] if len(benchmarks) == 1 else stratified_interval(problem_means, seed)
     )
     return average
-
-
-def stratified_interval(
-    strata: Sequence[Sequence[float]], seed: int, resamples: int = 10_000
-) -> tuple[float, float]:
-    """Percentile bootstrap, 95 %, of the mean of the strata's means; a function of (strata, seed)."""
-    generator = np.random.default_rng(seed)
-    total = np.zeros(resamples)
-    for stratum in strata:
-        values = np.asarray(stratum, dtype=float)
-        total += [values[generator.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
-    low, high = np.quantile(total / len(strata), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def powers_of_two(limit: int) -> list[int]:

@@ -9,8 +9,6 @@ from typing import Any
 
 from megatron_probsft.runtime.errors import UserError
 
-VERDICTS = ("correct", "wrong", "unparsable", "timeout")
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -37,7 +35,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Grade:
-    """`prediction`: the answer found in the generation; `similarity`: 0 to 1, where the task has one."""
+    """`prediction`: the answer found in the generation; `similarity`: 0 to 1, where the task has one.
+
+    `verdict`: correct, wrong, unparsable or timeout.
+    """
 
     prediction: str | None
     verdict: str

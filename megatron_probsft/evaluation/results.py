@@ -10,6 +10,7 @@ from megatron_probsft.evaluation.metrics import average_metrics, benchmark_metri
 from megatron_probsft.evaluation.problems import Grade, Problem, sample_seed
 from megatron_probsft.evaluation.tasks.task import Task
 from megatron_probsft.evaluation.vllm_runner import Generation
+from megatron_probsft.runtime.folders import write_whole
 
 
 def scores(
@@ -61,9 +62,3 @@ def write_generations(
             line["similarity"] = grade.similarity
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     write_whole(output / "generations.jsonl", "".join(lines))
-
-
-def write_whole(file: Path, content: str) -> None:
-    part = file.with_name(file.name + ".part")
-    part.write_text(content)
-    part.rename(file)

@@ -14,13 +14,14 @@ from typing import Any
 from megatron_probsft.data.domains.templates import family_of, template_for
 from megatron_probsft.evaluation.model_files import encode, fingerprint, load_model_files
 from megatron_probsft.evaluation.problems import Problem, check_ids, cut, sample_seed
-from megatron_probsft.evaluation.results import scores, write_generations, write_whole
+from megatron_probsft.evaluation.results import scores, write_generations
 from megatron_probsft.evaluation.server import Server, served_engine
 from megatron_probsft.evaluation.tasks import get_task
 from megatron_probsft.evaluation.tasks.task import Task
 from megatron_probsft.evaluation.unfinished import Unfinished
 from megatron_probsft.evaluation.vllm_runner import Engine, Generation, Seconds, generate, kv_bytes_per_token
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.folders import write_whole
 
 
 @dataclass

@@ -34,9 +34,19 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return low, high
 
 
-def bootstrap_interval(means: Sequence[float], seed: int, resamples: int = 10_000) -> tuple[float, float]:
+def bootstrap_interval(means: Sequence[float], seed: int) -> tuple[float, float]:
     """Percentile bootstrap of the mean over problems, 95 %; a function of (means, seed)."""
-    values, generator = np.asarray(means), np.random.default_rng(seed)
-    resampled = [values[generator.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
-    low, high = np.quantile(resampled, [0.025, 0.975])
+    return stratified_interval([means], seed)
+
+
+def stratified_interval(
+    strata: Sequence[Sequence[float]], seed: int, resamples: int = 10_000
+) -> tuple[float, float]:
+    """Percentile bootstrap, 95 %, of the mean of the strata's means; a function of (strata, seed)."""
+    generator = np.random.default_rng(seed)
+    total = np.zeros(resamples)
+    for stratum in strata:
+        values = np.asarray(stratum, dtype=float)
+        total += [values[generator.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
+    low, high = np.quantile(total / len(strata), [0.025, 0.975])
     return float(low), float(high)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_probsft.experiments.plan import Sweep
-
-_METRICS = "metrics.jsonl"
+from megatron_probsft.runtime.folders import write_whole
+from megatron_probsft.training.metrics_file import read_records
 
 
 def collect(sweep: Sweep, data: Path) -> dict[str, Any]:
@@ -54,9 +53,7 @@ def write(content: dict[str, Any], folder: Path) -> None:
         ("results.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n"),
         ("results.md", markdown(content)),
     ):
-        part = folder / f"{name}.part-{os.getpid()}"
-        part.write_text(text)
-        part.replace(folder / name)
+        write_whole(folder / name, text)
 
 
 def show(content: dict[str, Any], console: Console) -> None:
@@ -118,6 +115,5 @@ def _score(folder: Path) -> dict[str, Any]:
 
 def _validations(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The first, before training, and the last."""
-    records = [json.loads(line) for line in (run / _METRICS).read_text().splitlines()]
-    found = [record for record in records if record["kind"] == "validation"]
+    found = [record for record in read_records(run) if record["kind"] == "validation"]
     return found[0], found[-1]

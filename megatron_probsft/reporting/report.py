@@ -11,6 +11,7 @@ from megatron_probsft.reporting.content import build
 from megatron_probsft.reporting.figures import draw
 from megatron_probsft.reporting.load import load_runs
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.folders import write_whole
 from megatron_probsft.runtime.progress import tqdm
 
 _FIGURES = "figures"
@@ -32,15 +33,9 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
             old.unlink()
         for panel in tqdm(panels, desc="plots", disable=None, leave=False):
             panel.write(figures)
-        _write(output / "report.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        _write(output / "report.md", markdown.render(content, panels, _FIGURES))
-        _write(output / "report.html", html.render(content, panels))
+        write_whole(output / "report.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_whole(output / "report.md", markdown.render(content, panels, _FIGURES))
+        write_whole(output / "report.html", html.render(content, panels))
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error}") from None
     return output / "report.html"
-
-
-def _write(file: Path, text: str) -> None:
-    part = file.with_name(file.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.rename(file)

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def part_of(target: Path) -> Path:
-    """Where a folder is written before it gets its name."""
+    """Where a folder or file is written before it gets its name."""
     return target.with_name(target.name + ".part")
 
 
@@ -53,6 +53,13 @@ def publish(target: Path) -> None:
         to_disk(path)
     part.rename(target)
     to_disk(target.parent)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """A text file, in place of one that is there: a reader finds the old one or the new one."""
+    part = part_of(file)
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
 
 
 def check_is_new(target: Path) -> None:

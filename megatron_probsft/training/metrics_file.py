@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from megatron_probsft.runtime.folders import write_whole
+
 
 def drop_records_after(folder: Path, iteration: int) -> None:
     """Forget what a killed run recorded after the checkpoint that is now resumed, and a line cut in half.
@@ -16,9 +18,7 @@ def drop_records_after(folder: Path, iteration: int) -> None:
     if not file.is_file():
         return
     kept = [line for line in file.read_text().splitlines(keepends=True) if _iteration_of(line) <= iteration]
-    part = file.with_suffix(".part")
-    part.write_text("".join(kept if iteration else []))
-    part.rename(file)
+    write_whole(file, "".join(kept if iteration else []))
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
