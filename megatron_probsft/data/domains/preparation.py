@@ -150,7 +150,7 @@ def _notes(parts: dict[str, Sequence[Example]]) -> list[str]:
             "validates on its first 128 and trains on them too."
         )
     if "test" not in parts:
-        notes.append("No test rows: the source has none; the paper tests on public benchmarks.")
+        notes.append("No test rows: the source has none, or none were asked for (--test).")
     return notes
 
 
