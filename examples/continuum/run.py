@@ -49,7 +49,7 @@ def main() -> None:
 
 def run(recipe: dict[str, Any]) -> None:
     """The sweeps, one after the other, and after each what is known so far."""
-    console, started = Console(width=None if sys.stdout.isatty() else 110), time.perf_counter()
+    console, started = Console(width=None if sys.stdout.isatty() else 130), time.perf_counter()
     output = (ROOT / recipe["output"]).resolve()
     results: list[dict[str, Any]] = []
     for number, domain in enumerate(recipe["domains"], start=1):
