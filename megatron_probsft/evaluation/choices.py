@@ -5,8 +5,8 @@
 3. a line that begins with a letter and a bracket or full stop, "(B) aspirin", or holds the letter alone
 4. the option whose text is found last; of options that contain each other the longest
 
-Letters count in upper case, but in a box in either; "A" and "I" only where no word can follow ("answer is a
-sign of" chooses nothing). Nothing of these: no choice.
+Letters count in upper case, but in a box in either; "A" and "I" not where they may be words ("the answer is A
+sign of" chooses nothing, "is A because" A). Nothing of these: no choice.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from megatron_probsft.evaluation.math_answers import boxed
+from megatron_probsft.data.boxed import boxed
 
 _STATEMENT = (
     r"(?i:\b(?:answer|option|choice|diagnosis)\b(?:\s+(?:option|choice|letter))?"
@@ -22,7 +22,7 @@ _STATEMENT = (
     r"(?:\s+(?:the|option|choice|letter|therefore|thus))*|\s*[:=])\s*:?\s*)[\s*_\"'(\[$]*"
 )
 _ENDS = r"(?=[\s)\].,:;*_\"'$}]|$)"
-_ENDS_A_WORD = r"(?=[)\].,:;*_\"'$}]|\s*$|\s*\n)"
+_ENDS_A_WORD = r"(?=[)\].,:;*_\"'$}]|\s*$|\s*\n|\s+(?:because|since|as|and|which|for)\b)"
 
 
 def chosen(generation: str, options: Mapping[str, str]) -> str | None:
@@ -46,6 +46,7 @@ def chosen(generation: str, options: Mapping[str, str]) -> str | None:
 
 def _in_box(inside: str, options: Mapping[str, str]) -> str | None:
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", inside).strip(" $.*")
+    text = re.sub(r"^(?i:option|choice|answer)[\s:]+", "", text)
     if match := re.match(r"\(?(\w)\)?(?:[.):,\s]|$)", text):
         letter = match[1].upper()
         rest = text[match.end() :].strip()

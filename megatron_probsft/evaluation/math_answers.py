@@ -10,9 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-LONGEST = 2000  # characters of an answer: the longest of the paper's benchmarks has 223
 _TAIL = 4000  # characters at the end of a generation in which an answer without a box is looked for
-_BOXES = 50  # as many are looked into, from the last: a runaway generation opens thousands
 
 _NUMBER = re.compile(r"([-+]?)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?(?:[eE]([-+]?\d{1,3}))?")
 _TIMES_TEN = re.compile(r"(?:\\times|\\cdot|\*)10\^(?:\{([-+]?\d{1,3})\}|([-+]?\d))")
@@ -24,8 +22,8 @@ _DROPPED = re.compile(
     r"\\(?:left|right|displaystyle|limits|big|Big)(?![A-Za-z])|\\[!,;: ]|\\\\?\$|\$|~|\\\(|\\\)|\\\[|\\\]"
     r"|\^\{?\\circ\}?|\\degree(?![A-Za-z])|°|\s"
 )
+_APART = re.compile(r"(?<=\d)\s+(?=\d)(?!\d{3}(?!\d))")  # 5 6 is not 56, but 10 000 is 10000
 _SEPARATOR = re.compile(r"\\text\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\quad|\\qquad")
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 
 
 @dataclass(frozen=True)
@@ -51,15 +49,6 @@ class MathAnswer:
         return cls(text, listed)
 
 
-def boxed(text: str) -> str | None:
-    """What the last whole \\boxed{…} (or \\fbox, \\framebox) holds; None if there is none."""
-    for opening in [*_BOX.finditer(text)][:-_BOXES:-1]:
-        closing = _closing(text, opening.end(), min(len(text), opening.end() + LONGEST + 1))
-        if closing is not None:
-            return text[opening.end() : closing].strip()
-    return None
-
-
 def tail(text: str) -> str:
     """Where an answer without a box is looked for."""
     return text[-_TAIL:]
@@ -72,6 +61,7 @@ def normalise(text: str) -> str:
     text = re.sub(r"\\[dt]frac", r"\\frac", text.replace("−", "-").replace("\\%", "%"))
     text = re.sub(r"\\(?:lbrace|\{)", r"\\{", text)
     text = re.sub(r",\s*\\!\s*", ",", text)
+    text = _APART.sub("␣", text)
     text = _DROPPED.sub("", text).rstrip(".,;")
     return re.sub(r"(?<=\^)\{(\w)\}|(?<=_)\{(\w)\}", lambda one: one[1] or one[2], text)
 
@@ -178,12 +168,3 @@ def _both_signs(text: str) -> list[str]:
     plus = text.replace("\\pm", "+").replace("\\mp", "-")
     minus = text.replace("\\pm", "-").replace("\\mp", "+")
     return [plus, minus]
-
-
-def _closing(text: str, start: int, end: int) -> int | None:
-    depth = 1
-    for place in range(start, end):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        if depth == 0:
-            return place
-    return None

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 
 import psutil
 
-from megatron_probsft.evaluation.math_answers import LONGEST, MathAnswer, boxed, decide, tail
+from megatron_probsft.data.boxed import LONGEST, boxed
+from megatron_probsft.evaluation.math_answers import MathAnswer, decide, tail
 from megatron_probsft.evaluation.problems import Grade
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.progress import tqdm

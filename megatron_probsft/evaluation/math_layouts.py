@@ -12,7 +12,8 @@ import json
 import re
 from typing import Any
 
-from megatron_probsft.evaluation.math_answers import MathAnswer, boxed, parts
+from megatron_probsft.data.boxed import boxed
+from megatron_probsft.evaluation.math_answers import MathAnswer, parts
 from megatron_probsft.runtime.errors import UserError
 
 _IDS = ("id", "unique_id", "idx")

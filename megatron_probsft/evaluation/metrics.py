@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from megatron_probsft.evaluation.scoring import score, stratified_interval
+from megatron_probsft.evaluation.scoring import interval_of_mean, score, stratified_interval
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -41,7 +41,7 @@ def benchmark_metrics(
         "first_sample_accuracy": _mean([one[0] for one in correct]),
         "pass_at_k": {
             str(k): _mean([pass_at_k(samples, sum(one), k) for one in correct])
-            for k in powers_of_two(samples)
+            for k in sorted({*powers_of_two(samples), samples})
         },
         "majority_at_n": _mean([majority_is_correct(*both) for both in zip(keys, correct, strict=True)]),
     }
@@ -52,7 +52,8 @@ def average_metrics(
 ) -> dict[str, Any]:
     """The same numbers averaged over benchmarks, each of equal weight as in the paper's tables.
 
-    The interval is that of the one benchmark, or a bootstrap that resamples problems within each.
+    The interval is that of the one benchmark; of several with one sample, their intervals put together; else
+    a bootstrap that resamples problems within each.
     """
     names = ("accuracy", "first_sample_accuracy", "majority_at_n", "jaro_winkler", "case_insensitive")
     average: dict[str, Any] = {
@@ -61,9 +62,12 @@ def average_metrics(
     average["pass_at_k"] = {
         k: _mean([one["pass_at_k"][k] for one in benchmarks]) for k in benchmarks[0]["pass_at_k"]
     }
-    average["accuracy_ci95"] = (
-        benchmarks[0]["accuracy_ci95"] if len(benchmarks) == 1 else stratified_interval(problem_means, seed)
-    )
+    if benchmarks[0]["samples"] == 1:
+        average["accuracy_ci95"] = interval_of_mean([(b["accuracy"], b["accuracy_ci95"]) for b in benchmarks])
+    elif len(benchmarks) == 1:
+        average["accuracy_ci95"] = benchmarks[0]["accuracy_ci95"]
+    else:
+        average["accuracy_ci95"] = stratified_interval(problem_means, seed)
     return average
 
 

@@ -12,7 +12,6 @@ import pytest
 import reasoning_gym
 import simple_icd_10_cm as icd
 
-from megatron_probsft.data.domains.examples import last_boxed
 from megatron_probsft.data.domains.preparation import prepare
 from megatron_probsft.data.sources import read_rows
 from megatron_probsft.runtime.errors import UserError
@@ -303,14 +302,3 @@ def test_token_statistics_and_the_command(
     )
     prepare_data.main()
     assert f"already there: {tmp_path / 'output'}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("text", "inside"),
-    [
-        ("\\boxed{1} then \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
-        ("\\boxed{", None), ("none", None), ("\\boxed{}", ""), ("\\boxed{a{b}", None),
-    ],
-)  # fmt: skip
-def test_the_last_box(text: str, inside: str | None) -> None:
-    assert last_boxed(text) == inside

@@ -26,6 +26,8 @@ OPTIONS = {"A": "Aspirin", "B": "Beta blocker", "C": "Cortisone", "D": "High-dos
         (r"\boxed{B. Beta blocker}", "B"),
         (r"\boxed{\text{Beta blocker}}", "B"),
         (r"\boxed{high-dose aspirin}", "D"),
+        (r"\boxed{Option C}", "C"),
+        (r"\boxed{\text{Answer: B}}", "B"),
         (r"\boxed{A} is what some say, but \boxed{C}", "C"),
         (r"The answer is A. Yet \boxed{D} it is.", "D"),  # a box goes before a statement
         (r"\boxed{42}, but the answer is B", "B"),
@@ -39,6 +41,7 @@ OPTIONS = {"A": "Aspirin", "B": "Beta blocker", "C": "Cortisone", "D": "High-dos
         ("The best answer is a beta blocker", "B"),  # "a" is no letter
         ("The answer is A", "A"),
         ("The answer is A.", "A"),
+        ("The answer is A because aspirin thins blood, unlike cortisone.", "A"),
         ("Answer: A high dose", None),
         ("Reasoning.\n\n(C) Cortisone", "C"),
         ("Reasoning.\nD", "D"),
@@ -81,6 +84,7 @@ def test_sources_are_benchmarks(load: Load) -> None:
     flat = load([{**one, "source": "MedQA"}, {**one, "source": "MedMCQA"}, {**one, "source": "MedQA"}])
     by_source = load({"MedQA": [one, one], "MedMCQA": [one]})
     assert [(p.benchmark, p.id) for p in flat] == [("MedQA", "0"), ("MedMCQA", "0"), ("MedQA", "1")]
+    assert [p.id for p in load([{**one, "id": None}, {**one, "id": "x"}])] == ["0", "x"]
     assert sorted((p.benchmark, p.id) for p in by_source) == sorted((p.benchmark, p.id) for p in flat)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from megatron_probsft.evaluation.math_answers import MathAnswer, boxed, decide, normalise, parts
+from megatron_probsft.data.boxed import boxed
+from megatron_probsft.evaluation.math_answers import MathAnswer, decide, normalise, parts
 from megatron_probsft.evaluation.math_judge import judge_math
 from megatron_probsft.evaluation.math_layouts import read_row
 from megatron_probsft.evaluation.problems import Problem
@@ -94,6 +95,8 @@ def test_neighbours_answers_are_wrong(benchmarks: list[Problem]) -> None:
         (r"1+\sqrt{19}, 1-\sqrt{19}", r"1 \pm \sqrt{19}", True),
         (r"1-\sqrt{19}", r"1 \pm \sqrt{19}", False),
         (r"\{-2, 1-\sqrt5, 1+\sqrt5\}", r"\{1\pm\sqrt{5},-2\}", True),
+        ("5 6", "56", False),
+        ("10 000", "10000", True),
     ],
 )
 def test_equal_answers(found: str, answer: str, right: bool) -> None:
@@ -126,6 +129,7 @@ def test_several_answers_tolerance_and_units(found: str, fields: dict[str, Any],
 def test_which_text_is_judged() -> None:
     assert boxed(r"\boxed{1}, no: \boxed{\frac{1}{2}}, and \boxed{cut off") == r"\frac{1}{2}"
     assert boxed(r"\framebox{204} minutes") == "204"
+    assert boxed(r"\boxed{} and \boxed{a{b}") == ""
     assert boxed("no box") is None
     texts = ["so $x = 12$. The final answer is $13$.", "I do not know why.", "", r"\boxed{}", "it is 5 or 7"]
     grades = judge_math(texts, [MathAnswer("13")] * 5)

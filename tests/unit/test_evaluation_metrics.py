@@ -56,6 +56,7 @@ def test_benchmark_numbers() -> None:
     assert one["pass_at_k"] == pytest.approx({"1": 4 / 12, "2": (1 + 0.5) / 3, "4": 2 / 3})
     low, high = one["accuracy_ci95"]
     assert 0 <= low < 4 / 12 < high <= 1
+    assert list(benchmark_metrics([[True] * 3], [["1"] * 3], seed=1)["pass_at_k"]) == ["1", "2", "3"]
 
 
 def test_benchmarks_weigh_equally() -> None:

@@ -8,7 +8,12 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from megatron_probsft.evaluation.scoring import bootstrap_interval, score, wilson_interval
+from megatron_probsft.evaluation.scoring import (
+    bootstrap_interval,
+    interval_of_mean,
+    score,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,3 +59,22 @@ def test_bootstrap_is_a_function_of_its_seed() -> None:
     means = list(np.random.default_rng(0).random(30))
     assert bootstrap_interval(means, seed=1) == bootstrap_interval(means, seed=1)
     assert bootstrap_interval(means, seed=1) != bootstrap_interval(means, seed=2)
+
+
+def test_the_interval_of_a_mean_holds_the_truth_in_95_of_100_draws() -> None:
+    generator = np.random.default_rng(1)
+    trials, truths = (30, 40, 100), (0.05, 0.3, 0.6)
+    held = 0
+    for draw in np.stack([generator.binomial(n, p, 2000) for n, p in zip(trials, truths, strict=True)], 1):
+        parts = [(hits / n, wilson_interval(int(hits), n)) for hits, n in zip(draw, trials, strict=True)]
+        low, high = interval_of_mean(parts)
+        held += low <= sum(truths) / 3 <= high
+    assert 0.94 < held / 2000 < 0.965
+
+
+def test_the_interval_of_a_mean_at_the_ends() -> None:
+    nothing = (0.0, wilson_interval(0, 20))
+    assert interval_of_mean([nothing]) == nothing[1]
+    low, high = interval_of_mean([nothing] * 4)
+    assert low == 0
+    assert high == pytest.approx(nothing[1][1] / 2)

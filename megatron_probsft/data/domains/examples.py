@@ -69,17 +69,6 @@ def row_of(domain: Domain, example: Example, split: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def last_boxed(text: str) -> str | None:
-    r"""What the last `\boxed{…}` of a text holds, None where there is none or it is not closed."""
-    start = text.rfind("\\boxed{")
-    depth = 0
-    for end in range(start, len(text)) if start >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        if text[end] == "}" and not depth:
-            return text[start + len("\\boxed{") : end]
-    return None
-
-
 def check_number(name: str, number: int | None, most: int | None = None, why: str = "") -> None:
     """UserError unless None or from 0 to `most`."""
     if number is not None and (number < 0 or (most is not None and number > most)):

@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from megatron_probsft.data.boxed import boxed
 from megatron_probsft.data.domains.examples import (
     Converted,
     Domain,
@@ -15,7 +16,6 @@ from megatron_probsft.data.domains.examples import (
     Generated,
     Shape,
     check_number,
-    last_boxed,
 )
 from megatron_probsft.runtime.errors import UserError
 
@@ -101,7 +101,7 @@ def _number(text: str) -> str:
 def _convert(question: str, solution: str) -> Converted:
     if not question.strip() or not solution.strip():
         return "empty question or answer"
-    truth = last_boxed(solution)
+    truth = boxed(solution)
     return "no \\boxed{…} in the solution" if truth is None else (question, solution, truth, {})
 
 

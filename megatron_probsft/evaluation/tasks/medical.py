@@ -28,7 +28,8 @@ def _load(data: Sequence[str], benchmarks: Sequence[str] | None) -> list[Problem
         index = counts[benchmark] = counts.get(benchmark, -1) + 1
         prompt, options, letter = _read_row(row, where)
         details = {"options": options}
-        problems.append(Problem(benchmark, str(row.get("id", index)), index, prompt, letter, where, details))
+        named = index if row.get("id") is None else row["id"]
+        problems.append(Problem(benchmark, str(named), index, prompt, letter, where, details))
     for name in benchmarks or []:
         if name not in counts:
             raise UserError(f"--benchmarks {name} is none of: {', '.join(counts)}")
