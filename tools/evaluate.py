@@ -35,7 +35,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Settings:
     add("--model", type=Path, required=True, help="Hugging Face folder")
     add("--task", required=True, help="math, medical, figfont, or a jsonl file with prompts and answers")
     add("--output", type=Path, required=True, help="new folder, or that of an interrupted evaluation")
-    add("--data", nargs="+", default=[], help="files or folders of a domain's problems (default: the hub's)")
+    add("--data", nargs="+", default=[], help="files or folders (default: the hub's; medical: MedQA)")
     add("--benchmarks", nargs="+", help="these only (default: all there are)")
     add("--template", help=f"as in training: {', '.join(TEMPLATES)} (default: the domain's; chat for a file)")
     add("--grader", default="exact", help="of a file: exact, number or math (default: exact)")

@@ -10,16 +10,18 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from megatron_probsft.data.named_templates import NAMED_TEMPLATES
 from megatron_probsft.data.templates import check_template, encode_prompt
 from megatron_probsft.data.tokenizers import load_tokenizer
 from megatron_probsft.evaluation.problems import Problem
 from megatron_probsft.runtime.errors import UserError
 
+_ENDS_OF_TURN = ("<|im_end|>", "<|eot_id|>")  # of ChatML and Llama 3: no EOS of their base models
 _SAMPLED = 1 << 16  # bytes at both ends of each weight file: training changes every one of them
 
 
 def load_model_files(model: Path) -> tuple[Any, Any, list[int]]:
-    """Tokenizer, text config and the tokens that end a generation, of a Hugging Face folder."""
+    """Tokenizer, text config and the tokens that end the model's texts, of a Hugging Face folder."""
     if not (model / "config.json").is_file():
         what = "has no config.json" if model.is_dir() else "is no folder"
         raise UserError(f"--model {model} {what}: give a Hugging Face model folder")
@@ -32,6 +34,19 @@ def load_model_files(model: Path) -> tuple[Any, Any, list[int]]:
     ends = json.loads(settings.read_text()).get("eos_token_id") if settings.is_file() else config.eos_token_id
     stops = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     return tokenizer, config.get_text_config(), sorted(stops)
+
+
+def ends_of_turn(tokenizer: Any, template: str) -> set[int]:
+    """The tokens that end a turn in the template: what follows is no answer, but made-up conversation.
+
+    A base model, whose EOS is another, may well write them: its prompt shows how turns end.
+    """
+    if template == "chat":
+        text = str(tokenizer.chat_template)
+    else:
+        text = NAMED_TEMPLATES[template].generation_text("") if template in NAMED_TEMPLATES else ""
+    ids = {tokenizer.convert_tokens_to_ids(token) for token in _ENDS_OF_TURN if token in text}
+    return ids - {None, tokenizer.unk_token_id}
 
 
 def fingerprint(model: Path) -> str:
@@ -53,8 +68,8 @@ def encode(
     max_new_tokens: int,
     max_model_len: int | None,
     positions: int | None,
-) -> list[list[int]]:
-    """Token ids of every prompt, each checked to leave room for `max_new_tokens`."""
+) -> tuple[list[list[int]], list[int]]:
+    """Token ids of every prompt, and how many may follow each: `max_new_tokens`, or as many as have room."""
     check_template(tokenizer, template)
     if max_model_len and positions and max_model_len > positions:
         raise UserError(f"--max-model-len {max_model_len} exceeds the model's {positions} positions")
@@ -63,14 +78,7 @@ def encode(
     for problem, tokens in zip(problems, prompts, strict=True):
         if not tokens:
             raise UserError(f"{problem.where}: the prompt is empty")
-        if room and len(tokens) + max_new_tokens > room:
-            left = room - max(map(len, prompts))
+        if room and len(tokens) >= room:
             limit = f"--max-model-len {room}" if max_model_len else f"the model's {room} positions"
-            hint = (
-                f": --max-new-tokens {left} is the most that all prompts leave room for" if left > 0 else ""
-            )
-            raise UserError(
-                f"{problem.where}: {len(tokens)} prompt tokens and --max-new-tokens {max_new_tokens} "
-                f"exceed {limit}{hint}"
-            )
-    return prompts
+            raise UserError(f"{problem.where}: {len(tokens)} prompt tokens leave no room in {limit}")
+    return prompts, [min(max_new_tokens, room - len(one)) if room else max_new_tokens for one in prompts]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_probsft.data.domains.templates import family_of, template_for
-from megatron_probsft.evaluation.model_files import encode, fingerprint, load_model_files
+from megatron_probsft.evaluation.model_files import encode, ends_of_turn, fingerprint, load_model_files
 from megatron_probsft.evaluation.problems import Problem, check_ids, cut, sample_seed
 from megatron_probsft.evaluation.results import scores, write_generations
 from megatron_probsft.evaluation.server import Server, served_engine
@@ -57,6 +57,16 @@ class _Sampling:
     max_new_tokens: int
 
 
+@dataclass(frozen=True)
+class _Missing:
+    """What of a problem is still to be generated."""
+
+    problem: Problem
+    prompt: list[int]
+    max_new_tokens: int
+    samples: list[int]
+
+
 def evaluate(settings: Settings) -> dict[str, Any]:
     """Generate what is not there yet, grade, and write both files; returns the summary.
 
@@ -70,23 +80,35 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         task.load(settings.data, settings.benchmarks), settings.start, settings.end, settings.limit
     )
     check_ids(problems)
-    tokenizer, config, stops = load_model_files(settings.model)
+    tokenizer, config, ends = load_model_files(settings.model)
     template = settings.template or _default_template(task, tokenizer)
-    server = Server(settings.server, str(settings.model)) if settings.server else None
+    weights = fingerprint(settings.model)
+    server = _server(settings, weights) if settings.server else None
     max_model_len = server.max_model_len if server else settings.max_model_len
     positions = getattr(config, "max_position_embeddings", None)
-    prompts = encode(tokenizer, problems, template, sampling.max_new_tokens, max_model_len, positions)
+    prompts, longest = encode(
+        tokenizer, problems, template, sampling.max_new_tokens, max_model_len, positions
+    )
+    shortened = sum(most < sampling.max_new_tokens for most in longest)
+    if shortened:
+        print(
+            f"{shortened:,} of {len(prompts):,} prompts leave room for fewer than --max-new-tokens "
+            f"{sampling.max_new_tokens} (the least: {min(longest)}); they are cut where the room ends",
+            flush=True,
+        )
+    stops = sorted({*ends, *ends_of_turn(tokenizer, template)})
     deciding = {
-        "--model": str(settings.model), "the model's weights": fingerprint(settings.model),
+        "--model": str(settings.model), "the model's weights": weights,
         "--task": settings.task, "--template": template, "--samples": sampling.samples,
         "--temperature": sampling.temperature, "--max-new-tokens": sampling.max_new_tokens,
         "--seed": settings.seed, "--dtype": settings.dtype, "--server": settings.server,
-        "the problems": _digest(problems, prompts),
+        "the served model": server.model if server else None, "the tokens that end it": stops,
+        "the problems": _digest(problems, prompts, longest),
     }  # fmt: skip
     unfinished = Unfinished(settings.output, deciding)
     try:
         seconds = _generate(
-            settings, sampling, server, problems, prompts, unfinished, tokenizer, config, stops
+            settings, sampling, server, problems, prompts, longest, unfinished, tokenizer, config, stops
         )
     finally:
         unfinished.close()
@@ -107,7 +129,8 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         "grader": settings.grader if task.domain is None else task.name, "template": template,
         "temperature": sampling.temperature, "max_new_tokens": sampling.max_new_tokens, "seed": settings.seed,
         "start": settings.start, "end": settings.end, "limit": settings.limit, "data": settings.data,
-        "server": settings.server, **unfinished.engine,
+        "server": settings.server, "served_model": server.model if server else None,
+        "prompts_with_less_room": shortened, **unfinished.engine,
         "tensor_parallel_size": settings.tensor_parallel_size,
         "generated_tokens": sum(len(one.tokens) for one in generations),
         "resumed_generations": unfinished.resumed,
@@ -122,12 +145,13 @@ def evaluate(settings: Settings) -> dict[str, Any]:
 
 def _generate(
     settings: Settings, sampling: _Sampling, server: Server | None, problems: list[Problem],
-    prompts: list[list[int]], unfinished: Unfinished, tokenizer: Any, config: Any, stops: list[int],
+    prompts: list[list[int]], longest: list[int], unfinished: Unfinished, tokenizer: Any, config: Any,
+    stops: list[int],
 ) -> Seconds:  # fmt: skip
     """What is missing, kept in `unfinished` as it comes."""
     missing = [
-        (problem, prompt, samples)
-        for problem, prompt in zip(problems, prompts, strict=True)
+        _Missing(problem, prompt, most, samples)
+        for problem, prompt, most in zip(problems, prompts, longest, strict=True)
         if (samples := [
             sample for sample in range(sampling.samples)
             if (problem.benchmark, problem.id, sample) not in unfinished.generations
@@ -140,22 +164,21 @@ def _generate(
         return Seconds(0.0, 0.0)
 
     def finished(place: int, sample: int, generation: Generation) -> None:
-        problem, _, samples = missing[place]
-        unfinished.add(problem, samples[sample], generation)
+        unfinished.add(missing[place].problem, missing[place].samples[sample], generation)
 
     def engine(one: Engine) -> None:
         unfinished.set_engine(dataclasses.asdict(one))
 
-    left = [prompt for _, prompt, _ in missing]
-    seeds = [[sample_seed(settings.seed, one, sample) for sample in samples] for one, _, samples in missing]
+    left, most = [one.prompt for one in missing], [one.max_new_tokens for one in missing]
+    seeds = [[sample_seed(settings.seed, one.problem, sample) for sample in one.samples] for one in missing]
     if server:
         engine(served_engine(server))
         return server.generate(
-            left, seeds, max_new_tokens=sampling.max_new_tokens, stop_token_ids=stops,
+            left, seeds, max_new_tokens=most, stop_token_ids=stops,
             temperature=sampling.temperature, tokenizer=tokenizer, finished=finished,
         )  # fmt: skip
     return generate(
-        settings.model, left, seeds, max_new_tokens=sampling.max_new_tokens, stop_token_ids=stops,
+        settings.model, left, seeds, max_new_tokens=most, stop_token_ids=stops,
         log=settings.output / "vllm.log", finished=finished, started=engine,
         temperature=sampling.temperature, dtype=settings.dtype,
         tensor_parallel_size=settings.tensor_parallel_size, max_model_len=settings.max_model_len,
@@ -168,10 +191,26 @@ def _text(tokenizer: Any, one: Generation) -> str:
     return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def _digest(problems: list[Problem], prompts: list[list[int]]) -> str:
-    """Names the problems and what is generated from."""
-    names = [[one.benchmark, one.id, prompt] for one, prompt in zip(problems, prompts, strict=True)]
+def _digest(problems: list[Problem], prompts: list[list[int]], longest: list[int]) -> str:
+    """Names the problems, what is generated from, and how much."""
+    names = [
+        [one.benchmark, one.id, prompt, most]
+        for one, prompt, most in zip(problems, prompts, longest, strict=True)
+    ]
     return hashlib.blake2b(json.dumps(names).encode(), digest_size=8).hexdigest()
+
+
+def _server(settings: Settings, weights: str) -> Server:
+    """The server. Raises UserError: as far as this machine can see, it serves another model."""
+    assert settings.server
+    server = Server(settings.server, str(settings.model))
+    if (Path(server.root) / "config.json").is_file() and fingerprint(Path(server.root)) != weights:
+        raise UserError(
+            f"--server {settings.server} serves {server.root}, whose weights are not those of --model "
+            f"{settings.model}"
+        )
+    print(f"{settings.server} serves {server.model}", flush=True)
+    return server
 
 
 def _default_template(task: Task, tokenizer: Any) -> str:
@@ -202,9 +241,11 @@ def _check(settings: Settings) -> None:
         raise UserError(f"--end must be greater than --start {settings.start or 0}, got {settings.end}")
     if settings.temperature is not None and not 0 <= settings.temperature < math.inf:
         raise UserError(f"--temperature must be a number of at least 0, got {settings.temperature}")
-    if settings.server and (settings.dtype != "auto" or settings.tensor_parallel_size > 1):
+    own = (settings.dtype != "auto", settings.tensor_parallel_size > 1, settings.max_model_len is not None)
+    if settings.server and any(own):
         raise UserError(
-            "--dtype and --tensor-parallel-size are the server's own: leave them out with --server"
+            "--dtype, --tensor-parallel-size and --max-model-len are the server's own: leave them out with "
+            "--server"
         )
     if (settings.output / "summary.json").exists():
         raise UserError(f"--output {settings.output} holds a finished evaluation: name another folder")

@@ -1,5 +1,6 @@
 """Generate through an OpenAI-compatible server: completions of token ids, as vLLM's server takes them.
 
+Every setting of sampling is sent: a server's own defaults may come from the model's generation_config.json.
 At temperature 0 many prompts go in one request. Otherwise each sample is a request of its own: a request has
 one seed, which all its prompts would share, noise and all.
 """
@@ -7,8 +8,10 @@ one seed, which all its prompts would share, noise and all.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -20,7 +23,18 @@ from megatron_probsft.runtime.errors import UserError
 CONCURRENCY = 128  # sampled requests under way; vLLM's own default is to compute 256 at once
 GREEDY_BATCH = 64
 _TIMEOUT = httpx.Timeout(None, connect=10.0)  # a generation may take long, and waits for its turn
-_Job = tuple[list[list[int]], list[tuple[int, int]], int]  # prompts, (prompt, sample) of each, seed
+_PLAIN = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}  # from the model as it is
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A request."""
+
+    prompts: list[list[int]]
+    places: list[tuple[int, int]]
+    """(prompt, sample) of each."""
+    seed: int
+    max_new_tokens: int
 
 
 class Server:
@@ -42,6 +56,8 @@ class Server:
             raise UserError(f"--server {url} serves {', '.join(one['id'] for one in models)}: not {model}")
         served = (named or models)[0]
         self.model: str = served["id"]
+        self.root: str = served.get("root") or served["id"]
+        """Its folder, if the server says so."""
         self.max_model_len: int | None = served.get("max_model_len")
 
     def generate(
@@ -49,7 +65,7 @@ class Server:
         prompts: Sequence[list[int]],
         seeds: Sequence[Sequence[int]],
         *,
-        max_new_tokens: int,
+        max_new_tokens: Sequence[int],
         stop_token_ids: Sequence[int],
         temperature: float,
         tokenizer: Any,
@@ -58,11 +74,11 @@ class Server:
         """As `vllm_runner.generate`. A reply without token ids, of a server other than vLLM's, is encoded."""
         started = time.perf_counter()
         body = {
-            "model": self.model, "max_tokens": max_new_tokens, "temperature": temperature,
-            "stop_token_ids": list(stop_token_ids), "return_token_ids": True,
+            "model": self.model, "temperature": temperature, "stop_token_ids": list(stop_token_ids),
+            "return_token_ids": True, **_PLAIN,
         }  # fmt: skip
-        jobs = _jobs(prompts, seeds, GREEDY_BATCH if temperature == 0 else 1)
-        progress = GenerationProgress(sum(map(len, seeds)), max_new_tokens)
+        jobs = list(_jobs(prompts, seeds, max_new_tokens, GREEDY_BATCH if temperature == 0 else 1))
+        progress = GenerationProgress(sum(map(len, seeds)), max(max_new_tokens))
         generations = all_tokens = 0
 
         def done(place: tuple[int, int], choice: dict[str, Any]) -> None:
@@ -90,11 +106,10 @@ class Server:
         limits = httpx.Limits(max_connections=CONCURRENCY)
 
         async def work(client: httpx.AsyncClient) -> None:
-            for prompts, places, seed in waiting:
-                for choice in await self._post(
-                    client, {**body, "prompt": prompts, "seed": seed}, len(prompts)
-                ):
-                    done(places[choice["index"]], choice)
+            for job in waiting:
+                own = {"prompt": job.prompts, "seed": job.seed, "max_tokens": job.max_new_tokens}
+                for choice in await self._post(client, body | own, len(job.prompts)):
+                    done(job.places[choice["index"]], choice)
 
         async with httpx.AsyncClient(timeout=_TIMEOUT, limits=limits) as client, asyncio.TaskGroup() as group:
             for _ in range(min(CONCURRENCY, len(jobs))):
@@ -124,11 +139,13 @@ def served_engine(server: Server) -> Engine:
     return Engine("as served", server.url, "as served")
 
 
-def _jobs(prompts: Sequence[list[int]], seeds: Sequence[Sequence[int]], batch: int) -> list[_Job]:
+def _jobs(
+    prompts: Sequence[list[int]], seeds: Sequence[Sequence[int]], max_new_tokens: Sequence[int], batch: int
+) -> Iterator[_Job]:
+    """Requests of up to `batch` samples, whose longest generation is the same."""
     flat = [(place, sample) for place, of_prompt in enumerate(seeds) for sample in range(len(of_prompt))]
-    jobs: list[_Job] = []
-    for begin in range(0, len(flat), batch):
-        places = flat[begin : begin + batch]
-        first, sample = places[0]
-        jobs.append(([prompts[place] for place, _ in places], places, seeds[first][sample]))
-    return jobs
+    flat.sort(key=lambda one: -max_new_tokens[one[0]])
+    for most, alike in itertools.groupby(flat, key=lambda one: max_new_tokens[one[0]]):
+        for places in map(list, itertools.batched(alike, batch)):
+            first, sample = places[0]
+            yield _Job([prompts[place] for place, _ in places], places, seeds[first][sample], most)

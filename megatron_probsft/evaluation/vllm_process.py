@@ -76,12 +76,13 @@ def run(request: dict[str, Any], reports: Reports) -> dict[str, Any]:
         }
     )
     generated: dict[str, list[int]] = {}
-    for index, (prompt, seeds) in enumerate(zip(request["prompts"], request["seeds"], strict=True)):
+    wanted = zip(request["prompts"], request["seeds"], request["max_new_tokens"], strict=True)
+    for index, (prompt, seeds, most) in enumerate(wanted):
         for sample, seed in enumerate(seeds):
             generated[f"{index}/{sample}"] = []
             sampling = vllm.SamplingParams(
                 temperature=request["temperature"],
-                max_tokens=request["max_new_tokens"],
+                max_tokens=most,
                 stop_token_ids=request["stop_token_ids"],
                 seed=seed,
                 detokenize=False,

@@ -38,7 +38,7 @@ _ERROR = re.compile(r"\b((?:[A-Z]\w*)?(?:Error|Exception|Interrupt)): (.*\S)")
 
 @dataclass(frozen=True)
 class Generation:
-    """Tokens, with the one that ended it if finish_reason is "stop"; "length": cut at max_new_tokens."""
+    """Tokens, with the one that ended it if finish_reason is "stop"; "length": cut after the most."""
 
     tokens: list[int]
     finish_reason: str
@@ -67,7 +67,7 @@ def generate(
     prompts: Sequence[list[int]],
     seeds: Sequence[Sequence[int]],
     *,
-    max_new_tokens: int,
+    max_new_tokens: Sequence[int],
     stop_token_ids: Sequence[int],
     log: Path,
     finished: Finished,
@@ -82,10 +82,11 @@ def generate(
 
     Args:
         seeds: per prompt, one seed for each sample wanted.
+        max_new_tokens: per prompt.
         log: file for all that vLLM prints; progress goes to the terminal, one line every 5 s if it is none.
         finished: called with each generation as soon as it is complete, in the order of completion.
         started: called once, when the engine is ready.
-        max_model_len: longest prompt + max_new_tokens unless given.
+        max_model_len: what the longest prompt and its generation take, unless given.
         kv_bytes_per_token: sizes the KV cache on CPU; see `kv_bytes_per_token`.
 
     Raises:
@@ -93,12 +94,13 @@ def generate(
     """
     request = {
         "model": str(model_dir.resolve()), "prompts": list(prompts), "seeds": [list(s) for s in seeds],
-        "max_new_tokens": max_new_tokens, "stop_token_ids": list(stop_token_ids), "temperature": temperature,
-        "dtype": dtype, "tensor_parallel_size": tensor_parallel_size,
-        "max_model_len": max_model_len or max(map(len, prompts)) + max_new_tokens,
+        "max_new_tokens": list(max_new_tokens), "stop_token_ids": list(stop_token_ids),
+        "temperature": temperature, "dtype": dtype, "tensor_parallel_size": tensor_parallel_size,
+        "max_model_len": max_model_len
+        or max(len(prompt) + most for prompt, most in zip(prompts, max_new_tokens, strict=True)),
         "kv_bytes_per_token": kv_bytes_per_token,
     }  # fmt: skip
-    reports = _Reports(sum(map(len, seeds)), max_new_tokens, finished, started)
+    reports = _Reports(sum(map(len, seeds)), max(max_new_tokens), finished, started)
     with tempfile.TemporaryDirectory(prefix="probsft-vllm-") as folder:
         request_file, response_file = Path(folder, "request.json"), Path(folder, "response.json")
         request_file.write_text(json.dumps(request))

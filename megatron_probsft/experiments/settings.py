@@ -41,9 +41,6 @@ _EVALUATE_ON: dict[str, Flags] = {
     "figfont": {"max_new_tokens": 5},
 }
 
-# The paper's code lets vLLM cut a generation where the model's positions end; evaluate.py refuses that.
-_ROOM_FOR_PROMPTS = 1024
-
 # Its code's micro-batches, which its denominator depends on, each sample padded by itself.
 _PAPER_MICRO_BATCH = {"math": 4, "medical": 16, "figfont": 16}
 
@@ -70,8 +67,6 @@ def settings_for(dataset: str, model: Model, *, paper: bool, gpus: int) -> Setti
     small = model.name == SMOLLM2
     train = _TRAIN | _TRAIN_ON[dataset] | {"lr": model.lr, "truncation": "drop"}
     evaluate = _EVALUATE_ON[dataset]
-    longest = min(evaluate["max_new_tokens"], model.positions - _ROOM_FOR_PROMPTS)
-    evaluate = evaluate | {"max_new_tokens": longest}
     prepare: Flags = {}
     if small:
         del train["train_epochs"]

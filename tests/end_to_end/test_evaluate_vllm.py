@@ -16,6 +16,7 @@ from megatron_probsft.evaluation.vllm_runner import Engine, Generation, generate
 from tests.tiny_models import VOCAB_SIZE, save_tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
+LONGEST = [24, 24, 7, 24, 24]
 
 
 @pytest.fixture(scope="module")
@@ -38,23 +39,26 @@ def test_greedy_tokens_equal_transformers(model: Path, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(3, 320, (n,), generator=generator).tolist() for n in (1, 5, 17, 40, 150)]
 
-    def greedy(prompt: list[int], stop: list[int]) -> list[int]:
+    def greedy(prompt: list[int], stop: list[int], longest: int) -> list[int]:
         ids = torch.tensor([prompt])
         output = reference.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24, eos_token_id=stop,
-            pad_token_id=0,
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=longest,
+            eos_token_id=stop, pad_token_id=0,
         )  # fmt: skip
         return output[0, len(prompt) :].tolist()
 
-    stop = greedy(prompts[0], [VOCAB_SIZE - 1])[3]  # met after at most four tokens of the first prompt
+    stop = greedy(prompts[0], [VOCAB_SIZE - 1], 24)[3]  # met after at most four tokens of the first prompt
     generations: dict[int, Generation] = {}
     engines: list[Engine] = []
     generate(
-        model, prompts, [[7]] * len(prompts), max_new_tokens=24, stop_token_ids=[stop], dtype="float32",
+        model, prompts, [[7]] * len(prompts), max_new_tokens=LONGEST, stop_token_ids=[stop],
+        dtype="float32",
         log=tmp_path / "vllm.log", kv_bytes_per_token=kv_bytes_per_token(reference.config),
         finished=lambda prompt, _, one: generations.__setitem__(prompt, one), started=engines.append,
     )  # fmt: skip
-    assert [generations[place].tokens for place in range(5)] == [greedy(p, [stop]) for p in prompts]
+    assert [generations[place].tokens for place in range(5)] == [
+        greedy(prompt, [stop], longest) for prompt, longest in zip(prompts, LONGEST, strict=True)
+    ]
     for one in generations.values():
         assert one.finish_reason == ("stop" if one.tokens[-1] == stop else "length")
     assert len(generations[0].tokens) <= 4

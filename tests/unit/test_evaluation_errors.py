@@ -41,9 +41,9 @@ def run(model: Path, folder: Path, rows: list[object], *flags: str) -> None:
         ([ROW, {"prompt": "a", "answer": "b"}], ["--grader", "number"], "line 2: the answer 'b' is no"),
         ([ROW], ["--grader", "nubmer"], "--grader nubmer is unknown: did you mean number"),
         ([ROW], ["--template", "alpaca"], "--template alpaca is unknown"),
-        ([ROW], ["--max-new-tokens", "1200"], "exceed the model's 1024 positions: --max-new-tokens 1008 is"),
         ([ROW], ["--max-model-len", "1200"], "--max-model-len 1200 exceeds the model's 1024 positions"),
-        ([ROW], ["--max-model-len", "70"], "exceed --max-model-len 70"),
+        ([ROW], ["--max-model-len", "7"], r"line 1: \d+ prompt tokens leave no room in --max-model-len 7"),
+        ([{**ROW, "prompt": "one " * 1100}], [], "prompt tokens leave no room in the model's 1024 positions"),
         ([{**ROW, "prompt": ""}], ["--template", "plain"], "line 1: the prompt is empty"),
         ([ROW], ["--samples", "0"], "--samples must be at least 1, got 0"),
         ([ROW], ["--samples", "2"], "--samples 2 at temperature 0 are all alike"),
@@ -53,7 +53,8 @@ def run(model: Path, folder: Path, rows: list[object], *flags: str) -> None:
         ([ROW], ["--data", "a.jsonl"], "--data is for --task math, medical and figfont"),
         ([ROW], ["--server", "http://127.0.0.1:9/v1"], "v1 lists no models: .* up to"),
         ([ROW], ["--server", "here"], "--server here lists no models"),
-        ([ROW], ["--server", "a", "--dtype", "float32"], "--dtype and .* are the server's"),
+        ([ROW], ["--server", "a", "--dtype", "float32"], "--dtype, .* are the server's"),
+        ([ROW], ["--server", "a", "--max-model-len", "99"], "--dtype, .* are the server's"),
     ],
 )  # fmt: skip
 def test_mistakes(
@@ -97,7 +98,7 @@ def interpreter(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def generate(folder: Path) -> vllm_runner.Seconds:
     return vllm_runner.generate(
-        folder, [[1, 2]], [[3]], max_new_tokens=2, stop_token_ids=[0], log=folder / "vllm.log",
+        folder, [[1, 2]], [[3]], max_new_tokens=[2], stop_token_ids=[0], log=folder / "vllm.log",
         finished=lambda *_: None, started=lambda _: None, kv_bytes_per_token=8,
     )  # fmt: skip
 

@@ -86,6 +86,8 @@ def test_sampled_requests_have_their_own_seeds(stub: Stub, tiny_llama: Path, tmp
     assert {body["seed"] for body in stub.asked} == {line["seed"] for line in lines}
     body = stub.asked[0]
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("served", 1.0, 8)
+    neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert {name: body[name] for name in neutral} == neutral  # else the model's generation_config decides
     [prompt] = body["prompt"]
     assert all(isinstance(token, int) for token in prompt)
     by_seed = {body["seed"]: 5 + (body["seed"] + sum(body["prompt"][0])) % 300 for body in stub.asked}
@@ -120,9 +122,26 @@ def test_a_failure_is_one_line_and_what_came_is_kept(stub: Stub, tiny_llama: Pat
     assert kept_seeds.isdisjoint(body["seed"] for body in stub.asked)
 
 
-def test_the_server_s_model_and_length_are_checked(stub: Stub, tiny_llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="exceed --max-model-len 200"):
-        run(stub, tiny_llama, tmp_path, "--max-new-tokens", "199")
+def test_generations_end_where_the_server_s_room_does(
+    stub: Stub, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each prompt with its own: requests of greedy prompts hold those that have the same."""
+    stub.models[0]["max_model_len"] = 40
+    run(stub, tiny_llama, tmp_path, "--max-new-tokens", "39")
+    for body in stub.asked:
+        assert {len(prompt) + body["max_tokens"] for prompt in body["prompt"]} == {40}
+    assert sum(len(body["prompt"]) for body in stub.asked) == 70
+    assert "70 of 70 prompts leave room for fewer than --max-new-tokens 39" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["prompts_with_less_room"], summary["served_model"]) == (70, "served")
+
+
+def test_the_server_s_model_is_checked(
+    stub: Stub, tiny_llama: Path, tiny_qwen2: Path, tmp_path: Path
+) -> None:
+    stub.models = [{"id": "base", "root": str(tiny_qwen2)}]
+    with pytest.raises(UserError, match=r"serves .*qwen2, whose weights are not those of --model .*llama"):
+        run(stub, tiny_llama, tmp_path)
     stub.models = [{"id": "one"}, {"id": "two"}]
     with pytest.raises(UserError, match=r"serves one, two: not .*llama"):
         run(stub, tiny_llama, tmp_path)
