@@ -30,6 +30,7 @@ from examples.quickstart import summary, task  # noqa: E402
 from examples.quickstart.smollm2 import build_hf_folder  # noqa: E402
 from megatron_probsft.objectives.registry import ObjectiveError, get_objective  # noqa: E402
 from megatron_probsft.runtime.errors import UserError, one_line_errors  # noqa: E402
+from megatron_probsft.training.metrics_file import read_records  # noqa: E402
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 GLOBAL_BATCH_SIZE = 24
@@ -72,7 +73,7 @@ class QuickStart:
             began = time.perf_counter()
             tuned = self._train(model, objective)
             score = self._score(tuned, objective)
-            curves[objective] = records = _metrics(self._of(objective) / "megatron")
+            curves[objective] = records = read_records(self._of(objective) / "megatron")
             row = self._row(objective, score, _validations(records)[-1], time.perf_counter() - began)
             base.update(_held_out(_validations(records)[0]))  # before the first step: the base model
             rows.append(row)
@@ -173,10 +174,6 @@ class QuickStart:
 
 def _words(flags: dict[str, Any]) -> list[Any]:
     return [word for pair in flags.items() for word in pair]
-
-
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def _validations(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

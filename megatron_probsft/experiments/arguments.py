@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from megatron_probsft.experiments.models import MODELS, SMOLLM2, Model, named_model, other_model
-from megatron_probsft.experiments.plan import Sweep
+from megatron_probsft.experiments.plan import Sweep, prepare_flags, scores_own_test
 from megatron_probsft.experiments.settings import DATASETS
 from megatron_probsft.experiments.steps import ROOT
 from megatron_probsft.objectives.registry import ObjectiveError, get_objective
@@ -70,7 +70,29 @@ def read_request(argv: Sequence[str], description: str) -> Request:
         args.dataset, model, args.trainer_objective_trans, args.seed, Path(args.output).resolve(), args.paper,
         gpus, args.cuda_visible_devices, nproc, prepare, train, score,
     )  # fmt: skip
+    _check_data(sweep)
+    folders: dict[Path, str] = {}
+    for objective, _, folder in sweep.runs:
+        if (other := folders.setdefault(folder, objective)) != objective:
+            raise UserError(
+                f"--trainer-objective-trans: {other} and {objective} would share the folder {folder}"
+            )
     return Request(sweep, args.run_script)
+
+
+def _check_data(sweep: Sweep) -> None:
+    """Raises UserError: there would be nothing to validate or to score on."""
+    prepare = prepare_flags(sweep)
+    if prepare.get("validation") == 0:
+        raise UserError(
+            "--prepare-validation 0: every run is validated on held-out training rows, give at least 1"
+        )
+    if not scores_own_test(sweep):
+        return
+    if prepare.get("test") == 0:
+        raise UserError("--prepare-test 0 leaves nothing to score on: give at least 1, or --score-data")
+    if "data" in prepare and "test_data" not in prepare:
+        raise UserError("--prepare-data brings no puzzles to score on: give --prepare-test-data as well")
 
 
 def _hyphens(word: str) -> str:

@@ -67,7 +67,7 @@ class Sweep:
 def plan(sweep: Sweep) -> list[Step]:
     """The commands, in order."""
     settings = settings_for(sweep.dataset, sweep.model, paper=sweep.paper, gpus=sweep.gpus)
-    prepare, data = _prepare(sweep), data_of(sweep)
+    prepare, data = prepare_flags(sweep), data_of(sweep)
     train = settings.train | sweep.train
     for pair in _ONE_OF:
         for name, other in (pair, pair[::-1]):
@@ -111,7 +111,7 @@ def plan(sweep: Sweep) -> list[Step]:
 
     def score(title: str, hf: Path, folder: Path) -> Step:
         flags = {"task": sweep.dataset, "model": hf, "template": template}
-        if sweep.dataset == "figfont" or {"generate", "test_data"} & set(prepare):
+        if scores_own_test(sweep):
             flags["data"] = data / "test.parquet"  # else the public benchmarks
         words = words_of(flags | evaluate | {"output": folder / "score"})
         done, record = folder / "score" / "summary.json", folder / "score.command"
@@ -144,7 +144,7 @@ def plan(sweep: Sweep) -> list[Step]:
 
 def data_of(sweep: Sweep) -> Path:
     """Where the prepared data are, named by what they are; an evaluation names its benchmark after it."""
-    prepare = _prepare(sweep)
+    prepare = prepare_flags(sweep)
     items = [Path(item).name for item in [*prepare.pop("data", []), *prepare.pop("test_data", [])]]
     source = "-".join(items) or "hub"
     if prepare.pop("generate", False):
@@ -153,7 +153,15 @@ def data_of(sweep: Sweep) -> Path:
     return sweep.output / sweep.dataset / "data" / file_name("-".join([source, *numbers]))
 
 
-def _prepare(sweep: Sweep) -> Flags:
+def scores_own_test(sweep: Sweep) -> bool:
+    """On prepared test rows, not on benchmarks that are named or public."""
+    if "data" in sweep.evaluate:
+        return False
+    return sweep.dataset == "figfont" or bool({"generate", "test_data"} & set(prepare_flags(sweep)))
+
+
+def prepare_flags(sweep: Sweep) -> Flags:
+    """Of tools/prepare_data.py."""
     settings = settings_for(sweep.dataset, sweep.model, paper=sweep.paper, gpus=sweep.gpus)
     prepare = settings.prepare | sweep.prepare
     if "data" in sweep.prepare or not prepare.get("generate"):
@@ -162,8 +170,8 @@ def _prepare(sweep: Sweep) -> Flags:
 
 
 def file_name(text: str) -> str:
-    """With nothing in it that has a meaning in paths or in a shell."""
-    return re.sub(r"[^\w.]+", "-", text)
+    """With nothing in it that has a meaning in paths or in a shell. Hyphens stay: α may be negative."""
+    return re.sub(r"[^\w.-]", "-", text)
 
 
 def _model(model: Model) -> tuple[Path, list[Step]]:

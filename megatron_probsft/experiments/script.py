@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from megatron_probsft.experiments.steps import ROOT, Step, shown_path
 
@@ -40,13 +42,18 @@ step() {{  # step RECORD DONE WORD…: run `python WORD…` unless DONE is there
 
 def render(title: str, steps: Sequence[Step]) -> str:
     """The script's text: the same commands, in the same order, with the same rule of what is done."""
-    parts = [_HEAD.format(title=title, root=shlex.quote(str(ROOT)), python=".venv/bin/python")]
+    parts = [_HEAD.format(title=title, root=shlex.quote(str(ROOT)), python=_python())]
     for step in steps:
         done = "" if step.done is None else shown_path(step.done)
         variables = "".join(f"{name}={shlex.quote(value)} " for name, value in step.environment.items())
         head = f"{variables}step {shlex.join([shown_path(step.record), done])}"
         parts.append(f"# {step.title}\n{head}{_wrapped(step.words)}\n")
     return "\n".join(parts)
+
+
+def _python() -> str:
+    """The interpreter that runs this."""
+    return shlex.quote(shown_path(Path(sys.executable)))
 
 
 def _wrapped(words: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from rich.console import Group
 from rich.table import Table
 
+from megatron_probsft.runtime.folders import write_whole
 from megatron_probsft.training.probe import PAPER, Reading, advise
 
 
@@ -44,7 +45,6 @@ def write(readings: list[Reading], folder: Path) -> None:
     """`probe.json` and `probe.png` in the folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"readings": [reading.record() for reading in readings]}
-    (folder / "probe.json").write_text(json.dumps(content, indent=2) + "\n")
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for reading in readings:
@@ -54,3 +54,4 @@ def write(readings: list[Reading], folder: Path) -> None:
     axes.set(xlabel="p of the label token", ylabel="share of tokens", title="before training")
     axes.legend()
     figure.savefig(folder / "probe.png", dpi=110)
+    write_whole(folder / "probe.json", json.dumps(content, indent=2) + "\n")  # the mark of a finished probe

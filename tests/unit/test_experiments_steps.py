@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -28,7 +27,7 @@ def from_bash(steps: list[Step]) -> None:
     """The rendered script; its failures as the Python runner's."""
     done = subprocess.run(
         ["bash", "-c", render("a test", steps)],
-        env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         raise UserError(done.stdout + done.stderr)
