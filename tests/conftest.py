@@ -8,6 +8,9 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads that wait for work leave their core to the other worker's tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 # Triton decides at import whether its kernels are interpreted; child processes decide anew.
 os.environ["TRITON_INTERPRET"] = "1"
@@ -23,7 +26,7 @@ import torch
 from megatron_probsft.training import curves  # noqa: F401  (runs import it late: once here)
 from tests.tiny_models import save_tiny_model
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 def pytest_sessionfinish() -> None:
