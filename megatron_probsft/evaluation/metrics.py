@@ -62,10 +62,10 @@ def average_metrics(
     average["pass_at_k"] = {
         k: _mean([one["pass_at_k"][k] for one in benchmarks]) for k in benchmarks[0]["pass_at_k"]
     }
-    if benchmarks[0]["samples"] == 1:
-        average["accuracy_ci95"] = interval_of_mean([(b["accuracy"], b["accuracy_ci95"]) for b in benchmarks])
-    elif len(benchmarks) == 1:
+    if len(benchmarks) == 1:
         average["accuracy_ci95"] = benchmarks[0]["accuracy_ci95"]
+    elif benchmarks[0]["samples"] == 1:
+        average["accuracy_ci95"] = interval_of_mean([(b["accuracy"], b["accuracy_ci95"]) for b in benchmarks])
     else:
         average["accuracy_ci95"] = stratified_interval(problem_means, seed)
     return average

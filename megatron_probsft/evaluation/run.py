@@ -83,7 +83,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     tokenizer, config, ends = load_model_files(settings.model)
     template = settings.template or _default_template(task, tokenizer)
     weights = fingerprint(settings.model)
-    server = _server(settings, weights) if settings.server else None
+    server = _server(settings.server, settings.model, weights) if settings.server else None
     max_model_len = server.max_model_len if server else settings.max_model_len
     positions = getattr(config, "max_position_embeddings", None)
     prompts, longest = encode(
@@ -200,16 +200,14 @@ def _digest(problems: list[Problem], prompts: list[list[int]], longest: list[int
     return hashlib.blake2b(json.dumps(names).encode(), digest_size=8).hexdigest()
 
 
-def _server(settings: Settings, weights: str) -> Server:
+def _server(url: str, model: Path, weights: str) -> Server:
     """The server. Raises UserError: as far as this machine can see, it serves another model."""
-    assert settings.server
-    server = Server(settings.server, str(settings.model))
+    server = Server(url, str(model))
     if (Path(server.root) / "config.json").is_file() and fingerprint(Path(server.root)) != weights:
         raise UserError(
-            f"--server {settings.server} serves {server.root}, whose weights are not those of --model "
-            f"{settings.model}"
+            f"--server {url} serves {server.root}, whose weights are not those of --model {model}"
         )
-    print(f"{settings.server} serves {server.model}", flush=True)
+    print(f"{url} serves {server.model}", flush=True)
     return server
 
 

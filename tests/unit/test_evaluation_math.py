@@ -126,6 +126,17 @@ def test_several_answers_tolerance_and_units(found: str, fields: dict[str, Any],
     assert one.verdict == ("correct" if right else "wrong")
 
 
+@pytest.mark.parametrize(
+    ("text", "inside"),
+    [
+        ("\\boxed{1} then \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+        ("\\boxed{", None), ("none", None), ("\\boxed{}", ""), ("\\boxed{a{b}", None),
+    ],
+)  # fmt: skip
+def test_the_last_box(text: str, inside: str | None) -> None:
+    assert boxed(text) == inside
+
+
 def test_which_text_is_judged() -> None:
     assert boxed(r"\boxed{1}, no: \boxed{\frac{1}{2}}, and \boxed{cut off") == r"\frac{1}{2}"
     assert boxed(r"\framebox{204} minutes") == "204"
