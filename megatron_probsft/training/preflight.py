@@ -14,6 +14,8 @@ from rich.table import Table
 
 from megatron_probsft.data.sources import check_files
 from megatron_probsft.data.token_store import TokenStore
+from megatron_probsft.data.tokenizers import load_tokenizer
+from megatron_probsft.data.turn_ends import turn_ends
 from megatron_probsft.models.build import HFModel
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
@@ -71,6 +73,8 @@ def dry_run(config: TrainConfig) -> None:
     lengths = [max(plan.lengths) for plan in plans]
     most = max(len(plan.packs) for plan in plans)
     console.print(_data_table(train, stores[1]))
+    tokenizer = load_tokenizer(hf.folder)
+    console.print(turn_ends(train, tokenizer).describe(tokenizer), markup=False, highlight=False)
     efficiency = np.mean([plan.efficiency for plan in plans])
     console.print(
         f"{batches.train_iters():,} steps of {config.global_batch_size} samples, "

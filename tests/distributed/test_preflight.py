@@ -169,6 +169,7 @@ def test_dry_run_of_a_layout_that_this_machine_has_not(tiny_llama: Path, tmp_pat
     assert "5 steps of 8 samples, 2.00 epochs" in output
     assert "on 4 process(es): TP 2 × PP 1 × CP 2 × DP 1" in output
     assert "objective: p" in output
+    assert "trained turns end with <|im_end|> (100.0%)" in output
     assert not (tmp_path / "run").exists()
 
 
