@@ -25,6 +25,7 @@ from megatron_probsft.runtime.errors import UserError
 
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+_THINK = "<think>"
 _PROBES = ("A1", "B2")  # two answers without a common start
 
 
@@ -85,6 +86,7 @@ class ChatTemplate:
         calls that it does not show; a turn that cannot be found in the rendering.
         """
         check_messages(conversation.messages)
+        assert self._shows_answers
         messages = conversation.messages
         places = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         whole, marks = self._render_with_marks(conversation, messages)
@@ -136,6 +138,14 @@ class ChatTemplate:
                     "a chat template that ignores add_generation_prompt: our evaluation begins the "
                     "assistant's turn as training does, a server will not"
                 )
+        content = messages[index]["content"]
+        if content.lstrip().startswith(_THINK) and text[len(start) - len(_THINK) - 4 :].count(
+            _THINK
+        ) > content.count(_THINK):
+            notes.append(
+                f"turns whose content begins with {_THINK} after a {_THINK} of the chat template's own: put "
+                "thoughts into reasoning_content, if the template knows it"
+            )
         end = len(text.rstrip())
         if end <= len(start):
             raise UserError(f"the chat template shows nothing of message {index + 1}, an assistant's")
@@ -150,6 +160,12 @@ class ChatTemplate:
         if first == second:
             raise UserError("the chat template does not show what assistants say")
         return os.path.commonprefix([first, second])
+
+    @cached_property
+    def _shows_answers(self) -> bool:
+        """True. Raises UserError: the template shows nothing of what assistants say (or images only)."""
+        bare = Conversation([{"role": "user", "content": "A1"}])
+        return bool(self._header(bare, bare.messages))
 
     @cached_property
     def _has_prompt(self) -> bool:
