@@ -27,7 +27,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(  # type: ignore[attr-defined]
             _rank_main,
-            (world_size, _free_port(), folder, function, args),
+            (world_size, free_port(), folder, function, args),
             nprocs=world_size,
             start_method="fork",
         )
@@ -60,7 +60,7 @@ def _rank_main(
     distributed.shutdown()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

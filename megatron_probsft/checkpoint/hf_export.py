@@ -14,14 +14,19 @@ from megatron.core.models.gpt import GPTModel
 from megatron_probsft.checkpoint import layouts, safetensors_folder
 from megatron_probsft.checkpoint.hf_weights import hf_shapes, matched_parameters
 from megatron_probsft.checkpoint.safetensors_writer import SafetensorsWriter, TensorPlan
+from megatron_probsft.checkpoint.trained_turns import TrainedTurns, add_record, set_chat_template
 from megatron_probsft.models.build import HFModel
 from megatron_probsft.runtime import distributed, folders
 from megatron_probsft.runtime.errors import UserError
 
 
 @torch.no_grad()
-def save_hf_weights(model: Sequence[GPTModel], hf: HFModel, target: Path) -> None:
+def save_hf_weights(
+    model: Sequence[GPTModel], hf: HFModel, target: Path, trained: TrainedTurns | None = None
+) -> None:
     """Write the model as a Hugging Face folder: config and tokenizer as they came, weights in their dtype.
+
+    With `trained`, generation config and chat template are made those that the model was trained for.
 
     Every tensor has its place in the files before the first is written, so all ranks write at the same
     time, each the tensors that fall to it, on a file system that they share. Collective: an all-gather per
@@ -44,6 +49,9 @@ def save_hf_weights(model: Sequence[GPTModel], hf: HFModel, target: Path) -> Non
     def end() -> None:
         safetensors_folder.copy_side_files(hf.folder, part)  # config.json last: no part passes for a model
         safetensors_folder.set_dtype(part, dtype)
+        if trained is not None:
+            add_record(part, trained)
+        set_chat_template(part)
         folders.publish(target)
 
     is_first = dist.get_rank() == 0

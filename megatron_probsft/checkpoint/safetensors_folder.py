@@ -19,6 +19,7 @@ SINGLE = "model.safetensors"
 _SIDE_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "chat_template*", "additional_chat_templates/*", "tekken.json", "generation_config.json",
+    "trained_turns.json",
 )  # fmt: skip
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 """safetensors' names of the dtypes that weights may have."""

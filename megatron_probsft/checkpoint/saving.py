@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.filesystem import _StorageWriterTransforms
 from megatron_probsft.checkpoint import run_folder as folders
 from megatron_probsft.checkpoint import safetensors_folder
 from megatron_probsft.checkpoint.torch_dist import CONTENT
+from megatron_probsft.checkpoint.trained_turns import TrainedTurns, add_record
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import pieces
 
@@ -47,6 +48,7 @@ class Save:
         hf_folder: Path,
         config_yaml: str | None,
         *,
+        trained: TrainedTurns | None = None,
         in_background: bool = False,
         read: Read | None = None,
         files_per_rank: int = 1,
@@ -57,6 +59,7 @@ class Save:
             state_dict: sharded tensors and objects, and plain values that are equal on every rank.
             hf_folder: where config.json and the tokenizer files come from.
             config_yaml: the run's settings; None for a converted model.
+            trained: how turns end in what the model was trained on; None for a model that was not trained.
             in_background: the tensors may change from here on: host memory takes a copy of them first.
             read: gives the tensors of a state dict that lies on the meta device, each when it is written.
             files_per_rank: written at the same time.
@@ -66,6 +69,7 @@ class Save:
         """
         self.step = step
         self._run_folder, self._hf_folder, self._config_yaml = run_folder, hf_folder, config_yaml
+        self._trained = trained
         self._part = folders.part_folder(run_folder, step)
         self._on_first_rank(self._make_part)
         # Results come from a thread: no process manager is needed for their queue (19 s → 0.2 s).
@@ -114,6 +118,8 @@ class Save:
         self._strategy.writer.finish(self._strategy.metadata, results)
         save_config(CheckpointingConfig(self._strategy.backend, self._strategy.version), str(self._part))
         safetensors_folder.copy_side_files(self._hf_folder, self._part / "hf")
+        if self._trained is not None:
+            add_record(self._part / "hf", self._trained)
         if self._config_yaml is not None:
             (self._part / "train_config.yaml").write_text(self._config_yaml)
         folders.publish(self._run_folder, self.step)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
+from megatron_probsft.checkpoint.trained_turns import generation_ends, read_record
 from megatron_probsft.data.named_templates import NAMED_TEMPLATES
 from megatron_probsft.data.templates import check_template, encode_prompt
 from megatron_probsft.data.tokenizers import load_tokenizer
+from megatron_probsft.data.turn_ends import marker_tokens
 from megatron_probsft.evaluation.problems import Problem
 from megatron_probsft.runtime.errors import UserError
 
-_ENDS_OF_TURN = ("<|im_end|>", "<|eot_id|>")  # of ChatML and Llama 3: no EOS of their base models
 _SAMPLED = 1 << 16  # bytes at both ends of each weight file: training changes every one of them
 
 
 def load_model_files(model: Path) -> tuple[Any, Any, list[int]]:
-    """Tokenizer, text config and the tokens that end the model's texts, of a Hugging Face folder."""
+    """Tokenizer, text config and the tokens at which a server stops, of a Hugging Face folder."""
     if not (model / "config.json").is_file():
         what = "has no config.json" if model.is_dir() else "is no folder"
         raise UserError(f"--model {model} {what}: give a Hugging Face model folder")
@@ -30,23 +31,57 @@ def load_model_files(model: Path) -> tuple[Any, Any, list[int]]:
         tokenizer = load_tokenizer(model)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--model {model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
-    settings = model / "generation_config.json"
-    ends = json.loads(settings.read_text()).get("eos_token_id") if settings.is_file() else config.eos_token_id
-    stops = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    ends = generation_ends(model)
+    if ends is None:
+        of_config = config.eos_token_id
+        ends = of_config if isinstance(of_config, list) else [of_config]
+    stops = {tokenizer.eos_token_id, *ends} - {None}
     return tokenizer, config.get_text_config(), sorted(stops)
 
 
-def ends_of_turn(tokenizer: Any, template: str) -> set[int]:
-    """The tokens that end a turn in the template: what follows is no answer, but made-up conversation.
+def stop_tokens(model: Path, tokenizer: Any, template: str, ends: Sequence[int]) -> list[int]:
+    """Where generations stop: at `ends`, as on any server that has the folder.
 
-    A base model, whose EOS is another, may well write them: its prompt shows how turns end.
+    A model that was not trained here, say a base model, may not know yet that its prompt's turns end with
+    another token: then at that one too, and a line says so.
+    """
+    if read_record(model) is not None:
+        return sorted(ends)
+    more = sorted(ends_of_turn(tokenizer, template) - set(ends))
+    if more:
+        named = " and ".join(tokenizer.convert_ids_to_tokens(more))
+        print(
+            f"generations stop at {named} too, which ends a turn in --template {template}; {model} does not "
+            "list it in generation_config.json, so that a server goes on",
+            flush=True,
+        )
+    return sorted({*ends, *more})
+
+
+def ends_of_turn(tokenizer: Any, template: str) -> set[int]:
+    """The token that ends a turn in the template: what follows is no answer, but made-up conversation.
+
+    It is the special token right after what was said: an answer, where the template renders one.
     """
     if template == "chat":
-        text = str(tokenizer.chat_template)
+        after = _after_an_answer(tokenizer)
     else:
-        text = NAMED_TEMPLATES[template].generation_text("") if template in NAMED_TEMPLATES else ""
-    ids = {tokenizer.convert_tokens_to_ids(token) for token in _ENDS_OF_TURN if token in text}
-    return ids - {None, tokenizer.unk_token_id}
+        after = NAMED_TEMPLATES[template].generated.after if template in NAMED_TEMPLATES else ""
+        after = after[after.find("<") :] if "<" in after else ""  # what is asked for stands before it
+    ids = tokenizer(after.lstrip(), add_special_tokens=False, split_special_tokens=False)["input_ids"]
+    return set(ids[:1]) & marker_tokens(tokenizer)
+
+
+def _after_an_answer(tokenizer: Any) -> str:
+    """What the chat template renders from an answer on, up to the next question; empty if it refuses both."""
+    question, answer, next_one = "What is two and two?", "Certainly: four.", "And three and three?"
+    turns = [("user", question), ("assistant", answer), ("user", next_one)]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    for chat in (messages, messages[:2]):
+        with contextlib.suppress(Exception):  # a template raises what it likes
+            text = tokenizer.apply_chat_template(chat, tokenize=False)
+            return text.partition(answer)[2].partition(next_one)[0]
+    return ""
 
 
 def fingerprint(model: Path) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_probsft.data.domains.templates import family_of, template_for
-from megatron_probsft.evaluation.model_files import encode, ends_of_turn, fingerprint, load_model_files
+from megatron_probsft.evaluation.model_files import encode, fingerprint, load_model_files, stop_tokens
 from megatron_probsft.evaluation.problems import Problem, check_ids, cut, sample_seed
 from megatron_probsft.evaluation.results import scores, write_generations
 from megatron_probsft.evaluation.server import Server, served_engine
@@ -96,7 +96,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
             f"{sampling.max_new_tokens} (the least: {min(longest)}); they are cut where the room ends",
             flush=True,
         )
-    stops = sorted({*ends, *ends_of_turn(tokenizer, template)})
+    stops = stop_tokens(settings.model, tokenizer, template, ends)
     deciding = {
         "--model": str(settings.model), "the model's weights": weights,
         "--task": settings.task, "--template": template, "--samples": sampling.samples,

@@ -10,6 +10,7 @@ from pathlib import Path
 from megatron_probsft.checkpoint.hf_export import save_hf_weights
 from megatron_probsft.checkpoint.run_folder import checkpoint_folder, hf_folder_of, prune, remove_leftovers
 from megatron_probsft.checkpoint.saving import Save
+from megatron_probsft.checkpoint.trained_turns import TrainedTurns
 from megatron_probsft.models.build import HFModel
 from megatron_probsft.runtime import distributed
 from megatron_probsft.training.config import TrainConfig
@@ -18,7 +19,7 @@ from megatron_probsft.training.setup import TrainState
 
 
 class Checkpoints:
-    """Every method is called by all ranks."""
+    """Every method is called by all ranks. What turns end with (`trained`) is used on the first one."""
 
     def __init__(
         self,
@@ -26,11 +27,12 @@ class Checkpoints:
         config_yaml: str,
         hf: HFModel,
         data_digest: str,
+        trained: TrainedTurns | None,
         say: Callable[[str], None],
     ) -> None:
         self._config, self._config_yaml, self._say = config, config_yaml, say
         self._folder, self._data_digest = Path(config.save), data_digest
-        self._hf = hf
+        self._hf, self._trained = hf, trained
         self._saving: Save | None = None
         if distributed.rank() == 0:
             remove_leftovers(self._folder)
@@ -49,6 +51,7 @@ class Checkpoints:
             content,
             self._hf.folder,
             self._config_yaml,
+            trained=self._trained,
             in_background=self._config.async_save,
         )
         if not self._config.async_save:
@@ -90,7 +93,7 @@ class Checkpoints:
             shutil.rmtree(target, ignore_errors=True)  # of steps that are done again after a resume
         distributed.barrier()
         state.gather_weights()
-        save_hf_weights(state.gpt, self._hf, target)
+        save_hf_weights(state.gpt, self._hf, target, self._trained)
         self._say(f"wrote {target}")
 
     def _hf_target(self, state: TrainState) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_probsft.checkpoint.run_folder import find_checkpoint, hf_folder_of, newest_step
+from megatron_probsft.checkpoint.trained_turns import generation_ends, read_record
 from megatron_probsft.data.token_store import TokenStore, build_token_store
 from megatron_probsft.data.tokenizers import load_tokenizer
 from megatron_probsft.models.build import HFModel, parallelism_problems, read_hf_model
@@ -48,8 +49,8 @@ def check_inputs(config: TrainConfig) -> tuple[HFModel, Path | None]:
 def look_at_inputs(config: TrainConfig) -> tuple[tuple[HFModel, Path | None] | None, list[str]]:
     """(what `check_inputs` gives, None where the model cannot be read; a line per problem).
 
-    Problems: a folder that exists or is missing, a damaged checkpoint, a resume under other settings, an
-    unsupported model, a layout that does not divide, samples longer than the model takes.
+    Problems: a folder that exists or is missing, a damaged checkpoint or generation config, a resume under
+    other settings, an unsupported model, a layout that does not divide, samples longer than the model takes.
     """
     problems = list(_folder_problems(config))
     checkpoint = None
@@ -57,6 +58,7 @@ def look_at_inputs(config: TrainConfig) -> tuple[tuple[HFModel, Path | None] | N
         if config.load and (config.hf_model is None or _holds_checkpoint(Path(config.load))):
             checkpoint, _ = find_checkpoint(Path(config.load), config.ckpt_step)
         hf = read_hf_model(hf_folder_of(checkpoint) if checkpoint else str(config.hf_model))
+        generation_ends(hf.folder), read_record(hf.folder)  # what exports will add to
     except UserError as error:
         return None, [*problems, str(error)]
     if checkpoint is not None and not config.finetune:

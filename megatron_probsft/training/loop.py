@@ -33,6 +33,7 @@ from megatron_probsft.training.setup import (
     schedule_problems,
 )
 from megatron_probsft.training.step import Criterion, train_step, validate
+from megatron_probsft.training.turns import trained_turns
 from megatron_probsft.vocab_parallel.head import HeadOptions
 
 
@@ -130,7 +131,8 @@ def _train(
         if stops.reason() is None:
             reporter.validation(state.iteration, by_source, seconds)
 
-    checkpoints = Checkpoints(config, config_yaml, inputs.hf, inputs.train.digest, reporter.say)
+    trained = trained_turns(inputs, config.template, reporter.say) if train_iters else None
+    checkpoints = Checkpoints(config, config_yaml, inputs.hf, inputs.train.digest, trained, reporter.say)
     if state.iteration == 0:
         if config.probe_samples:
             with reporter.phases("validation"):

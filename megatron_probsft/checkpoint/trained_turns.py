@@ -1,0 +1,110 @@
+"""How a model's turns were trained to end, in its Hugging Face folder: for every server, and for ourselves.
+
+Servers read `generation_config.json`, and the chat template. `trained_turns.json` is for ourselves: it tells
+an export's stops from those of a model that came from elsewhere, and carries a named template's chat template
+from a checkpoint, whose tokenizer files stay as they came (a resumed run compares them), to the exports.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_probsft.runtime.errors import UserError
+
+RECORD = "trained_turns.json"
+_GENERATION = "generation_config.json"
+_OF_CONFIG = ("bos_token_id", "eos_token_id", "pad_token_id")  # what config.json says of generation
+
+
+@dataclass(frozen=True)
+class TrainedTurns:
+    template: str
+    """The run's --template."""
+    ends: dict[str, int]
+    """Token to id: what ends trained turns, those of runs before included."""
+    chat_template: str | None
+    """Jinja source that an export is to get; None where the folder's own is the right one."""
+
+
+def read_record(folder: Path) -> TrainedTurns | None:
+    """None for a model that was not trained here."""
+    file = folder / RECORD
+    try:
+        return TrainedTurns(**json.loads(file.read_text())) if file.is_file() else None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} is damaged: {error}") from None
+
+
+def generation_ends(folder: Path) -> list[int] | None:
+    """`eos_token_id` of generation_config.json; None without this file: a server then asks the config.
+
+    Raises UserError for a damaged file.
+    """
+    file = folder / _GENERATION
+    return _ends(_settings(file), file) if file.is_file() else None
+
+
+def add_record(folder: Path, turns: TrainedTurns) -> None:
+    """Let a copy of a model's files say how its turns end from now on.
+
+    `eos_token_id` in generation_config.json becomes the union of what it is (else of config.json's) and the
+    ends; all else in it stays. A missing file is written with what is read from config.json in its place.
+
+    Raises:
+        UserError: a damaged file.
+    """
+    before = read_record(folder)
+    ends = {**(before.ends if before else {}), **turns.ends}
+    _write(folder / RECORD, asdict(replace(turns, ends=ends)))
+    file, config = folder / _GENERATION, folder / "config.json"
+    of_model = _settings(config)
+    if file.is_file():
+        settings = _settings(file)
+    else:
+        settings = {key: of_model[key] for key in _OF_CONFIG if of_model.get(key) is not None}
+    known = _ends(settings, file) or _ends(of_model, config)
+    new = sorted(set(turns.ends.values()) - set(known))
+    if new:
+        settings["eos_token_id"] = [*known, *new]
+        _write(file, settings)
+
+
+def set_chat_template(folder: Path) -> None:
+    """In an export: the recorded chat template, if any, in place of those that are there."""
+    record = read_record(folder)
+    if record is None or record.chat_template is None:
+        return
+    (folder / "chat_template.jinja").write_text(record.chat_template)
+    (folder / "chat_template.json").unlink(missing_ok=True)
+    shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
+    file = folder / "tokenizer_config.json"  # read by software that does not know the .jinja file
+    settings = _settings(file) if file.is_file() else {}
+    if settings.get("chat_template", record.chat_template) != record.chat_template:
+        _write(file, settings | {"chat_template": record.chat_template})
+    _write(folder / RECORD, asdict(replace(record, chat_template=None)))  # done: it may be edited from now on
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{file} holds no JSON object")
+    return settings
+
+
+def _ends(settings: dict[str, Any], file: Path) -> list[int]:
+    found = settings.get("eos_token_id")
+    ends = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(isinstance(one, int) for one in ends):
+        raise UserError(f"{file}: eos_token_id is {json.dumps(found)}, not a token id or a list of them")
+    return ends

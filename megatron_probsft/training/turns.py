@@ -1,0 +1,36 @@
+"""How the turns of a run's training data end, for its checkpoints and exports to say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from megatron_probsft.checkpoint.trained_turns import TrainedTurns
+from megatron_probsft.data.named_chat_template import named_chat_template
+from megatron_probsft.data.named_templates import NAMED_TEMPLATES
+from megatron_probsft.data.tokenizers import load_tokenizer
+from megatron_probsft.data.turn_ends import turn_ends
+from megatron_probsft.runtime import distributed
+from megatron_probsft.training.inputs import Inputs
+
+
+def trained_turns(inputs: Inputs, template: str, say: Callable[[str], None]) -> TrainedTurns | None:
+    """What the training data teach, said in a line, and a line where a server's chat template is concerned.
+
+    None on all ranks but the first, which alone writes it.
+    """
+    if distributed.rank() != 0:
+        return None
+    tokenizer = load_tokenizer(inputs.hf.folder)
+    found = turn_ends(inputs.train, tokenizer)
+    say(found.describe(tokenizer))
+    chat_template = None
+    if template in NAMED_TEMPLATES:
+        chat_template = named_chat_template(tokenizer, template)
+        say(f"exports get a chat template that renders --template {template}, in place of the model's own")
+    elif template == "plain" and tokenizer.chat_template:
+        say(
+            "exports keep the model's own chat template, which --template plain does not train: on a server "
+            "use completions, not chat completions"
+        )
+    ends = {str(tokenizer.convert_ids_to_tokens(token)): token for token in found.counts}
+    return TrainedTurns(template, ends, chat_template)
