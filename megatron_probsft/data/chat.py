@@ -244,7 +244,7 @@ class ChatTemplate:
             raise UserError(
                 f"the chat template fails at the messages: {type(error).__name__}: {reason}"
             ) from None
-        return texts[0], (marks[0] if marks else [])
+        return texts[0], list(marks[0]) if marks else []  # type: ignore[arg-type]
 
     def _source(self, tools: Any) -> str:
         try:

@@ -23,6 +23,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from megatron_probsft.data.chat import ChatTemplate, Conversation, Rendered
 from megatron_probsft.data.named_templates import NAMED_TEMPLATES
+from megatron_probsft.data.turn_ends import marker_tokens
 from megatron_probsft.runtime.errors import UserError
 
 TEMPLATES = ("chat", "plain", *NAMED_TEMPLATES)
@@ -132,7 +133,7 @@ def encode_rendered(tokenizer: Any, samples: Sequence[Rendered]) -> list[tuple[S
     A token that reaches into a trained part is trained. EOS follows a last turn that ends with no special
     token: nothing else would tell a model to stop.
     """
-    ends, eos = end_tokens(tokenizer), tokenizer.eos_token_id
+    ends, eos = marker_tokens(tokenizer), tokenizer.eos_token_id
     encoded = _with_places(tokenizer, samples)
     open_ended = [
         sample.ends_with_turn and ids[-1] not in ends
@@ -142,15 +143,6 @@ def encode_rendered(tokenizer: Any, samples: Sequence[Rendered]) -> list[tuple[S
         (_segments(ids, spans) + [([eos], spans[-1][2])] * add_eos, add_eos)
         for (ids, spans), add_eos in zip(encoded, open_ended, strict=True)
     ]
-
-
-def end_tokens(tokenizer: Any) -> set[int]:
-    """The special and added tokens: any of them may end a turn."""
-    return {
-        *tokenizer.all_special_ids,
-        *getattr(tokenizer, "added_tokens_decoder", ()),
-        tokenizer.eos_token_id,
-    }
 
 
 def _segments(ids: list[int], spans: list[tuple[int, int, int]]) -> Segments:

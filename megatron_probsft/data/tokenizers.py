@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,12 @@ def tokenizer_identity(tokenizer: Any) -> list[Any]:
         backend.no_padding()
         model = backend.to_str()
     return [type(tokenizer).__name__, model, tokenizer.special_tokens_map, tokenizer.chat_template]
+
+
+def text_libraries() -> str:
+    """The versions of what renders and tokenizes, as a resumed run compares its tokens with."""
+    names = ("transformers", "tokenizers", "sentencepiece", "jinja2")
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 
 def _check_sentencepiece(file: Path) -> None:

@@ -1,4 +1,4 @@
-"""Conversations: the tokens are those of the template's whole rendering, and what is trained are its turns."""
+"""Conversations: the tokens are those of the whole rendering by the template; its turns are trained."""
 
 from __future__ import annotations
 
