@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import datetime
 import errno
 import json
 import os
@@ -56,6 +57,11 @@ def _dataset(world: World, name: str, **splits: Any) -> str:
     dataset = Dataset.from_list([PAIR])
     (DatasetDict({"train": dataset}) if splits else dataset).save_to_disk(world.folder / name)
     return name
+
+
+def _parquet(world: World, *rows: Any) -> str:
+    Dataset.from_list(list(rows)).to_parquet(world.folder / "a.parquet")
+    return "a.parquet"
 
 
 def _damaged(world: World, content: bytes | None) -> Any:
@@ -144,6 +150,12 @@ CASES: dict[str, Callable[[World, pytest.MonkeyPatch], Any]] = {
         USER, {**ANSWER, "name": 1}
     ),
     "a.jsonl:1: message 2: is not valid Unicode": lambda w, _: w.messages(USER, {**ANSWER, "id": "\ud800"}),
+    "a.parquet:1: message 2: holds what JSON cannot: ": lambda w, _: w.build(
+        _parquet(w, {"messages": [USER, {**ANSWER, "at": datetime.datetime(2026, 1, 1)}]})
+    ),
+    "2 samples instead of one: split into one sample per assistant turn": lambda w, _: encode_messages(
+        _changed(w, chat_template="{{ messages|length }}" + CHATML).tokenizer, [USER, ANSWER] * 2, "chat"
+    ),
     "a.jsonl:1: message 1: 'from' is 'robot': use one of system, human": lambda w, _: w.rows(
         {"conversations": [{"from": "robot", "value": "x"}]}
     ),
