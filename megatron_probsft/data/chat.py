@@ -128,10 +128,10 @@ class ChatTemplate:
                     "starts cannot be told: it needs {% generation %} marks"
                 )
             if self._has_prompt:
+                more = f", which has {prompt[len(start) :]!r} more" if prompt.startswith(start) else ""
                 notes.append(
-                    "turns that the chat template begins otherwise than its generation prompt, which has "
-                    f"{_beyond(prompt, text)!r} more: trained is what it renders, generation starts from "
-                    "the prompt"
+                    f"turns that the chat template begins otherwise than its generation prompt{more}: trained "
+                    "is what it renders, generation starts from the prompt"
                 )
             elif start[len(prompt) :].strip():
                 notes.append(
@@ -288,11 +288,6 @@ def _marked(turns: list[tuple[int, int, int]], marks: list[tuple[int, int]]) -> 
     if not marked:
         raise UserError("the chat template marks nothing of the assistant's turns with {% generation %}")
     return marked
-
-
-def _beyond(prompt: str, text: str) -> str:
-    """What the prompt has and the text has not, briefly."""
-    return prompt[len(os.path.commonprefix([prompt, text])) :][:30]
 
 
 @lru_cache(maxsize=64)

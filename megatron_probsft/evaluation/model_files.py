@@ -29,7 +29,7 @@ def load_model_files(model: Path) -> tuple[Any, Any, list[int]]:
         what = "has no config.json" if model.is_dir() else "is no folder"
         raise UserError(f"--model {model} {what}: give a Hugging Face model folder")
     try:
-        config = AutoConfig.from_pretrained(model, local_files_only=True)
+        config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
         tokenizer = load_tokenizer(model)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--model {model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None

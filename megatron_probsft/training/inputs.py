@@ -14,6 +14,7 @@ from megatron_probsft.checkpoint.run_folder import find_checkpoint, hf_folder_of
 from megatron_probsft.checkpoint.trained_turns import generation_ends, read_record
 from megatron_probsft.data.chat import prints_the_date
 from megatron_probsft.data.token_store import TokenStore, build_token_store
+from megatron_probsft.data.tokenizer_notes import tokenizer_notes
 from megatron_probsft.data.tokenizers import load_tokenizer
 from megatron_probsft.models.build import HFModel, parallelism_problems, read_hf_model
 from megatron_probsft.runtime import distributed
@@ -125,6 +126,8 @@ def token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenSto
     if distributed.rank() == 0:
         try:
             outcome[0] = both()
+            for note in tokenizer_notes(hf.folder, tokenizer):
+                distributed.say(note)
         except UserError as error:
             outcome[0] = error
     failure = [str(outcome[0]) if isinstance(outcome[0], UserError) else None]

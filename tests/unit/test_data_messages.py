@@ -153,7 +153,8 @@ CASES: dict[str, Callable[[World, pytest.MonkeyPatch], Any]] = {
     "a.parquet:1: message 2: holds what JSON cannot: ": lambda w, _: w.build(
         _parquet(w, {"messages": [USER, {**ANSWER, "at": datetime.datetime(2026, 1, 1)}]})
     ),
-    "2 samples instead of one: split into one sample per assistant turn": lambda w, _: encode_messages(
+    "2 samples instead of one: turns that the chat template begins otherwise than its generation prompt: ": lambda w,
+    _: encode_messages(
         _changed(w, chat_template="{{ messages|length }}" + CHATML).tokenizer, [USER, ANSWER] * 2, "chat"
     ),
     "a.jsonl:1: message 1: 'from' is 'robot': use one of system, human": lambda w, _: w.rows(
