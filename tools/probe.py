@@ -26,11 +26,12 @@ from megatron_probsft.training.probe import Reading, probe
 from megatron_probsft.training.setup import build_gpt
 
 _FLAGS = (
-    "hf_model", "load", "ckpt_step", "data", "template", "prompt_key", "response_key", "messages_key",
-    "truncation", "data_cache_path", "num_workers", "seq_length", "global_batch_size", "micro_batch_size",
-    "bf16", "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size",
-    "expert_model_parallel_size", "sequence_parallel", "decoder_first_pipeline_num_layers",
-    "decoder_last_pipeline_num_layers", "loss_path", "loss_chunk_tokens", "loss_kernels",
+    "hf_model", "load", "ckpt_step", "data", "template", "template_date", "prompt_key", "response_key",
+    "messages_key", "truncation", "data_cache_path", "num_workers", "seq_length", "global_batch_size",
+    "micro_batch_size", "bf16", "tensor_model_parallel_size", "pipeline_model_parallel_size",
+    "context_parallel_size", "expert_model_parallel_size", "sequence_parallel",
+    "decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers", "loss_path",
+    "loss_chunk_tokens", "loss_kernels",
 )  # fmt: skip
 
 

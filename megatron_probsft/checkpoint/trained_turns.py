@@ -28,6 +28,8 @@ class TrainedTurns:
     """Token to id: what ends trained turns, those of runs before included."""
     chat_template: str | None
     """Jinja source that an export is to get; None where the folder's own is the right one."""
+    date: str | None = None
+    """YYYY-MM-DD that the chat template showed as today's; None where it shows none."""
 
 
 def read_record(folder: Path) -> TrainedTurns | None:

@@ -20,6 +20,8 @@ from typing import Any, Literal
 import numpy as np
 
 from megatron_probsft.data import templates
+from megatron_probsft.data.chat import ChatTemplate, Conversation, Rendered
+from megatron_probsft.data.sources import EXTRAS
 from megatron_probsft.runtime.errors import UserError
 
 Truncation = Literal["error", "drop", "left", "right"]
@@ -37,7 +39,9 @@ class Encoded:
     source: np.ndarray  # int32 [n]
     weighted: bool  # whether any trained token may weigh other than 1
     cut: int  # samples that truncation shortened
+    left_out: int  # samples that truncation dropped
     rows: int  # what it was made of
+    notes: dict[str, tuple[int, str]]  # what the user should know: of how many rows, and the first's place
 
     def sums_of_labels(self, values: np.ndarray) -> np.ndarray:
         """float64 `[n]`: each sample's sum, without its first token, which nothing predicts."""
@@ -59,21 +63,24 @@ class Encoder:
         limit: int,
         vocab: int,
         truncation: Truncation,
+        date: str | None = None,
     ) -> None:
+        self._chat = ChatTemplate(tokenizer, date) if template == "chat" else None
         self._files, self._tokenizer, self._template = list(files), tokenizer, template
         self._limit, self._vocab, self._truncation = limit + 1, vocab, truncation
 
     def __call__(self, rows: Sequence[_Row]) -> Encoded:
-        samples = self._tokenize(rows)
+        notes: dict[str, tuple[int, str]] = {}
+        owners, samples = self._tokenize(rows, notes)
         ids, weights = zip(*itertools.chain(*samples), strict=True)
         of_segment = np.fromiter(map(len, ids), np.int64, len(ids))
         tokens = np.fromiter(itertools.chain(*ids), np.int64, of_segment.sum())
         values = np.repeat(np.array(weights, np.float32), of_segment)
         segments = np.fromiter(map(len, samples), np.int64, len(samples))
         lengths = np.add.reduceat(of_segment, np.cumsum(segments) - segments)
-        self._check_samples(rows, tokens, values, lengths)
-        spans, cut = self._fit(rows, tokens, values, lengths)
-        if len(spans) < len(rows) or cut:
+        self._check_samples(owners, tokens, values, lengths)
+        spans, cut = self._fit(owners, tokens, values, lengths)
+        if len(spans) < len(samples) or cut:
             tokens, values = (
                 np.concatenate([a[:0], *(a[s] for s in spans.values())]) for a in (tokens, values)
             )
@@ -82,56 +89,90 @@ class Encoder:
             tokens=tokens.astype(np.int32),
             weights=values,
             lengths=lengths,
-            source=np.array([rows[index]["source"] for index in spans], np.int32),
+            source=np.array([owners[index]["source"] for index in spans], np.int32),
             weighted=any(row["weights"] is not None for row in rows),
             cut=cut,
+            left_out=len(samples) - len(spans),
             rows=len(rows),
+            notes=notes,
         )
 
     def _place(self, row: _Row) -> str:
         return f"{self._files[row['source']]}:{row['row']}"
 
-    def _tokenize(self, rows: Sequence[_Row]) -> list[list[tuple[list[int], float]]]:
-        """Each row as segments, (tokens, the weight of each of them, 0 where they are not trained)."""
-        if "prompt" in rows[0]:
+    def _tokenize(
+        self, rows: Sequence[_Row], notes: dict[str, tuple[int, str]]
+    ) -> tuple[list[_Row], list[list[tuple[list[int], float]]]]:
+        """Each sample's row, and the sample as segments: (tokens, the weight of each, 0 if not trained)."""
+        owners, samples = list(rows), []
+        if self._chat is not None:
+            rendered = [(row, sample) for row in rows for sample in self._render(row, notes)]
+            owners = [row for row, _ in rendered]
+            encoded = templates.encode_rendered(self._tokenizer, [sample for _, sample in rendered])
+            samples = [segments for segments, _ in encoded]
+            for row, (_, eos_added) in zip(owners, encoded, strict=True):
+                if eos_added:
+                    self._note(
+                        "turns that the chat template ends with no special token: EOS follows", row, notes
+                    )
+        else:
+            self._check_pairs(rows)
             prompts, responses = ([row[name] for row in rows] for name in ("prompt", "response"))
             samples = templates.encode_pairs(self._tokenizer, prompts, responses, self._template)
-        else:
-            templates.check_template(self._tokenizer, self._template, conversations=True)
-            samples = templates.encode_segments(self._tokenizer, [self._split(row) for row in rows])
-        return [
-            [(tokens, _weight(row["weights"], mark)) for tokens, mark in sample]
-            for row, sample in zip(rows, samples, strict=True)
+        return owners, [
+            [(tokens, _weight(row["weights"], turn)) for tokens, turn in sample]
+            for row, sample in zip(owners, samples, strict=True)
         ]
 
-    def _split(self, row: _Row) -> list[tuple[str, int]]:
-        """A conversation's segments; the trained ones are numbered from 1."""
+    def _render(self, row: _Row, notes: dict[str, tuple[int, str]]) -> list[Rendered]:
+        assert self._chat is not None
+        more = {"tools": row.get("tools"), "kwargs": row.get("chat_template_kwargs") or {}}
+        if "prompt" in row:
+            pair = (row["prompt"], row["response"], row.get("system"))
+            conversation = templates.conversation_of(*pair, weights=row["weights"], **more)
+        else:
+            conversation = Conversation(row["messages"], weights=row["weights"], **more)
         try:
-            segments = templates.split_messages(self._tokenizer, row["messages"])
+            samples, said = self._chat.samples(conversation)
         except UserError as error:
             raise UserError(f"{self._place(row)}: {error}") from None
-        turns = itertools.count(1)
-        return [(text, next(turns) if trained else 0) for text, trained in segments]
+        for note in dict.fromkeys(said):
+            self._note(note, row, notes)
+        return samples
+
+    def _note(self, note: str, row: _Row, notes: dict[str, tuple[int, str]]) -> None:
+        count, place = notes.get(note, (0, self._place(row)))
+        notes[note] = (count + 1, place)
+
+    def _check_pairs(self, rows: Sequence[_Row]) -> None:
+        templates.check_template(self._tokenizer, self._template, conversations="messages" in rows[0])
+        for row in rows:
+            for name in EXTRAS:
+                if name in row:
+                    raise UserError(
+                        f"{self._place(row)}: has {name!r}, which --template {self._template} cannot show: "
+                        "use --template chat, or leave that column out"
+                    )
 
     def _check_samples(
-        self, rows: Sequence[_Row], tokens: np.ndarray, values: np.ndarray, lengths: np.ndarray
+        self, owners: Sequence[_Row], tokens: np.ndarray, values: np.ndarray, lengths: np.ndarray
     ) -> None:
         if tokens.min() < 0 or tokens.max() >= self._vocab:
             wrong = int(np.flatnonzero((tokens < 0) | (tokens >= self._vocab))[0])
-            place = self._place(rows[int(np.searchsorted(np.cumsum(lengths), wrong, "right"))])
+            place = self._place(owners[int(np.searchsorted(np.cumsum(lengths), wrong, "right"))])
             raise UserError(
                 f"{place}: vocabulary label out of range: token id {tokens[wrong]} with a vocabulary of "
                 f"{self._vocab}: the tokenizer does not belong to the model"
             )
         labels = _sums_of_labels(values > 0, lengths)
         if not labels.all():
-            place = self._place(rows[int(np.flatnonzero(labels == 0)[0])])
+            place = self._place(owners[int(np.flatnonzero(labels == 0)[0])])
             raise UserError(f"{place}: the sample has no label: nothing in it can be predicted and trained")
 
     def _fit(
-        self, rows: Sequence[_Row], tokens: np.ndarray, values: np.ndarray, lengths: np.ndarray
+        self, owners: Sequence[_Row], tokens: np.ndarray, values: np.ndarray, lengths: np.ndarray
     ) -> tuple[dict[int, slice], int]:
-        """What is kept of each row that is kept, and how many are cut. EOS may be written into `tokens`."""
+        """What is kept of each sample that is kept, and how many are cut. EOS may be put into `tokens`."""
         ends = np.cumsum(lengths).tolist()
         spans = dict(enumerate(map(slice, [0, *ends], ends)))
         too_long = np.flatnonzero(lengths > self._limit).tolist()
@@ -139,7 +180,7 @@ class Encoder:
             start, end = spans.pop(index).start, ends[index]
             if self._truncation == "error":
                 raise UserError(
-                    f"{self._place(rows[index])}: the sample has {end - start - 1} positions, more than "
+                    f"{self._place(owners[index])}: the sample has {end - start - 1} positions, more than "
                     f"--seq-length {self._limit - 1}: raise it, or choose --truncation drop, left or right"
                 )
             if self._truncation == "left" and values[end - self._limit + 1 : end].any():
@@ -149,7 +190,7 @@ class Encoder:
                 spans[index] = slice(start, last + 1)
                 if values[last]:
                     tokens[last] = self._tokenizer.eos_token_id
-        return dict(sorted(spans.items())), len(spans) - (len(rows) - len(too_long))
+        return dict(sorted(spans.items())), len(spans) - (len(owners) - len(too_long))
 
 
 def encode(rows: Iterable[_Row], encoder: Encoder, workers: int) -> Iterator[Encoded]:

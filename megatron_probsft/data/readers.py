@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
+import io
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +28,13 @@ _HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+)(?=:))?(:(?P<spl
 
 class Reader(Protocol):
     """What every kind of item can tell. All raise UserError, naming the item, where it cannot be read."""
+
+    columnar: bool
+    """Whether all rows have the same columns, null where a row says nothing."""
+
+    def form(self) -> str:
+        """How the rows lie in it, in words, where that is not the common way; else empty."""
+        ...
 
     def columns(self) -> dict[str, Any] | None:
         """The names there are as keys, nested as in a row; None if there is no row."""
@@ -46,63 +56,131 @@ class Reader(Protocol):
 def reader_of(item: str) -> Reader:
     """The reader of `file.jsonl`, `file.parquet`, `folder`, `folder:split`, `owner/name[[:config]:split]`.
 
+    A .jsonl or .json file holds an object per line or one JSON array, and may be packed as .gz or .zst.
     A folder is one that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote; a path that exists goes
     before a name on the hub. Reads nothing yet.
 
     Raises UserError: no such file, an empty one, or one of another extension.
     """
     path = Path(item)
+    packed = path.suffix if path.suffix in _OPEN else ""
+    suffix = path.with_suffix("").suffix if packed else path.suffix
+    known = suffix in _READERS and not (packed and _READERS[suffix] is _Parquet)
     if path.is_file():
-        if path.suffix not in _READERS:
-            raise UserError(f"{item}: extension {path.suffix!r} is none of {', '.join(_READERS)}")
+        if not known:
+            raise UserError(
+                f"{item}: extension {suffix + packed!r} is none of {', '.join(_READERS)}, .jsonl.gz, "
+                ".jsonl.zst"
+            )
         if path.stat().st_size == 0:
             raise UserError(f"{item}: the file is empty")
-        return _READERS[path.suffix](item)
+        return _READERS[suffix](item)
     folder, _, split = item.rpartition(":")
     if path.is_dir():
         return _Folder(item, item, None)
     if folder and Path(folder).is_dir():
         return _Folder(item, folder, split)
     on_hub = _HUB.fullmatch(item)
-    if path.suffix in _READERS or not on_hub:
+    if known or not on_hub:
         raise UserError(f"{item}: no such data file or folder (of the hub: owner/name:config:split)")
     return _Hub(item, **on_hub.groupdict())
 
 
-class _JsonLines:
+class _Json:
+    columnar = False
+
     def __init__(self, file: str) -> None:
         self._file = file
+
+    def form(self) -> str:
+        packed = "packed, " * (Path(self._file).suffix in _OPEN)
+        return (
+            f"{packed}one JSON array" if self._array() is not None else packed + "JSON lines" * bool(packed)
+        )
 
     def columns(self) -> dict[str, Any] | None:
         return next((row for _, row in self.rows(())), None)
 
     def rows(self, keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Numbered by line; blank ones are passed over."""
-        with open(self._file, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if not line.strip():
-                    continue
-                where = f"{self._file}:{number}"
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    reason = str(error).splitlines()[0]
-                    raise UserError(f"{where}: not valid JSON, one object per line: {reason}") from None
-                if not isinstance(row, dict):
-                    raise UserError(f"{where}: is of type {type(row).__name__}, not a JSON object")
-                yield number, row
+        """Numbered by line, blank ones passed over; in an array by its items."""
+        for number, row in self._items():
+            if not isinstance(row, dict):
+                raise UserError(f"{self._file}:{number}: is of type {type(row).__name__}, not a JSON object")
+            yield number, row
 
     def count(self) -> int:
-        with open(self._file, "rb") as stream:
+        if self._array() is not None:
+            return sum(1 for _ in self._items())
+        with self._stream() as stream:
             return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
 
     def digest(self) -> str:
         return _digest_of([self._file])
 
+    def _items(self) -> Iterator[tuple[int, Any]]:
+        array = self._array()
+        if array is not None:
+            yield from enumerate(array, start=1)
+            return
+        with self._stream() as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield number, self._parsed(line, f"{self._file}:{number}", "one object per line")
+
+    def _array(self) -> list[Any] | None:
+        """The file's rows where it is one array: then nothing but that array is in it."""
+        with self._stream() as stream:
+            start = stream.read(1 << 10).lstrip(b"\xef\xbb\xbf \t\r\n")
+            if not start.startswith(b"["):
+                return None
+        with self._stream() as stream:
+            first = stream.readline()
+            rest = stream.read()
+        if rest.strip():
+            with contextlib.suppress(ValueError):
+                json.loads(first)
+                return None  # one value per line, if the wrong one
+        return self._parsed(first + rest, self._file, "an array of objects")
+
+    @contextlib.contextmanager
+    def _stream(self) -> Iterator[Any]:
+        try:
+            with _OPEN.get(Path(self._file).suffix, _open_plain)(self._file) as stream:
+                yield stream
+        except (EOFError, zlib.error, OSError) as error:
+            if Path(self._file).suffix not in _OPEN:
+                raise
+            raise UserError(f"{self._file}: damaged, it cannot be unpacked: {error}") from None
+
+    @staticmethod
+    def _parsed(text: bytes, where: str, wanted: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{where}: not valid JSON, {wanted}: {str(error).splitlines()[0]}") from None
+        except RecursionError:
+            raise UserError(f"{where}: not valid JSON, {wanted}: it is nested too deeply") from None
+
+
+def _open_plain(file: str) -> Any:
+    return open(file, "rb")
+
+
+def _open_zstd(file: str) -> Any:
+    return io.BufferedReader(pa.input_stream(file, compression="zstd"))  # type: ignore[arg-type]
+
+
+_OPEN: dict[str, Any] = {".gz": gzip.open, ".zst": _open_zstd}
+
 
 class _Parquet:
+    columnar = True
+
     def __init__(self, file: str) -> None:
         self._file = file
+
+    def form(self) -> str:
+        return ""
 
     def columns(self) -> dict[str, Any] | None:
         parquet = self._open()
@@ -127,13 +205,18 @@ class _Parquet:
             raise UserError(f"{self._file}: not a parquet file: {str(error).splitlines()[0]}") from None
 
 
-_READERS: dict[str, type[_JsonLines | _Parquet]] = {
-    ".jsonl": _JsonLines, ".json": _JsonLines, ".parquet": _Parquet,
+_READERS: dict[str, type[_Json | _Parquet]] = {
+    ".jsonl": _Json, ".json": _Json, ".parquet": _Parquet,
 }  # fmt: skip
 
 
 class _Arrow:
     """A dataset in Arrow files, found by `_open`."""
+
+    columnar = True
+
+    def form(self) -> str:
+        return ""
 
     def columns(self) -> dict[str, Any] | None:
         dataset = self._open()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -25,12 +26,16 @@ class Written:
     samples: int = 0
     tokens: int = 0
     cut: int = 0
+    left_out: int = 0
     weighted: bool = False
+    notes: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    content: str = ""  # digest of tokens and weights
 
 
 def write_store(batches: Iterable[Encoded], folder: Path, about: dict[str, Any]) -> Written:
     """Write what `TokenStore` reads into an empty folder, all the way to the disk. Raises OSError."""
     written = Written()
+    content = hashlib.blake2b(digest_size=16)
     lengths, source, supervised, weight_sums = [], [], [], []
     with contextlib.ExitStack() as stack:
         tokens, trained, weights = (
@@ -42,6 +47,8 @@ def write_store(batches: Iterable[Encoded], folder: Path, about: dict[str, Any])
             tokens.write(batch.tokens)
             trained.write(flags)
             weights.write(batch.weights)
+            content.update(batch.tokens)
+            content.update(batch.weights)
             lengths.append(batch.lengths)
             source.append(batch.source)
             supervised.append(batch.sums_of_labels(flags))
@@ -50,7 +57,13 @@ def write_store(batches: Iterable[Encoded], folder: Path, about: dict[str, Any])
             written.samples += len(batch.lengths)
             written.tokens += len(batch.tokens)
             written.cut += batch.cut
+            written.left_out += batch.left_out
             written.weighted |= batch.weighted
+            for note, (count, place) in batch.notes.items():
+                before, first = written.notes.get(note, (0, place))
+                written.notes[note] = (before + count, first)
+    content.update(np.concatenate(lengths))
+    written.content = content.hexdigest()
     arrays = {
         "offsets": np.cumsum(np.concatenate([np.zeros(1, np.int64), *lengths])),
         "source": np.concatenate(source),

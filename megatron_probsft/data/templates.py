@@ -5,31 +5,40 @@ A template is "chat", the tokenizer's own chat template; "plain", the tokenizer'
 generated from is what a pair begins with, but in the templates that end in -paper. What is trained is told by
 position, never by token value: in many tokenizers pad, EOS and the end of a turn are one token.
 
-A response is encoded by itself. Where sentencepiece begins a text with its dummy prefix "▁", so begins the
-response, whatever the prompt ends with: what a model generates, decoded by itself, is then the response to
-the character, and both decoded together have one space between them.
+With "chat" the tokens are those of the template's rendering of the whole conversation, encoded at once, as
+`data.chat` has it. With the others a response is encoded by itself, and EOS follows. Where sentencepiece
+begins a text with its dummy prefix "▁", so begins such a response, whatever the prompt ends with: what a
+model generates, decoded by itself, is then the response to the character.
 """
 
 from __future__ import annotations
 
 import difflib
 import itertools
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
+from megatron_probsft.data.chat import ChatTemplate, Conversation, Rendered
 from megatron_probsft.data.named_templates import NAMED_TEMPLATES
+from megatron_probsft.data.turn_ends import marker_tokens
 from megatron_probsft.runtime.errors import UserError
 
 TEMPLATES = ("chat", "plain", *NAMED_TEMPLATES)
-_ROLES = ("system", "user", "assistant", "tool")
+Segments = list[tuple[list[int], int]]
+"""A sample's tokens, cut where what is trained changes; each part with its assistant turn from 1, or 0."""
 
 
-def encode_prompt(tokenizer: Any, prompt: str, template: str) -> list[int]:
-    """Token ids up to where generation starts. Raises UserError as `check_template` does."""
+def encode_prompt(tokenizer: Any, prompt: str, template: str, *, date: str | None = None) -> list[int]:
+    """Token ids up to where generation starts; date: as for `ChatTemplate`. Raises UserError as
+    `check_template` does.
+    """
     check_template(tokenizer, template)
+    if template == "chat":
+        chat = Conversation([{"role": "user", "content": prompt}])
+        return _token_ids(tokenizer, [ChatTemplate(tokenizer, date).prompt(chat)], rendered=True)[0]
     if template in NAMED_TEMPLATES:
         named = NAMED_TEMPLATES[template]
         text = [named.generation_text(prompt)]
@@ -40,8 +49,9 @@ def encode_prompt(tokenizer: Any, prompt: str, template: str) -> list[int]:
 def encode_pair(tokenizer: Any, prompt: str, response: str, template: str) -> tuple[list[int], list[bool]]:
     """Tokens and, for each, whether it is trained.
 
-    The tokens are those of the prompt, those of the response, encoded by itself, and EOS; the response's and
-    EOS are trained: len(response tokens) + 1 of them. Raises UserError as `check_template` does.
+    With "chat" as `encode_messages` of the two. Else the tokens are those of the prompt, those of the
+    response, encoded by itself, and EOS; the response's and EOS are trained. Raises UserError as
+    `check_template` does.
     """
     return _joined(encode_pairs(tokenizer, [prompt], [response], template)[0])
 
@@ -49,16 +59,19 @@ def encode_pair(tokenizer: Any, prompt: str, response: str, template: str) -> tu
 def encode_messages(
     tokenizer: Any, messages: Sequence[dict[str, Any]], template: str
 ) -> tuple[list[int], list[bool]]:
-    """Tokens of a conversation and, for each, whether it is trained.
+    """Tokens of a conversation that is one sample and, for each, whether it is trained.
 
     Every assistant turn is trained, with the tokens that end it but without white space after them. If the
-    last message is an assistant's, the tokens end with it and EOS, as those of `encode_pair` do.
+    last message is an assistant's, the tokens end with it.
 
-    Raises UserError: unknown role, content that is no string or an empty assistant turn, no assistant turn
-    or it comes first, a template other than "chat", and what the chat template itself refuses.
+    Raises UserError: a template other than "chat"; what `ChatTemplate.samples` refuses; a conversation that
+    is several samples.
     """
     check_template(tokenizer, template, conversations=True)
-    return _joined(encode_segments(tokenizer, [split_messages(tokenizer, messages)])[0])
+    samples, notes = ChatTemplate(tokenizer).samples(Conversation(messages))
+    if len(samples) > 1:
+        raise UserError(f"{len(samples)} samples instead of one: {'; '.join(notes)}")
+    return _joined(encode_rendered(tokenizer, samples)[0][0])
 
 
 def check_template_name(template: str) -> None:
@@ -75,10 +88,7 @@ def check_template(tokenizer: Any, template: str, *, conversations: bool = False
     if conversations and template != "chat":
         raise UserError(f"--template {template} takes prompt and response: messages need --template chat")
     if template == "chat":
-        try:
-            tokenizer.get_chat_template()
-        except ValueError:
-            raise UserError("the tokenizer has no (default) chat template: use --template plain") from None
+        ChatTemplate(tokenizer)
     if template in NAMED_TEMPLATES:
         for token in NAMED_TEMPLATES[template].special_tokens():
             if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
@@ -92,76 +102,101 @@ def check_template(tokenizer: Any, template: str, *, conversations: bool = False
 
 def encode_pairs(
     tokenizer: Any, prompts: Sequence[str], responses: Sequence[str], template: str
-) -> list[list[tuple[list[int], bool]]]:
-    """Each pair as segments, (tokens, trained); one call of the tokenizer for all prompts, one for responses.
+) -> list[Segments]:
+    """Each pair as a sample; a few calls of the tokenizer for all of them.
 
     Joined they are what `encode_pair` gives.
     """
     check_template(tokenizer, template)
+    if template == "chat":
+        chat = ChatTemplate(tokenizer)
+        pairs = map(conversation_of, prompts, responses)
+        encoded = encode_rendered(tokenizer, [chat.samples(pair)[0][0] for pair in pairs])
+        return [segments for segments, _ in encoded]
     return [
-        [(start, False), ([*end, tokenizer.eos_token_id], True)]
+        [(start, 0), ([*end, tokenizer.eos_token_id], 1)]
         for start, end in zip(
             _trained_prompts(tokenizer, prompts, template), _token_ids(tokenizer, responses), strict=True
         )
     ]
 
 
-def split_messages(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> list[tuple[str, bool]]:
-    """A conversation as (text, trained) segments; a trained last one is to be followed by EOS."""
-    _check_messages(messages)
-    segments: list[tuple[str, bool]] = []
-    done = ""  # what the segments hold so far, as the template renders it
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        [prompt] = _render(tokenizer, [messages[:index]], add_generation_prompt=True)
-        segments.append((_after(done, prompt), False))
-        if index == len(messages) - 1:
-            return [*segments, (message["content"], True)]
-        done = _render(tokenizer, [messages[: index + 1]])[0].rstrip()
-        segments.append((_after(prompt, done), True))
-    return [*segments, (_after(done, _render(tokenizer, [messages])[0]), False)]
+def conversation_of(prompt: str, response: str, system: str | None = None, **more: Any) -> Conversation:
+    """A pair as messages."""
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    return Conversation([{"role": "system", "content": system}, *messages] if system else messages, **more)
 
 
-def encode_segments[Mark](
-    tokenizer: Any, conversations: Sequence[Sequence[tuple[str, Mark]]]
-) -> list[list[tuple[list[int], Mark]]]:
-    """Each segment's tokens instead of its text; its mark stays (`split_messages`: whether it is trained).
+def encode_rendered(tokenizer: Any, samples: Sequence[Rendered]) -> list[tuple[Segments, bool]]:
+    """The tokens of each text, encoded whole, and whether EOS was added; one call of the tokenizer.
 
-    Two calls of the tokenizer. A last segment whose mark is true is a response; EOS follows and carries it.
+    A token that reaches into a trained part is trained. EOS follows a last turn that ends with no special
+    token: nothing else would tell a model to stop.
     """
-    rendered = [
-        text if index == 0 else _after_another(tokenizer, text)
-        for segments in conversations
-        for index, (text, _) in enumerate(segments[:-1] if segments[-1][1] else segments)
+    ends, eos = marker_tokens(tokenizer), tokenizer.eos_token_id
+    encoded = _with_places(tokenizer, samples)
+    open_ended = [
+        sample.ends_with_turn and ids[-1] not in ends
+        for sample, (ids, _) in zip(samples, encoded, strict=True)
     ]
-    rendered_ids = iter(_token_ids(tokenizer, rendered, rendered=True))
-    response_ids = iter(_token_ids(tokenizer, [s[-1][0] for s in conversations if s[-1][1]]))
     return [
-        [
-            ([*next(response_ids), tokenizer.eos_token_id], mark)
-            if mark and index == len(segments) - 1
-            else (next(rendered_ids), mark)
-            for index, (_, mark) in enumerate(segments)
-        ]
-        for segments in conversations
+        (_segments(ids, spans) + [([eos], spans[-1][2])] * add_eos, add_eos)
+        for (ids, spans), add_eos in zip(encoded, open_ended, strict=True)
     ]
 
 
-def _joined[Mark](segments: Iterable[tuple[list[int], Mark]]) -> tuple[list[int], list[Mark]]:
-    tokens, marks = zip(*((tokens, [mark] * len(tokens)) for tokens, mark in segments), strict=True)
+def _segments(ids: list[int], spans: list[tuple[int, int, int]]) -> Segments:
+    segments, done = [], 0
+    for start, end, turn in spans:
+        start = max(start, done)  # a token may reach from one part into the next
+        segments += [(ids[done:start], 0), (ids[start:end], turn)]
+        done = max(done, end)
+    segments.append((ids[done:], 0))
+    return [segment for segment in segments if segment[0]]
+
+
+def _with_places(
+    tokenizer: Any, samples: Sequence[Rendered]
+) -> list[tuple[list[int], list[tuple[int, int, int]]]]:
+    """Token ids, and the samples' turns as ranges of tokens instead of characters."""
+    texts = [sample.text for sample in samples]
+    if _is_fast(tokenizer):
+        library = _library(tokenizer, split=False)
+        found = []
+        for sample, one in zip(samples, library.encode_batch(texts, add_special_tokens=False), strict=True):
+            offsets = one.offsets
+            turns = [
+                (
+                    bisect_right(offsets, start, key=lambda place: place[1]),
+                    bisect_left(offsets, end, key=lambda place: place[0]),
+                    turn,
+                )
+                for start, end, turn in sample.turns
+            ]
+            found.append((one.ids, turns))
+        return found
+    found = []
+    for sample, ids in zip(samples, _token_ids(tokenizer, texts, rendered=True), strict=True):
+        edges = [edge for start, end, _ in sample.turns for edge in (start, end)]
+        starts = _token_ids(tokenizer, [sample.text[:edge] for edge in edges], rendered=True)
+        counts = [_common(ids, start) for start in starts]
+        turns = [(counts[2 * i], counts[2 * i + 1], turn) for i, (_, _, turn) in enumerate(sample.turns)]
+        found.append((ids, turns))
+    return found
+
+
+def _common(first: list[int], second: list[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def _joined(segments: Segments) -> tuple[list[int], list[bool]]:
+    tokens, marks = zip(*((tokens, [turn > 0] * len(tokens)) for tokens, turn in segments), strict=True)
     return list(itertools.chain(*tokens)), list(itertools.chain(*marks))
 
 
-def _after_another(tokenizer: Any, text: str) -> str:
-    """A later part of a rendering, where sentencepiece's dummy prefix is the space that it begins with."""
-    return text[1:] if text.startswith(" ") and getattr(tokenizer, "dummy_prefix", False) else text
-
-
 def _trained_prompts(tokenizer: Any, prompts: Sequence[str], template: str) -> list[list[int]]:
-    if template == "chat":
-        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        return _token_ids(tokenizer, _render(tokenizer, chats, add_generation_prompt=True), rendered=True)
     if template in NAMED_TEMPLATES:
         texts = map(NAMED_TEMPLATES[template].training_text, prompts)
         return _token_ids(tokenizer, texts, rendered=True)
@@ -184,12 +219,9 @@ def _token_ids(
     if not texts:
         return []
     split = False if rendered else tokenizer.split_special_tokens
-    if type(tokenizer)._encode_plus is TokenizersBackend._encode_plus:
-        # what that does, without the offsets in the text, which cost about a quarter of the time
-        library = tokenizer.backend_tokenizer
-        library.no_truncation()
-        library.no_padding()
-        library.encode_special_tokens = split
+    if _is_fast(tokenizer):
+        # what its class does, without the offsets in the text, which cost about a quarter of the time
+        library = _library(tokenizer, split=split)
         return [one.ids for one in library.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
     return tokenizer(
         texts, add_special_tokens=add_special_tokens, split_special_tokens=split,
@@ -197,36 +229,14 @@ def _token_ids(
     )["input_ids"]  # fmt: skip
 
 
-def _render(
-    tokenizer: Any, chats: Sequence[Sequence[dict[str, Any]]], *, add_generation_prompt: bool = False
-) -> list[str]:
-    try:
-        return tokenizer.apply_chat_template(
-            [list(chat) for chat in chats], tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except TemplateError as error:
-        raise UserError(f"the chat template refuses the messages: {str(error).splitlines()[0]}") from None
+def _is_fast(tokenizer: Any) -> bool:
+    """Whether the tokenizers library does all of the work."""
+    return type(tokenizer)._encode_plus is TokenizersBackend._encode_plus
 
 
-def _after(start: str, text: str) -> str:
-    if not text.startswith(start):
-        raise UserError(
-            "the chat template renders an earlier turn differently once later turns follow: "
-            "split the conversation into samples that end with the assistant turn to train"
-        )
-    return text[len(start) :]
-
-
-def _check_messages(messages: Sequence[dict[str, Any]]) -> None:
-    for number, message in enumerate(messages, start=1):
-        role, content = message.get("role"), message.get("content")
-        if role not in _ROLES:
-            raise UserError(f"message {number} has the role {role!r}: use one of {', '.join(_ROLES)}")
-        if not isinstance(content, str):
-            raise UserError(f"message {number} has content of type {type(content).__name__}, not a string")
-        if role == "assistant" and not content:
-            raise UserError(f"message {number} is an empty assistant turn")
-    if messages and messages[0]["role"] == "assistant":
-        raise UserError("message 1 is an assistant turn: start with a system or user message")
-    if not any(message["role"] == "assistant" for message in messages):
-        raise UserError("there is no assistant turn to train on")
+def _library(tokenizer: Any, *, split: bool) -> Any:
+    library = tokenizer.backend_tokenizer
+    library.no_truncation()
+    library.no_padding()
+    library.encode_special_tokens = split
+    return library

@@ -16,6 +16,7 @@ import numpy as np
 
 from megatron_probsft.data import templates
 from megatron_probsft.data.build_folder import build_folder
+from megatron_probsft.data.chat import prints_the_date
 from megatron_probsft.data.encoding import Encoded, Encoder, Truncation, encode
 from megatron_probsft.data.readers import bars_for_people, reader_of
 from megatron_probsft.data.sources import check_files, read_rows
@@ -24,7 +25,7 @@ from megatron_probsft.data.tokenizers import tokenizer_identity
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.progress import tqdm
 
-_FORMAT = 4
+_FORMAT = 5
 
 
 class TokenStore:
@@ -37,7 +38,8 @@ class TokenStore:
     sample's sum over its labels; both None where every trained token weighs 1.
 
     All read-only; what has one value per token is memory-mapped. cut and left_out: how many samples
-    truncation shortened, and how many it left out. digest: names the content.
+    truncation shortened, and how many it left out. digest: names what it was made of; content: the tokens and
+    weights themselves. notes: what the user should know of how the rows became samples, a line each.
 
     Raises UserError if the folder is not a whole store.
     """
@@ -64,7 +66,11 @@ class TokenStore:
             raise UserError(f"{folder}: damaged token store, delete it to build it again")
         self.digest: str = about["digest"]
         self.cut: int = about["cut"]
-        self.left_out: int = about["rows"] - len(self.source)
+        self.left_out: int = about["left_out"]
+        self.content: str = about["content"]
+        self.notes: list[str] = [
+            f"{note} ({count:,} rows, first {place})" for note, (count, place) in about["notes"].items()
+        ]
         self.sources = list(sources)  # the cache may have been made under other names
         self.lengths = np.diff(self.offsets).astype(np.int32)
 
@@ -105,6 +111,7 @@ def build_token_store(
     response_key: str = "response",
     messages_key: str = "messages",
     weight_key: str | None = None,
+    template_date: str | None = None,
     num_workers: int | None = None,
     log: Callable[[str], None] = print,
 ) -> TokenStore:
@@ -114,6 +121,8 @@ def build_token_store(
     is allowed if n − 1 <= seq_length. `truncation` says what becomes of a longer one: "error"; "drop" leaves
     it out; "left" and "right" cut that side to seq_length + 1 tokens, "right" putting EOS last where a
     response is cut in two, and leave out a sample that keeps no label of its response.
+
+    template_date: for `ChatTemplate`; of consequence only where the template prints the date.
 
     `num_workers` processes tokenize (default: the CPUs, at most 8; 1 for under 2000 rows). Processes may
     race or be killed: a store appears whole, in one rename, and the first one stays; what a killed process
@@ -131,7 +140,8 @@ def build_token_store(
     if truncation not in ("error", "drop", "left", "right"):
         raise UserError(f"--truncation {truncation} is unknown: use error, drop, left or right")
     text = templates.NAMED_TEMPLATES.get(template)  # the same name may stand for another text one day
-    settings = [template, text, seq_length, vocab_size, truncation, keys]
+    date = template_date if template == "chat" and prints_the_date(tokenizer) else None
+    settings = [template, text, seq_length, vocab_size, truncation, keys, date]
     digest = _digest(files, tokenizer, settings)
     folder = Path(cache_dir) / digest
     if folder.exists():
@@ -140,6 +150,7 @@ def build_token_store(
             f"{len(store):,} samples, {len(store.tokens):,} tokens are in {folder} from before; "
             f"{_truncations(store, seq_length)}"
         )
+        _say_notes(store, log)
         return store
     stack = contextlib.ExitStack()
     try:
@@ -149,17 +160,17 @@ def build_token_store(
         raise UserError(f"{cache_dir}: cannot keep the tokenized data here: {error.strerror}") from None
     started = time.monotonic()
     try:
-        rows = read_rows(files, **keys)
+        rows = read_rows(files, **keys, log=log)
         count = sum(reader_of(file).count() for file in files)
         workers = num_workers or (min(8, os.cpu_count() or 1) if count >= 2000 else 1)
         log(f"tokenizing {count:,} rows of {', '.join(files)} with {workers} process(es)")
-        encoder = Encoder(files, tokenizer, template, seq_length, vocab_size, truncation)
+        encoder = Encoder(files, tokenizer, template, seq_length, vocab_size, truncation, date)
         about = {"digest": digest, "sources": list(files)}
         with contextlib.closing(_watched(encode(rows, encoder, workers), count, log)) as batches:
             written = write_store(batches, building / "store", about)
         if not written.samples:
             raise UserError(
-                f"{files[0]}: none of {written.rows} samples is left at --seq-length {seq_length}"
+                f"{files[0]}: none of {written.left_out} samples is left at --seq-length {seq_length}"
             )
         seconds = time.monotonic() - started
         with contextlib.suppress(OSError):  # not empty: another process was first, with the same store
@@ -178,7 +189,13 @@ def build_token_store(
         f"tokenized {len(store):,} samples, {len(store.tokens):,} tokens in {seconds:.1f} s "
         f"({len(store.tokens) / seconds:,.0f} tokens/s); {_truncations(store, seq_length)}"
     )
+    _say_notes(store, log)
     return store
+
+
+def _say_notes(store: TokenStore, log: Callable[[str], None]) -> None:
+    for note in store.notes:
+        log(f"note: {note}")
 
 
 def _truncations(store: TokenStore, seq_length: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from megatron_probsft.checkpoint.trained_turns import generation_ends, read_record
+from megatron_probsft.data.chat import prints_the_date
 from megatron_probsft.data.named_templates import NAMED_TEMPLATES
 from megatron_probsft.data.templates import check_template, encode_prompt
 from megatron_probsft.data.tokenizers import load_tokenizer
@@ -27,7 +29,7 @@ def load_model_files(model: Path) -> tuple[Any, Any, list[int]]:
         what = "has no config.json" if model.is_dir() else "is no folder"
         raise UserError(f"--model {model} {what}: give a Hugging Face model folder")
     try:
-        config = AutoConfig.from_pretrained(model, local_files_only=True)
+        config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
         tokenizer = load_tokenizer(model)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--model {model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
@@ -84,6 +86,16 @@ def _after_an_answer(tokenizer: Any) -> str:
     return ""
 
 
+def template_date(model: Path, tokenizer: Any, template: str, unfinished: str | None) -> str | None:
+    """What the chat template is to show as today's, None where it shows none: the date that the model was
+    trained with here, else that on which the unfinished evaluation began, else today's.
+    """
+    if template != "chat" or not prints_the_date(tokenizer):
+        return None
+    record = read_record(model)
+    return (record and record.date) or unfinished or datetime.date.today().isoformat()
+
+
 def fingerprint(model: Path) -> str:
     """Tells models apart, also under one name: of the config and of parts of the weights."""
     total = hashlib.blake2b((model / "config.json").read_bytes(), digest_size=8)
@@ -103,13 +115,17 @@ def encode(
     max_new_tokens: int,
     max_model_len: int | None,
     positions: int | None,
+    date: str | None,
 ) -> tuple[list[list[int]], list[int]]:
-    """Token ids of every prompt, and how many may follow each: `max_new_tokens`, or as many as have room."""
+    """Token ids of every prompt, and how many may follow each: `max_new_tokens`, or as many as have room.
+
+    date: what a chat template shows as today's.
+    """
     check_template(tokenizer, template)
     if max_model_len and positions and max_model_len > positions:
         raise UserError(f"--max-model-len {max_model_len} exceeds the model's {positions} positions")
     room = max_model_len or positions
-    prompts = [encode_prompt(tokenizer, problem.prompt, template) for problem in problems]
+    prompts = [encode_prompt(tokenizer, problem.prompt, template, date=date) for problem in problems]
     for problem, tokens in zip(problems, prompts, strict=True):
         if not tokens:
             raise UserError(f"{problem.where}: the prompt is empty")

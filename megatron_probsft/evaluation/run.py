@@ -12,13 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from megatron_probsft.data.domains.templates import family_of, template_for
-from megatron_probsft.evaluation.model_files import encode, fingerprint, load_model_files, stop_tokens
+from megatron_probsft.evaluation.model_files import (
+    encode,
+    fingerprint,
+    load_model_files,
+    stop_tokens,
+    template_date,
+)
 from megatron_probsft.evaluation.problems import Problem, check_ids, cut, sample_seed
 from megatron_probsft.evaluation.results import scores, write_generations
 from megatron_probsft.evaluation.server import Server, served_engine
 from megatron_probsft.evaluation.tasks import get_task
 from megatron_probsft.evaluation.tasks.task import Task
-from megatron_probsft.evaluation.unfinished import Unfinished
+from megatron_probsft.evaluation.unfinished import Unfinished, settings_of
 from megatron_probsft.evaluation.vllm_runner import Engine, Generation, Seconds, generate, kv_bytes_per_token
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import write_whole
@@ -35,6 +41,7 @@ class Settings:
     benchmarks: list[str] | None
     grader: str
     template: str | None
+    template_date: str | None
     prompt_key: str
     answer_key: str
     limit: int | None
@@ -86,8 +93,11 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     server = _server(settings.server, settings.model, weights) if settings.server else None
     max_model_len = server.max_model_len if server else settings.max_model_len
     positions = getattr(config, "max_position_embeddings", None)
+    date = settings.template_date or template_date(
+        settings.model, tokenizer, template, settings_of(settings.output).get("--template-date")
+    )
     prompts, longest = encode(
-        tokenizer, problems, template, sampling.max_new_tokens, max_model_len, positions
+        tokenizer, problems, template, sampling.max_new_tokens, max_model_len, positions, date
     )
     shortened = sum(most < sampling.max_new_tokens for most in longest)
     if shortened:
@@ -99,7 +109,8 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     stops = stop_tokens(settings.model, tokenizer, template, ends)
     deciding = {
         "--model": str(settings.model), "the model's weights": weights,
-        "--task": settings.task, "--template": template, "--samples": sampling.samples,
+        "--task": settings.task, "--template": template, "--template-date": date,
+        "--samples": sampling.samples,
         "--temperature": sampling.temperature, "--max-new-tokens": sampling.max_new_tokens,
         "--seed": settings.seed, "--dtype": settings.dtype, "--server": settings.server,
         "the served model": server.model if server else None, "the tokens that end it": stops,
@@ -127,6 +138,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         **scores(task, sampling.samples, settings.seed, repeated, texts, grades),
         "cut_at_max_new_tokens": sum(one.finish_reason == "length" for one in generations) / len(generations),
         "grader": settings.grader if task.domain is None else task.name, "template": template,
+        "template_date": date,
         "temperature": sampling.temperature, "max_new_tokens": sampling.max_new_tokens, "seed": settings.seed,
         "start": settings.start, "end": settings.end, "limit": settings.limit, "data": settings.data,
         "server": settings.server, "served_model": server.model if server else None,

@@ -23,6 +23,7 @@ from megatron_probsft.runtime.errors import UserError
 CONCURRENCY = 128  # sampled requests under way; vLLM's own default is to compute 256 at once
 GREEDY_BATCH = 64
 _TIMEOUT = httpx.Timeout(None, connect=10.0)  # a generation may take long, and waits for its turn
+_COMPARED = "What is the sum of 1 and 2? It  is\n three."
 _PLAIN = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}  # from the model as it is
 
 
@@ -71,7 +72,11 @@ class Server:
         tokenizer: Any,
         finished: Finished,
     ) -> Seconds:
-        """As `vllm_runner.generate`. A reply without token ids, of a server other than vLLM's, is encoded."""
+        """As `vllm_runner.generate`. A reply without token ids, of a server other than vLLM's, is encoded.
+
+        Raises UserError: the server failed, or replies without token ids and writes other texts for the
+        model's tokens than `tokenizer`.
+        """
         started = time.perf_counter()
         body = {
             "model": self.model, "temperature": temperature, "stop_token_ids": list(stop_token_ids),
@@ -94,26 +99,56 @@ class Server:
             progress.show(generations, all_tokens, all_tokens)
 
         try:
-            asyncio.run(self._post_all(jobs, body, done))
+            asyncio.run(self._post_all(jobs, body, tokenizer, done))
         except* UserError as group:
             raise group.exceptions[0] from None
         finally:
             progress.close()
         return Seconds(0.0, time.perf_counter() - started)
 
-    async def _post_all(self, jobs: list[_Job], body: dict[str, Any], done: Any) -> None:
-        waiting = iter(jobs)
+    async def _post_all(self, jobs: list[_Job], body: dict[str, Any], tokenizer: Any, done: Any) -> None:
+        waiting, comparison = iter(jobs), None
         limits = httpx.Limits(max_connections=CONCURRENCY)
 
         async def work(client: httpx.AsyncClient) -> None:
+            nonlocal comparison
             for job in waiting:
                 own = {"prompt": job.prompts, "seed": job.seed, "max_tokens": job.max_new_tokens}
-                for choice in await self._post(client, body | own, len(job.prompts)):
+                choices = await self._post(client, body | own, len(job.prompts))
+                if any(choice.get("token_ids") is None for choice in choices):
+                    comparison = comparison or asyncio.ensure_future(self._compare_texts(client, tokenizer))
+                    await comparison  # before anything is kept
+                for choice in choices:
                     done(job.places[choice["index"]], choice)
 
         async with httpx.AsyncClient(timeout=_TIMEOUT, limits=limits) as client, asyncio.TaskGroup() as group:
             for _ in range(min(CONCURRENCY, len(jobs))):
                 group.create_task(work(client))
+
+    async def _compare_texts(self, client: httpx.AsyncClient, tokenizer: Any) -> None:
+        """UserError if the server's tokenizer writes other texts, as without the spaces, than `tokenizer`.
+
+        Asks as vLLM, llama.cpp and SGLang can be asked; of a server that cannot, it says so.
+        """
+        ids = tokenizer(_COMPARED, add_special_tokens=False)["input_ids"]
+        try:
+            reply = await client.post(
+                f"{self.url.removesuffix('/v1')}/detokenize", json={"model": self.model, "tokens": ids}
+            )
+            texts = reply.raise_for_status().json()
+            text: str = next(texts[name] for name in ("prompt", "content", "text") if name in texts)
+        except (httpx.HTTPError, ValueError, TypeError, StopIteration):
+            print(
+                f"{self.url} gives no token ids and has no /detokenize: its texts are judged as they are",
+                flush=True,
+            )
+            return
+        expected = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        if text.strip() != expected.strip():
+            raise UserError(
+                f"--server {self.url} writes {text!r} for the tokens of {expected!r}: its tokenizer is not "
+                "the model's, and its texts cannot be judged; use a server that returns token ids, as vLLM's"
+            )
 
     async def _post(
         self, client: httpx.AsyncClient, body: dict[str, Any], wanted: int

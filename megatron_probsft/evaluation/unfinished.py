@@ -71,6 +71,16 @@ class Unfinished:
                 self.generations[benchmark, name, sample] = generation
 
 
+def settings_of(output: Path) -> dict[str, Any]:
+    """The settings of the unfinished evaluation in this folder; empty where there is none."""
+    file = output / NAME
+    if not file.is_file():
+        return {}
+    with file.open("rb") as stream:
+        first = stream.readline()
+    return json.loads(first).get("settings", {}) if first.endswith(b"\n") else {}
+
+
 def _compare(old: dict[str, Any], new: dict[str, Any], output: Path) -> None:
     changed = [
         f"{key} was {old.get(key)}, is {new.get(key)}"

@@ -66,7 +66,7 @@ def read_hf_model(folder: str | Path) -> HFModel:
         raise UserError(f"{path / 'config.json'} is not valid JSON: {error}") from None
     family = family_of((raw.get("architectures") or ["(none)"])[0])
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # each config class has checks, and errors, of its own
         reason = " ".join(str(error).split())
         raise UserError(f"{path / 'config.json'} is refused by transformers: {reason}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import difflib
 import importlib.util
 import math
@@ -106,7 +107,7 @@ def problems_of(config: TrainConfig) -> list[str]:
     for name in positive:
         value = getattr(config, name)
         require(value is None or value > 0, f"--{_dashed(name)} must be more than 0, got {value}")
-    for name in ("min_lr", "weight_decay", "clip_grad", "lr_warmup_iters", "train_iters"):
+    for name in ("min_lr", "weight_decay", "clip_grad", "lr_warmup_iters", "train_iters", "show_samples"):
         value = getattr(config, name)
         require(value is None or value >= 0, f"--{_dashed(name)} must not be negative, got {value}")
     for name in ("adam_beta1", "adam_beta2"):
@@ -175,6 +176,10 @@ def problems_of(config: TrainConfig) -> list[str]:
         check_template_name(config.template)
     except UserError as error:
         problems.append(str(error))
+    try:
+        datetime.date.fromisoformat(config.template_date or "2000-01-01")
+    except ValueError:
+        problems.append(f"--template-date {config.template_date} is no date: write YYYY-MM-DD")
     return problems
 
 

@@ -11,6 +11,7 @@ from megatron_probsft.checkpoint.hf_export import save_hf_weights
 from megatron_probsft.checkpoint.run_folder import checkpoint_folder, hf_folder_of, prune, remove_leftovers
 from megatron_probsft.checkpoint.saving import Save
 from megatron_probsft.checkpoint.trained_turns import TrainedTurns
+from megatron_probsft.data.token_store import TokenStore
 from megatron_probsft.models.build import HFModel
 from megatron_probsft.runtime import distributed
 from megatron_probsft.training.config import TrainConfig
@@ -26,12 +27,12 @@ class Checkpoints:
         config: TrainConfig,
         config_yaml: str,
         hf: HFModel,
-        data_digest: str,
+        data: TokenStore,
         trained: TrainedTurns | None,
         say: Callable[[str], None],
     ) -> None:
         self._config, self._config_yaml, self._say = config, config_yaml, say
-        self._folder, self._data_digest = Path(config.save), data_digest
+        self._folder, self._data = Path(config.save), data
         self._hf, self._trained = hf, trained
         self._saving: Save | None = None
         if distributed.rank() == 0:
@@ -44,7 +45,7 @@ class Checkpoints:
             UserError: it, or the one before it, could not be written.
         """
         self.finish()
-        content = content_to_save(state, self._config, self._data_digest)
+        content = content_to_save(state, self._config, self._data)
         self._saving = Save(
             self._folder,
             state.iteration,

@@ -60,6 +60,14 @@ class TrainConfig:
     template: str = flag(
         "chat", f"chat: the tokenizer's template; plain: none; or {', '.join(NAMED_TEMPLATES)}"
     )
+    template_date: str | None = flag(
+        None,
+        "YYYY-MM-DD that a chat template which prints today's date prints (default: the day on which the run "
+        "started, kept when it is resumed and for its evaluation)",
+    )
+    show_samples: int = flag(
+        0, "print so many of the first samples as text, what is trained in ⟦ ⟧ (a dry run: 2)"
+    )
     prompt_key: str = flag("prompt", "column of the prompt; dots reach inside: extra_info.question")
     response_key: str = flag("response", "column of the response")
     messages_key: str = flag("messages", "column of chat messages, used where there is no prompt column")

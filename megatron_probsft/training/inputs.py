@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
+import yaml
 
 from megatron_probsft.checkpoint.run_folder import find_checkpoint, hf_folder_of, newest_step
 from megatron_probsft.checkpoint.trained_turns import generation_ends, read_record
+from megatron_probsft.data.chat import prints_the_date
 from megatron_probsft.data.token_store import TokenStore, build_token_store
+from megatron_probsft.data.tokenizer_notes import tokenizer_notes
 from megatron_probsft.data.tokenizers import load_tokenizer
 from megatron_probsft.models.build import HFModel, parallelism_problems, read_hf_model
 from megatron_probsft.runtime import distributed
@@ -85,8 +89,16 @@ def _folder_problems(config: TrainConfig) -> Iterator[str]:
 
 
 def token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenStore | None]:
-    """Tokenize on rank 0 while the others wait, then open the cache everywhere."""
+    """Tokenize on rank 0 while the others wait, then open the cache everywhere.
+
+    Sets `config.template_date` where the chat template shows one and the flag does not say which.
+    """
     tokenizer = load_tokenizer(hf.folder)
+    if config.template == "chat" and config.template_date is None and prints_the_date(tokenizer):
+        day = [_date(config, hf) if distributed.rank() == 0 else None]
+        dist.broadcast_object_list(day, src=0)  # it may be midnight
+        config.template_date = day[0]
+        distributed.say(f"the chat template prints today's date: in this run always {config.template_date}")
     cache = Path(config.data_cache_path or Path(config.save).with_name("data_cache"))
 
     def build(files: list[str]) -> TokenStore:
@@ -102,6 +114,7 @@ def token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenSto
             response_key=config.response_key,
             messages_key=config.messages_key,
             weight_key=config.weight_key,
+            template_date=config.template_date,
             num_workers=config.num_workers,
             log=distributed.say,
         )
@@ -113,6 +126,8 @@ def token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenSto
     if distributed.rank() == 0:
         try:
             outcome[0] = both()
+            for note in tokenizer_notes(hf.folder, tokenizer):
+                distributed.say(note)
         except UserError as error:
             outcome[0] = error
     failure = [str(outcome[0]) if isinstance(outcome[0], UserError) else None]
@@ -120,6 +135,14 @@ def token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenSto
     if failure[0] is not None:
         raise UserError(failure[0])
     return both() if outcome[0] is None else outcome[0]  # type: ignore[return-value]
+
+
+def _date(config: TrainConfig, hf: HFModel) -> str:
+    """The run's own day if it is resumed, the one that the model was trained with here, or today."""
+    before = Path(config.save) / "train_config.yaml"
+    own = yaml.safe_load(before.read_text()) if config.load == config.save and before.is_file() else {}
+    record = read_record(hf.folder)
+    return own.get("template_date") or (record and record.date) or datetime.date.today().isoformat()
 
 
 def _holds_checkpoint(run_folder: Path) -> bool:

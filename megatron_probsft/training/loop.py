@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 
 import yaml
+from rich.console import Console
 
 from megatron_probsft.checkpoint.hf_weights import load_hf_weights
 from megatron_probsft.checkpoint.run_folder import newest_step, saved_steps
 from megatron_probsft.checkpoint.torch_dist import load_model
+from megatron_probsft.data.tokenizers import load_tokenizer
 from megatron_probsft.objectives.registry import get_objective, with_statistic
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
@@ -25,6 +27,7 @@ from megatron_probsft.training.preemption import StopRequests
 from megatron_probsft.training.probe import probe
 from megatron_probsft.training.reporting import Reporter
 from megatron_probsft.training.resume import load_state, look_at
+from megatron_probsft.training.samples_shown import show_samples
 from megatron_probsft.training.setup import (
     TrainState,
     build_gpt,
@@ -55,8 +58,10 @@ def run(config: TrainConfig) -> TrainState:
         seed=config.seed,
     )
     inputs = Inputs(hf, checkpoint, *token_stores(config, hf))
+    if distributed.rank() == 0:
+        show_samples(inputs.train, load_tokenizer(hf.folder), config.show_samples, Console(soft_wrap=True))
     resumed = None if config.finetune else checkpoint
-    saved = look_at(resumed, config, inputs.train.digest) if resumed else None
+    saved = look_at(resumed, config, inputs.train) if resumed else None
     batches = Batches(inputs.train, config, data_parallel(), saved.position if saved else START)
     train_iters = batches.train_iters()
     for problem in schedule_problems(config, train_iters):
@@ -67,7 +72,7 @@ def run(config: TrainConfig) -> TrainState:
         distributed.say(
             f"{config.load} has checkpoints of steps {', '.join(map(str, saved_steps(resumed.parent)))}"
         )
-        for note in load_state(state, resumed, saved, config, inputs.train.digest):
+        for note in load_state(state, resumed, saved, config, inputs.train):
             distributed.say(note)
     save.mkdir(parents=True, exist_ok=True)
     if distributed.rank() == 0:
@@ -131,8 +136,10 @@ def _train(
         if stops.reason() is None:
             reporter.validation(state.iteration, by_source, seconds)
 
-    trained = trained_turns(inputs, config.template, reporter.say) if train_iters else None
-    checkpoints = Checkpoints(config, config_yaml, inputs.hf, inputs.train.digest, trained, reporter.say)
+    trained = (
+        trained_turns(inputs, config.template, config.template_date, reporter.say) if train_iters else None
+    )
+    checkpoints = Checkpoints(config, config_yaml, inputs.hf, inputs.train, trained, reporter.say)
     if state.iteration == 0:
         if config.probe_samples:
             with reporter.phases("validation"):

@@ -25,9 +25,11 @@ from megatron_probsft.training.config import TrainConfig
 from megatron_probsft.training.inputs import look_at_inputs, token_stores
 from megatron_probsft.training.memory_estimate import StageMemory, parameter_count, stage_memory
 from megatron_probsft.training.resume import look_at
+from megatron_probsft.training.samples_shown import show_samples
 from megatron_probsft.training.setup import schedule_problems
 
 _STEPS_LOOKED_AT = 50
+_SAMPLES_SHOWN = 2
 
 
 def dry_run(config: TrainConfig) -> None:
@@ -57,7 +59,7 @@ def dry_run(config: TrainConfig) -> None:
     if found and stores:
         resumed = None if config.finetune else found[1]
         if resumed and not of_inputs:
-            _collect(problems, lambda: look_at(resumed, config, stores[0].digest))
+            _collect(problems, lambda: look_at(resumed, config, stores[0]))
         batches = _collect(problems, lambda: Batches(stores[0], config, (0, dp)))
     if batches and (config.train_iters is not None or config.train_epochs is not None):
         problems += schedule_problems(config, batches.train_iters())
@@ -72,8 +74,9 @@ def dry_run(config: TrainConfig) -> None:
     plans = [batches.training_plan(step * config.global_batch_size) for step in range(looked_at)]
     lengths = [max(plan.lengths) for plan in plans]
     most = max(len(plan.packs) for plan in plans)
-    console.print(_data_table(train, stores[1]))
     tokenizer = load_tokenizer(hf.folder)
+    show_samples(train, tokenizer, config.show_samples or _SAMPLES_SHOWN, console)
+    console.print(_data_table(train, stores[1]))
     console.print(turn_ends(train, tokenizer).describe(tokenizer), markup=False, highlight=False)
     efficiency = np.mean([plan.efficiency for plan in plans])
     console.print(

@@ -14,6 +14,8 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_probsft.checkpoint import torch_dist
+from megatron_probsft.data.token_store import TokenStore
+from megatron_probsft.data.tokenizers import text_libraries
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.batches import Position
 from megatron_probsft.training.config import CHANGEABLE, TrainConfig
@@ -24,10 +26,10 @@ from megatron_probsft.training.setup import TrainState
 _FIXED = ("use_distributed_optimizer", "bf16")
 
 
-def content_to_save(state: TrainState, config: TrainConfig, data_digest: str) -> dict[str, Any]:
+def content_to_save(state: TrainState, config: TrainConfig, data: TokenStore) -> dict[str, Any]:
     """The state dict of a checkpoint. Collective where weights must first be gathered."""
     state.gather_weights()
-    return _content(state, config, data_digest, is_loading=False)
+    return _content(state, config, data, is_loading=False)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Saved:
     """What --allow-changed lets be different, one line each."""
 
 
-def look_at(checkpoint: Path, config: TrainConfig, data_digest: str) -> Saved:
+def look_at(checkpoint: Path, config: TrainConfig, data: TokenStore) -> Saved:
     """Refuse, before anything large is built, a checkpoint that this run would not continue. Collective.
 
     Raises:
@@ -54,18 +56,21 @@ def look_at(checkpoint: Path, config: TrainConfig, data_digest: str) -> Saved:
     run = plain.get("run") or {}
     if not run.get("save_optim", False):
         raise UserError(f"{checkpoint} holds weights only (--no-save-optim): use it with --finetune")
-    if run["data_digest"] != data_digest:
+    # The same sources give other tokens where a library changed how it renders or tokenizes.
+    if run["data_digest"] != data.digest or run.get("data_content", data.content) != data.content:
         if not config.may_change("data"):
+            libraries = run.get("text_libraries", text_libraries())
+            changed = "" if libraries == text_libraries() else f" (then {libraries}, now {text_libraries()})"
             raise UserError(
-                f"{checkpoint} was trained on other data, template, tokenizer or --seq-length: give the "
-                "same, or --allow-changed data, or --finetune to start anew from its weights"
+                f"{checkpoint} was trained on other data, template, tokenizer or --seq-length{changed}: give "
+                "the same, or --allow-changed data, or --finetune to start anew from its weights"
             )
         notes.append("the data or how it is tokenized changed")
     return Saved(Position(plain["iteration"], plain["consumed_samples"]), run["layout"], notes)
 
 
 def load_state(
-    state: TrainState, checkpoint: Path, saved: Saved, config: TrainConfig, data_digest: str
+    state: TrainState, checkpoint: Path, saved: Saved, config: TrainConfig, data: TokenStore
 ) -> list[str]:
     """Resume everything: weights, optimizer, schedule, random generators and data position.
 
@@ -80,7 +85,7 @@ def load_state(
     before = yaml.safe_load((checkpoint / "train_config.yaml").read_text())
     for group in state.optimizer.param_groups:  # Megatron-Core finds a group by its learning rates
         group.update(max_lr=before["lr"], min_lr=before["min_lr"])
-    content = _content(state, config, data_digest, is_loading=True)
+    content = _content(state, config, data, is_loading=True)
     if not same_layout:
         del content["rng"]
     loaded = torch_dist.load_checkpoint(checkpoint, content)
@@ -133,14 +138,20 @@ def compare_runs(checkpoint: Path, config: TrainConfig) -> tuple[list[str], list
     return changes, problems
 
 
-def _content(state: TrainState, config: TrainConfig, data_digest: str, *, is_loading: bool) -> dict[str, Any]:
+def _content(state: TrainState, config: TrainConfig, data: TokenStore, *, is_loading: bool) -> dict[str, Any]:
     model = torch_dist.model_state(state.gpt)
     content: dict[str, Any] = {
         "model": model,
         "iteration": state.iteration,
         "consumed_samples": state.consumed_samples,
         "scheduler": state.scheduler.state_dict(),
-        "run": {"layout": _layout(), "data_digest": data_digest, "save_optim": config.save_optim},
+        "run": {
+            "layout": _layout(),
+            "save_optim": config.save_optim,
+            "data_digest": data.digest,
+            "data_content": data.content,
+            "text_libraries": text_libraries(),
+        },
     }
     if config.save_optim:
         content["optimizer"] = state.optimizer.sharded_state_dict(

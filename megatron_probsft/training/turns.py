@@ -13,10 +13,12 @@ from megatron_probsft.runtime import distributed
 from megatron_probsft.training.inputs import Inputs
 
 
-def trained_turns(inputs: Inputs, template: str, say: Callable[[str], None]) -> TrainedTurns | None:
+def trained_turns(
+    inputs: Inputs, template: str, date: str | None, say: Callable[[str], None]
+) -> TrainedTurns | None:
     """What the training data teach, said in a line, and a line where a server's chat template is concerned.
 
-    None on all ranks but the first, which alone writes it.
+    date: what the chat template showed as today's. None on all ranks but the first, which alone writes it.
     """
     if distributed.rank() != 0:
         return None
@@ -33,4 +35,4 @@ def trained_turns(inputs: Inputs, template: str, say: Callable[[str], None]) -> 
             "use completions, not chat completions"
         )
     ends = {str(tokenizer.convert_ids_to_tokens(token)): token for token in found.counts}
-    return TrainedTurns(template, ends, chat_template)
+    return TrainedTurns(template, ends, chat_template, date)

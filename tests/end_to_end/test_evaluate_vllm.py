@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from megatron_probsft.data.tokenizers import load_tokenizer
 from megatron_probsft.evaluation.vllm_runner import Engine, Generation, generate, kv_bytes_per_token
 from tests.tiny_models import VOCAB_SIZE, save_tiny_tokenizer
+
+BYTE_LEVEL = Path(__file__).parents[1] / "data" / "byte_level_llama_tokenizer"
 
 ROOT = Path(__file__).parents[2]
 LONGEST = [24, 24, 7, 24, 24]
@@ -102,3 +106,39 @@ def test_samples_differ_and_are_reproduced(model: Path, tmp_path: Path) -> None:
     low, high = summary["accuracy_ci95"]
     assert low <= summary["accuracy"] <= high
     assert summary["generated_tokens"] == sum(line["tokens"] for line in second)
+
+
+def test_generations_keep_the_spaces_that_vllms_own_tokenizer_loses(tmp_path: Path) -> None:
+    """A model that answers each token with one other, and so the prompt's last with a whole sentence."""
+    model = tmp_path / "model"
+    tokenizer = load_tokenizer(BYTE_LEVEL)
+    answer = "it is two"
+    chain = tokenizer("?" + answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    assert len(set(chain)) == len(chain)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=320, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=10, num_key_value_heads=1, max_position_embeddings=256, tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, dtype=torch.float32,
+    )  # fmt: skip
+    llama = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in llama.model.layers.parameters():
+            parameter.zero_()  # what remains is a token's embedding
+        llama.model.embed_tokens.weight.copy_(torch.eye(len(tokenizer), 320))
+        llama.lm_head.weight.zero_()
+        llama.lm_head.weight[chain[1:]] = torch.eye(len(tokenizer), 320)[chain[:-1]]
+    llama.save_pretrained(model)
+    for file in BYTE_LEVEL.iterdir():
+        shutil.copyfile(file, model / file.name)
+    assert " " not in AutoTokenizer.from_pretrained(model).decode(chain[:-1])
+    (tmp_path / "task.jsonl").write_text(json.dumps({"prompt": "What is  it?", "answer": answer}) + "\n")
+    flags = f"--model {model} --task {tmp_path}/task.jsonl --output {tmp_path}/out --grader exact"
+    flags += " --template plain --max-new-tokens 48"
+    result = subprocess.run(
+        [sys.executable, ROOT / "tools" / "evaluate.py", *flags.split()], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    [line] = map(json.loads, (tmp_path / "out" / "generations.jsonl").read_text().splitlines())
+    assert line["generation"] == answer
+    assert line["finish_reason"] == "stop"
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["accuracy"] == 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import datetime
 import errno
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from megatron_probsft.data import encoding, readers, sources, templates, token_store
+from megatron_probsft.data import chat, encoding, messages, readers, sources, templates, token_store
 from megatron_probsft.data.templates import encode_messages
 from megatron_probsft.data.token_store import build_token_store
 from megatron_probsft.runtime.errors import UserError
@@ -23,7 +24,7 @@ from tests.tiny_models import CHATML, VOCAB_SIZE, save_tiny_tokenizer
 
 PAIR = {"prompt": "one", "response": "two"}
 USER, ANSWER = {"role": "user", "content": "one?"}, {"role": "assistant", "content": "it is"}
-COVERED = (sources, readers, encoding, templates, token_store)
+COVERED = (messages, sources, readers, chat, encoding, templates, token_store)
 
 
 class World:
@@ -56,6 +57,11 @@ def _dataset(world: World, name: str, **splits: Any) -> str:
     dataset = Dataset.from_list([PAIR])
     (DatasetDict({"train": dataset}) if splits else dataset).save_to_disk(world.folder / name)
     return name
+
+
+def _parquet(world: World, *rows: Any) -> str:
+    Dataset.from_list(list(rows)).to_parquet(world.folder / "a.parquet")
+    return "a.parquet"
 
 
 def _damaged(world: World, content: bytes | None) -> Any:
@@ -108,6 +114,12 @@ CASES: dict[str, Callable[[World, pytest.MonkeyPatch], Any]] = {
     "good.csv: extension '.csv' is none of .jsonl": lambda w, _: w.build(w.write("good.csv", "a,b")),
     "empty.jsonl: the file is empty": lambda w, _: w.build(w.write("empty.jsonl")),
     "absent.jsonl: no such data file or folder": lambda w, _: w.build("absent.jsonl"),
+    "a.jsonl.gz: damaged, it cannot be unpacked: ": lambda w, _: w.build(w.write("a.jsonl.gz", "no")),
+    "a.jsonl.zst: damaged, it cannot be unpacked: ": lambda w, _: w.build(w.write("a.jsonl.zst", "no")),
+    "a.json: not valid JSON, an array of objects: ": lambda w, _: w.build(w.write("a.json", "[", "{}", "{")),
+    "deep.jsonl:1: not valid JSON, one object per line: it is nested too deeply": lambda w, _: w.build(
+        w.write("deep.jsonl", '{"a":' * 100_000)
+    ),
     "a.parquet: not a parquet file": lambda w, _: w.build(w.write("a.parquet", "no")),
     "blank.jsonl: there are no rows": lambda w, _: w.build(w.write("blank.jsonl", "", " ")),
     "tokenizer: not a whole folder of Dataset.save_to_disk": lambda w, _: w.build("tokenizer"),
@@ -134,8 +146,55 @@ CASES: dict[str, Callable[[World, pytest.MonkeyPatch], Any]] = {
     "a.jsonl:1: 'response' is empty: every row needs": lambda w, _: w.rows({**PAIR, "response": ""}),
     "a.jsonl:1: 'messages' is an empty list, not a list of {{role": lambda w, _: w.messages(),
     "a.jsonl:1: message 1 is of type str, not an object": lambda w, _: w.messages("hi"),
-    "a.jsonl:1: message 2 has 'name': only role, content and weight": lambda w, _: w.messages(
-        USER, {**ANSWER, "name": "x"}
+    "a.jsonl:1: message 2: 'name' is of type int, not a string": lambda w, _: w.messages(
+        USER, {**ANSWER, "name": 1}
+    ),
+    "a.jsonl:1: message 2: is not valid Unicode": lambda w, _: w.messages(USER, {**ANSWER, "id": "\ud800"}),
+    "a.parquet:1: message 2: holds what JSON cannot: ": lambda w, _: w.build(
+        _parquet(w, {"messages": [USER, {**ANSWER, "at": datetime.datetime(2026, 1, 1)}]})
+    ),
+    "2 samples instead of one: turns that the chat template begins otherwise than its generation prompt: ": lambda w,
+    _: encode_messages(
+        _changed(w, chat_template="{{ messages|length }}" + CHATML).tokenizer, [USER, ANSWER] * 2, "chat"
+    ),
+    "a.jsonl:1: message 1: 'from' is 'robot': use one of system, human": lambda w, _: w.rows(
+        {"conversations": [{"from": "robot", "value": "x"}]}
+    ),
+    "a.jsonl:1: message 1 has content of type list whose part 1 is 'image_url': only text": lambda w, _: (
+        w.messages({**USER, "content": [{"type": "image_url", "image_url": {}}]}, ANSWER)
+    ),
+    "a.jsonl:1: message 2: 'tool_calls' is of type dict, not a list": lambda w, _: w.messages(
+        USER, {**ANSWER, "tool_calls": {"name": "f"}}
+    ),
+    "a.jsonl:1: message 2: 'tool_calls': call 1 has no function with a name": lambda w, _: w.messages(
+        USER, {**ANSWER, "tool_calls": [{"function": {}}]}
+    ),
+    "a.jsonl:1: message 2: 'tool_calls': call 1: 'arguments' is a string that is no JSON: '{{'": lambda w,
+    _: (w.messages(USER, {**ANSWER, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]})),
+    "a.jsonl:1: message 2: 'tool_calls': call 1: 'arguments' is of type list": lambda w, _: w.messages(
+        USER, {**ANSWER, "tool_calls": [{"function": {"name": "f", "arguments": []}}]}
+    ),
+    "a.jsonl:1: the chat template shows no tool_calls": lambda w, _: w.messages(
+        USER, {**ANSWER, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    ),
+    "a.jsonl:1: 'tools' is of type dict, not a list of objects": lambda w, _: w.rows(
+        {**PAIR, "tools": {"a": 1}}
+    ),
+    "a.jsonl:1: 'tools' is a string that is no JSON": lambda w, _: w.rows({**PAIR, "tools": "f(x)"}),
+    "a.jsonl:1: 'chat_template_kwargs' is of type list, not an object": lambda w, _: w.rows(
+        {**PAIR, "chat_template_kwargs": [1]}
+    ),
+    "a.jsonl:1: 'chat_template_kwargs' cannot set 'tools'": lambda w, _: w.rows(
+        {**PAIR, "chat_template_kwargs": {"tools": []}}
+    ),
+    "a.jsonl:1: 'system' is another text than the system message": lambda w, _: w.rows(
+        {"system": "a", "messages": [{"role": "system", "content": "b"}, USER, ANSWER]}
+    ),
+    "a.jsonl:1: has 'system', which --template plain cannot show: use": lambda w, _: w.rows(
+        {**PAIR, "system": "a"}, template="plain"
+    ),
+    "a.jsonl:1: 'history' holds earlier turns": lambda w, _: w.rows(
+        {"instruction": "a", "output": "b", "history": [["c", "d"]]}
     ),
     # weights
     "a.jsonl:1: 'w' is of type str, not a number": lambda w, _: w.rows({**PAIR, "w": "1"}, weight_key="w"),
@@ -153,9 +212,34 @@ CASES: dict[str, Callable[[World, pytest.MonkeyPatch], Any]] = {
     "a.jsonl:1: the chat template refuses the messages: no": lambda w, _: _changed(
         w, chat_template="{{ raise_exception('no\nthanks') }}"
     ).messages(USER, ANSWER),
-    "a.jsonl:1: the chat template renders an earlier turn differently": lambda w, _: _changed(
-        w, chat_template="{{ messages|length }}" + CHATML
-    ).messages(USER, ANSWER, USER, ANSWER),
+    "a.jsonl:1: the chat template fails at the messages: TypeError": lambda w, _: _changed(
+        w, chat_template=CHATML.replace("m['content']", "m['content'] + 1")
+    ).messages(USER, ANSWER),
+    "a.jsonl:1: the chat template does not show what assistants say": lambda w, _: _changed(
+        w, chat_template="{{ messages[0].content }}:"
+    ).rows(PAIR),
+    "a.jsonl:1: the chat template shows nothing of message 2, an assistant's": lambda w, _: _changed(
+        w,
+        chat_template=CHATML.replace("m['content']", "m['content'] if m['content'] != 'two'").replace(
+            "<|im_end|>", ""
+        ),
+    ).rows(PAIR),
+    "a.jsonl:1: the chat template renders message 2 so that where the assistant's turn starts": lambda w, _: (
+        _changed(
+            w,
+            chat_template="{% for m in messages %}{{ 'x' if 'two' in m.content else 'y' }}{{ m.content }}"
+            "{% endfor %}{{ '?' if add_generation_prompt }}",
+        ).rows(PAIR)
+    ),
+    "a.jsonl:1: the chat template marks nothing of the assistant's turns": lambda w, _: _changed(
+        w, chat_template="{% generation %}{{ 'start' }}{% endgeneration %}" + CHATML
+    ).rows(PAIR),
+    "the chat template is no Jinja template, line 2: ": lambda w, _: _changed(
+        w, chat_template="\n{% for m in %}"
+    ).rows(PAIR),
+    "the chat template draws at random": lambda w, _: _changed(
+        w, chat_template="{{ ['a', 'b'] | random }}" + CHATML
+    ).rows(PAIR),
     "a.jsonl:1: message 1 has the role 'robot': use one of": lambda w, _: w.messages(
         {"role": "robot", "content": "x"}, ANSWER
     ),

@@ -95,7 +95,8 @@ def test_a_prompt_column_goes_before_messages(tmp_path: Path) -> None:
         ([{"messages": CHAT}, {"messages": []}], "a.jsonl:2: 'messages' is an empty list"),
         ([{"messages": CHAT}, {"messages": ["hi"]}], "a.jsonl:2: message 1 is of type str, not an object"),
         ([{"messages": [{"role": "user"}]}], "a.jsonl:1: message 1: 'content' is missing"),
-        ([{"messages": [CHAT[0], {**CHAT[1], "tool_calls": [1]}]}], "a.jsonl:1: message 2 has 'tool_calls'"),
+        ([{"messages": [CHAT[0], {**CHAT[1], "tool_calls": [1]}]}], 
+         "a.jsonl:1: message 2: 'tool_calls': call 1 has no function with a name"),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_named(tmp_path: Path, rows: list[Any], message: str) -> None:

@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from megatron_probsft.data.named_templates import NAMED_TEMPLATES
 from megatron_probsft.data.templates import encode_messages, encode_pair, encode_pairs, encode_prompt
 from megatron_probsft.runtime.errors import UserError
-from tests.tiny_models import save_tiny_tokenizer
+from tests.tiny_models import CHATML, save_tiny_tokenizer
 
 USER = {"role": "user", "content": "what is one and two?"}
 GOOD = {"role": "assistant", "content": "it is three."}
@@ -100,10 +100,15 @@ def test_every_assistant_turn_is_trained_and_nothing_else(tokenizer: Any) -> Non
 
 
 def test_the_end_of_turn_may_differ_from_eos(tokenizer: Any) -> None:
+    """Every turn, the last one too, ends as the template renders it."""
     tokenizer.eos_token = "<|endoftext|>"  # as in Qwen2.5's base models
     tokens, trained = encode_messages(tokenizer, [USER, GOOD, USER, GOOD], "chat")
     labels = [t for t, flag in zip(tokens, trained, strict=True) if flag]
-    assert tokenizer.decode(labels) == "it is three.<|im_end|>it is three.<|endoftext|>"
+    assert tokenizer.decode(labels) == "it is three.<|im_end|>it is three.<|im_end|>"
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", "")  # which ends turns with nothing
+    tokens, trained = encode_messages(tokenizer, [USER, GOOD, USER, GOOD], "chat")
+    labels = [t for t, flag in zip(tokens, trained, strict=True) if flag]
+    assert tokenizer.decode(labels) == "it is three.it is three.<|endoftext|>"
 
 
 def test_a_conversation_may_end_with_the_user(tokenizer: Any) -> None:
@@ -134,13 +139,12 @@ def test_what_the_chat_template_refuses_or_rewrites(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(UserError, match="the chat template refuses the messages: System role not supported"):
         encode_messages(tokenizer, [USER, GOOD], "chat")
-    # Earlier answers are shortened once there are later turns, as reasoning models' templates do.
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role }}:{{ m.content if loop.last else m.content[:2] }}<|im_end|>\n"
-        "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
-    )
-    with pytest.raises(UserError, match="renders an earlier turn differently"):
-        encode_messages(tokenizer, [USER, GOOD, USER, GOOD], "chat")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content + m.number }}{% endfor %}"
+    with pytest.raises(UserError, match=r"the chat template refuses the messages: .*no attribute 'number'"):
+        encode_messages(tokenizer, [USER, GOOD], "chat")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content + 1 }}{% endfor %}"
+    with pytest.raises(UserError, match=r"the chat template fails at the messages: TypeError: .*concatenate"):
+        encode_messages(tokenizer, [USER, GOOD], "chat")
 
 
 def test_templates_that_do_not_fit_the_tokenizer(tokenizer: Any) -> None:

@@ -146,7 +146,7 @@ def test_the_digest_knows_all_that_changes_the_content(
     digests.append(build(tmp_path, tokenizer, template="qwen-boxed").digest)
     monkeypatch.setitem(NAMED_TEMPLATES, "qwen-boxed", NAMED_TEMPLATES["qwen-figlet"])
     digests.append(build(tmp_path, tokenizer, template="qwen-boxed").digest)
-    tokenizer.chat_template = "{{ messages[0].content }}:"
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}:{% endfor %}"
     digests.append(build(tmp_path, tokenizer).digest)
     tokenizer.eos_token = "<|endoftext|>"
     digests.append(build(tmp_path, tokenizer).digest)

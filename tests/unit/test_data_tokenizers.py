@@ -116,7 +116,7 @@ def test_bos_and_eos_are_as_the_folder_says(
 
 
 def test_special_tokens_are_tokens_in_what_a_template_renders_only(tmp_path: Path) -> None:
-    """Llama 2's own code encodes each turn by itself: BOS, sentencepiece's ids, EOS."""
+    """A rendering's are those that transformers finds in it; a response encoded by itself is text."""
     folder = save_sentencepiece(tmp_path / "model", {"chat_template": LLAMA_CHAT})
     tokenizer = load_tokenizer(folder)
     encode = tokenizer.sp_model.encode
@@ -125,9 +125,15 @@ def test_special_tokens_are_tokens_in_what_a_template_renders_only(tmp_path: Pat
     rendered = tokenizer.apply_chat_template([{"role": "user", "content": "what is  one"}], return_dict=False)
     assert rendered == prompt
     tokens, trained = encode_pair(tokenizer, "what is  one", "</s>  it", "chat")
-    assert tokens == [*prompt, *encode("</s>  it"), 2]  # a response is text
+    roles = {"user": "what is  one", "assistant": "</s>  it"}
+    chat = [{"role": role, "content": content} for role, content in roles.items()]
+    assert tokens == tokenizer.apply_chat_template(chat, return_dict=False)
+    assert tokens == [1, *encode("[INST] what is  one [/INST] "), 2, *encode("  it "), 2]
+    assert sum(trained) == len(tokens) - len(prompt) - 1  # but for the space before </s>, of the template
+    tokens, trained = encode_pair(tokenizer, "what is  one", "</s>  it", "plain")
+    assert tokens == [1, *encode("what is  one"), *encode("</s>  it"), 2]
     assert sum(trained) == len(encode("</s>  it")) + 1
-    assert tokenizer.decode(tokens[len(prompt) : -1]) == "</s>  it"
+    assert tokenizer.decode(tokens[-sum(trained) : -1]) == "</s>  it"
 
 
 @pytest.mark.parametrize("legacy", [True, False])
@@ -138,13 +144,11 @@ def test_the_parts_of_a_conversation_are_those_of_its_whole(tmp_path: Path, lega
     contents = ["what is one", "it is three", "and two", "it  is"]
     messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
     tokens, trained = encode_messages(tokenizer, messages, "chat")
-    whole = tokenizer.apply_chat_template(messages[:3], return_dict=False)
-    response = tokenizer.sp_model.encode("it  is")
-    assert tokens == [*whole, *response, 2]
+    assert tokens == tokenizer.apply_chat_template(messages, return_dict=False)
     assert [t for t, flag in zip(tokens, trained, strict=True) if flag] == [
         *tokenizer("it is three </s>", split_special_tokens=False, add_special_tokens=False)["input_ids"],
-        *response, 2,
-    ]  # fmt: skip
+        *tokenizer("it  is </s>", split_special_tokens=False, add_special_tokens=False)["input_ids"],
+    ]
 
 
 @pytest.mark.parametrize(("legacy", "after"), [(True, ["▁two"]), (False, ["t", "wo"])])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from megatron_probsft.data.tokenizers import load_tokenizer
 from megatron_probsft.evaluation.run import evaluate
 from megatron_probsft.runtime.errors import UserError
 from tools.evaluate import parse_arguments
@@ -26,6 +27,7 @@ class Stub(ThreadingHTTPServer):
         self.asked: list[dict[str, Any]] = []
         self.token_ids = True
         self.fail_after: int | None = None
+        self.detokenize: Callable[[list[int]], dict[str, str]] | None = None
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
 
@@ -37,6 +39,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/detokenize":
+            known = self.server.detokenize
+            self._reply(200, known(body["tokens"])) if known else self._reply(404, {"error": "not found"})
+            return
         self.server.asked.append(body)
         if self.server.fail_after is not None and len(self.server.asked) > self.server.fail_after:
             self._reply(500, {"error": "out of\nmemory"})
@@ -70,6 +76,7 @@ def stub() -> Iterator[Stub]:
 
 
 def run(stub: Stub, model: Path, folder: Path, *flags: str) -> list[dict[str, Any]]:
+    folder.mkdir(exist_ok=True)
     rows = [{"prompt": f"{n} and two?", "answer": "3"} for n in range(70)]
     (folder / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = [
@@ -103,6 +110,27 @@ def test_greedy_prompts_share_requests(stub: Stub, tiny_llama: Path, tmp_path: P
     lines = run(stub, tiny_llama, tmp_path)
     assert sorted(len(body["prompt"]) for body in stub.asked) == [6, 64]
     assert {line["generation"] for line in lines} == {"three"}
+
+
+@pytest.mark.parametrize("name", ["prompt", "content", "text"])  # of vLLM, llama.cpp, SGLang
+def test_texts_of_a_tokenizer_that_loses_spaces_are_not_judged(
+    name: str, stub: Stub, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    stub.detokenize = lambda ids: {name: tokenizer.decode(ids).replace(" ", "")}
+    run(stub, tiny_llama, tmp_path / "with ids")  # which are decoded here
+    stub.token_ids = False
+    with pytest.raises(UserError, match=r"writes 'Whatisthe.* for the tokens of 'What is the") as caught:
+        run(stub, tiny_llama, tmp_path / "lost")
+    assert "\n" not in str(caught.value)
+    stored = map(json.loads, (tmp_path / "lost" / "out" / "unfinished.jsonl").read_text().splitlines())
+    assert not [line for line in stored if "key" in line]
+    stub.detokenize = lambda ids: {name: " " + tokenizer.decode(ids)}
+    assert {line["generation"] for line in run(stub, tiny_llama, tmp_path / "right")} == {"three"}
+    assert "/detokenize" not in capsys.readouterr().out
+    stub.detokenize = None
+    assert {line["generation"] for line in run(stub, tiny_llama, tmp_path / "unknown")} == {"three"}
+    assert capsys.readouterr().out.count("its texts are judged as they are") == 1
 
 
 def test_a_failure_is_one_line_and_what_came_is_kept(stub: Stub, tiny_llama: Path, tmp_path: Path) -> None:
