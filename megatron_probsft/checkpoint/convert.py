@@ -21,7 +21,7 @@ from megatron_probsft.checkpoint.safetensors_writer import SafetensorsWriter, Te
 from megatron_probsft.checkpoint.saving import Save
 from megatron_probsft.checkpoint.torch_dist import CONTENT, saved_name
 from megatron_probsft.checkpoint.torch_dist_reader import BlockReader, Place
-from megatron_probsft.checkpoint.trained_turns import set_chat_template
+from megatron_probsft.checkpoint.trained_turns import fit_for_servers
 from megatron_probsft.models.build import read_hf_model
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import check_is_new, check_space, new_folder
@@ -124,7 +124,7 @@ def megatron_to_hf(
             for _ in pool.map(convert, pieces):
                 pass
         safetensors_folder.copy_side_files(hf.folder, part)
-        set_chat_template(part)
+        fit_for_servers(part)
         safetensors_folder.set_dtype(part, max(set(dtypes.values()), key=list(dtypes.values()).count))
     warnings = finite.warnings(checkpoint)
     if not any(hf_folder.glob("tokenizer*")):

@@ -14,7 +14,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron_probsft.checkpoint import layouts, safetensors_folder
 from megatron_probsft.checkpoint.hf_weights import hf_shapes, matched_parameters
 from megatron_probsft.checkpoint.safetensors_writer import SafetensorsWriter, TensorPlan
-from megatron_probsft.checkpoint.trained_turns import TrainedTurns, add_record, set_chat_template
+from megatron_probsft.checkpoint.trained_turns import TrainedTurns, add_record, fit_for_servers
 from megatron_probsft.models.build import HFModel
 from megatron_probsft.runtime import distributed, folders
 from megatron_probsft.runtime.errors import UserError
@@ -51,7 +51,7 @@ def save_hf_weights(
         safetensors_folder.set_dtype(part, dtype)
         if trained is not None:
             add_record(part, trained)
-        set_chat_template(part)
+        fit_for_servers(part)
         folders.publish(target)
 
     is_first = dist.get_rank() == 0

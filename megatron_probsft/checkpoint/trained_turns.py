@@ -1,8 +1,8 @@
 """How a model's turns were trained to end, in its Hugging Face folder: for every server, and for ourselves.
 
 Servers read `generation_config.json`, and the chat template. `trained_turns.json` is for ourselves: it tells
-an export's stops from those of a model that came from elsewhere, and carries a named template's chat template
-from a checkpoint, whose tokenizer files stay as they came (a resumed run compares them), to the exports.
+an export's stops from those of a model that came from elsewhere. From a checkpoint, whose tokenizer files
+stay as they came (a resumed run compares them), it carries what an export needs to be read as in training.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class TrainedTurns:
     """Jinja source that an export is to get; None where the folder's own is the right one."""
     date: str | None = None
     """YYYY-MM-DD that the chat template showed as today's; None where it shows none."""
+    tokenizer_class: str | None = None
+    """As `chat_template`: the class that tokenizer_config.json of an export is to name."""
 
 
 def read_record(folder: Path) -> TrainedTurns | None:
@@ -75,19 +77,28 @@ def add_record(folder: Path, turns: TrainedTurns) -> None:
         _write(file, settings)
 
 
-def set_chat_template(folder: Path) -> None:
-    """In an export: the recorded chat template, if any, in place of those that are there."""
+def fit_for_servers(folder: Path) -> None:
+    """In an export: the recorded chat template and tokenizer class, if any, in place of those that are there.
+
+    The record then has none: the folder may be edited from here on.
+    """
     record = read_record(folder)
-    if record is None or record.chat_template is None:
+    if record is None or (record.chat_template is None and record.tokenizer_class is None):
         return
-    (folder / "chat_template.jinja").write_text(record.chat_template)
-    (folder / "chat_template.json").unlink(missing_ok=True)
-    shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
-    file = folder / "tokenizer_config.json"  # read by software that does not know the .jinja file
-    settings = _settings(file) if file.is_file() else {}
-    if settings.get("chat_template", record.chat_template) != record.chat_template:
-        _write(file, settings | {"chat_template": record.chat_template})
-    _write(folder / RECORD, asdict(replace(record, chat_template=None)))  # done: it may be edited from now on
+    file = folder / "tokenizer_config.json"
+    before = _settings(file) if file.is_file() else {}
+    settings = dict(before)
+    if record.chat_template is not None:
+        (folder / "chat_template.jinja").write_text(record.chat_template)
+        (folder / "chat_template.json").unlink(missing_ok=True)
+        shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
+        if "chat_template" in settings:  # read by software that does not know the .jinja file
+            settings["chat_template"] = record.chat_template
+    if record.tokenizer_class is not None:
+        settings["tokenizer_class"] = record.tokenizer_class
+    if settings != before:
+        _write(file, settings)
+    _write(folder / RECORD, asdict(replace(record, chat_template=None, tokenizer_class=None)))
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from megatron_probsft.checkpoint.trained_turns import TrainedTurns
 from megatron_probsft.data.named_chat_template import named_chat_template
 from megatron_probsft.data.named_templates import NAMED_TEMPLATES
+from megatron_probsft.data.served_tokenizer import served_tokenizer
 from megatron_probsft.data.tokenizers import load_tokenizer
 from megatron_probsft.data.turn_ends import turn_ends
 from megatron_probsft.runtime import distributed
@@ -16,7 +17,7 @@ from megatron_probsft.training.inputs import Inputs
 def trained_turns(
     inputs: Inputs, template: str, date: str | None, say: Callable[[str], None]
 ) -> TrainedTurns | None:
-    """What the training data teach, said in a line, and a line where a server's chat template is concerned.
+    """What the training data teach, said in a line, and a line for each thing that servers do otherwise.
 
     date: what the chat template showed as today's. None on all ranks but the first, which alone writes it.
     """
@@ -35,4 +36,9 @@ def trained_turns(
             "use completions, not chat completions"
         )
     ends = {str(tokenizer.convert_ids_to_tokens(token)): token for token in found.counts}
-    return TrainedTurns(template, ends, chat_template, date)
+    served = served_tokenizer(tokenizer, inputs.hf.folder)
+    if served.named:
+        say(f"exports name {served.named}: the tokenizer class that the model names reads otherwise")
+    elif served.difference:
+        say(f"servers, which open the model's tokenizer with transformers, {served.difference}")
+    return TrainedTurns(template, ends, chat_template, date, served.named)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from megatron_probsft.checkpoint.convert import hf_to_megatron, megatron_to_hf
@@ -19,6 +21,7 @@ from tests.ranks import run_ranks
 from tests.tiny_models import save_tiny_model, save_tiny_tokenizer
 from tests.training_runs import config_for, train, write_pairs
 
+BYTE_LEVEL = Path(__file__).parents[1] / "data" / "byte_level_llama_tokenizer"
 END_OF_TEXT, IM_START, IM_END = 0, 1, 2
 GENERATION = {"temperature": 0.6, "eos_token_id": IM_START, "max_new_tokens": 77}
 
@@ -120,6 +123,32 @@ def test_a_named_template_becomes_the_exports_chat_template_and_is_no_other_data
     run_ranks(1, _to_megatron, tmp_path / "export", tmp_path / "megatron")
     run_ranks(1, _to_hf, tmp_path / "megatron", tmp_path / "back")
     assert side_files(tmp_path / "back") == side_files(tmp_path / "export")
+
+
+def test_a_tokenizer_that_servers_would_misread_is_read_as_trained(tmp_path: Path) -> None:
+    """In the form of DeepSeek's: the class that its files name loses every space."""
+    folder = save_tiny_model(tmp_path / "model", layers=1, vocab_size=400)
+    for file in folder.glob("*token*"):
+        file.unlink()
+    for file in BYTE_LEVEL.iterdir():
+        shutil.copyfile(file, folder / file.name)
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 8)
+    config = config_for(
+        tmp_path / "run", folder, pairs, template="plain", save_hf=str(tmp_path / "export"), train_iters=1,
+        lr_warmup_iters=0,
+    )  # fmt: skip
+    train(1, config)
+    run_ranks(1, _to_hf, tmp_path / "run", tmp_path / "converted")
+    text = "What is the sum of 1 and 2?"
+    ids = Tokenizer.from_file(str(BYTE_LEVEL / "tokenizer.json")).encode(text).ids
+    assert AutoTokenizer.from_pretrained(folder)(text)["input_ids"] != ids
+    for export in (tmp_path / "export", tmp_path / "converted"):
+        assert AutoTokenizer.from_pretrained(export)(text)["input_ids"] == ids
+        settings = json.loads((export / "tokenizer_config.json").read_text())
+        before = json.loads((BYTE_LEVEL / "tokenizer_config.json").read_text())
+        assert settings == before | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        assert (export / "tokenizer.json").read_bytes() == (BYTE_LEVEL / "tokenizer.json").read_bytes()
+    assert side_files(tmp_path / "export") == side_files(tmp_path / "converted")
 
 
 def test_a_run_of_no_steps_changes_nothing(base: Path, conversations: Path, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from transformers import AutoTokenizer, GenerationConfig
 from megatron_probsft.checkpoint.trained_turns import (
     TrainedTurns,
     add_record,
+    fit_for_servers,
     generation_ends,
     read_record,
-    set_chat_template,
 )
 from megatron_probsft.runtime.errors import UserError
 from tests.tiny_models import save_tiny_tokenizer
@@ -95,13 +95,13 @@ def test_the_chat_template_takes_the_place_of_every_other_one(tmp_path: Path, ol
     assert bool(before.get("chat_template")) == (old == "in tokenizer_config.json")
     source = "{{ 'é' }}{{ messages[0]['content'] }}"
     add_record(folder, TrainedTurns("qwen-boxed", {}, source))
-    set_chat_template(folder)
+    fit_for_servers(folder)
     assert AutoTokenizer.from_pretrained(folder).chat_template == source
     after = json.loads((folder / "tokenizer_config.json").read_text())
     assert after == before | ({"chat_template": source} if "chat_template" in before else {})
 
     (folder / "chat_template.jinja").write_text("{{ 'of the user' }}")  # later: nothing takes it away again
-    set_chat_template(folder)
+    fit_for_servers(folder)
     assert (folder / "chat_template.jinja").read_text() == "{{ 'of the user' }}"
 
 
@@ -109,7 +109,7 @@ def test_a_model_that_was_not_trained_here_is_left_alone(tmp_path: Path) -> None
     folder = folder_with(tmp_path, {"eos_token_id": 0})
     save_tiny_tokenizer(folder)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    set_chat_template(folder)
+    fit_for_servers(folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 

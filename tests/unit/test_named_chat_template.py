@@ -9,7 +9,7 @@ import pytest
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from megatron_probsft.checkpoint.trained_turns import TrainedTurns, add_record, set_chat_template
+from megatron_probsft.checkpoint.trained_turns import TrainedTurns, add_record, fit_for_servers
 from megatron_probsft.data.named_chat_template import named_chat_template
 from megatron_probsft.data.named_templates import NAMED_TEMPLATES
 from megatron_probsft.data.templates import encode_pair, encode_prompt
@@ -28,7 +28,7 @@ def served_with(name: str, folder: Path) -> tuple[Any, Any]:
     tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text("{}")
     add_record(folder, TrainedTurns(name, {}, named_chat_template(tokenizer, name)))
-    set_chat_template(folder)
+    fit_for_servers(folder)
     return tokenizer, AutoTokenizer.from_pretrained(folder)
 
 
