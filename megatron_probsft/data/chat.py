@@ -130,8 +130,8 @@ class ChatTemplate:
             if self._has_prompt:
                 more = f", which has {prompt[len(start) :]!r} more" if prompt.startswith(start) else ""
                 notes.append(
-                    f"turns that the chat template begins otherwise than its generation prompt{more}: trained "
-                    "is what it renders, generation starts from the prompt"
+                    f"turns that the chat template begins otherwise than its generation prompt{more}: "
+                    "trained is what it renders, generation starts from the prompt"
                 )
             elif start[len(prompt) :].strip():
                 notes.append(
