@@ -74,7 +74,7 @@ def need_real_tokenizer(name: str) -> Path:
     """`real_tokenizer`, where a test is skipped that cannot do without."""
     folder = real_tokenizer(name)
     if folder is None:
-        pytest.skip(f"the tokenizer {name} is not here: make tokenizers brings it (with node and a network)")
+        pytest.skip(f"the tokenizer {name} is not here: make tokenizers brings it, where there is a network")
     return folder
 
 

@@ -41,11 +41,15 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A sample: its text and, for each trained turn, (start, end, the assistant turn's number from 1)."""
+    """A sample: its text and, for each trained turn, (start, end, the assistant turn's number from 1).
+
+    marked: whether these are the template's own marks, which may leave out what ends a turn.
+    """
 
     text: str
     turns: list[tuple[int, int, int]]
     ends_with_turn: bool
+    marked: bool
 
 
 class ChatTemplate:
@@ -97,9 +101,8 @@ class ChatTemplate:
         notes += self._unused(conversation, whole, [*zip(places, texts, strict=True)])
         if all(whole.startswith(text[:end]) for text, _, end in found):
             ends = messages[-1]["role"] == "assistant"
-            samples = [
-                Rendered(whole[: turns[-1][1]] if ends else whole, _marked(turns, marks), ends and not marks)
-            ]
+            text = whole[: turns[-1][1]] if ends else whole
+            samples = [Rendered(text, _marked(turns, marks), ends, bool(marks))]
         else:
             notes.append(
                 "split into one sample per assistant turn, since the chat template renders earlier turns "
@@ -109,7 +112,7 @@ class ChatTemplate:
             for index, text, turn in zip(places, texts, turns, strict=True):
                 if conversation.weights is None or conversation.weights[turn[2] - 1]:
                     _, marks = self._render_with_marks(conversation, messages[: index + 1])
-                    samples.append(Rendered(text[: turn[1]], _marked([turn], marks), not marks))
+                    samples.append(Rendered(text[: turn[1]], _marked([turn], marks), True, bool(marks)))
         shown = whole if len(samples) == 1 else "".join(sample.text for sample in samples)
         return samples, [*notes, *self._rewritten(messages, shown)]
 
@@ -130,8 +133,8 @@ class ChatTemplate:
             if self._has_prompt:
                 more = f", which has {prompt[len(start) :]!r} more" if prompt.startswith(start) else ""
                 notes.append(
-                    f"turns that the chat template begins otherwise than its generation prompt{more}: trained "
-                    "is what it renders, generation starts from the prompt"
+                    f"turns that the chat template begins otherwise than its generation prompt{more}: "
+                    "trained is what it renders, generation starts from the prompt"
                 )
             elif start[len(prompt) :].strip():
                 notes.append(

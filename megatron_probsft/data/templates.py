@@ -130,19 +130,23 @@ def conversation_of(prompt: str, response: str, system: str | None = None, **mor
 def encode_rendered(tokenizer: Any, samples: Sequence[Rendered]) -> list[tuple[Segments, bool]]:
     """The tokens of each text, encoded whole, and whether EOS was added; one call of the tokenizer.
 
-    A token that reaches into a trained part is trained. EOS follows a last turn that ends with no special
-    token: nothing else would tell a model to stop.
+    A token that reaches into a trained part is trained. Where a turn ends with no special token, nothing
+    else would tell a model to stop: trained is the special token that follows, or EOS after the last turn.
     """
-    ends, eos = marker_tokens(tokenizer), tokenizer.eos_token_id
-    encoded = _with_places(tokenizer, samples)
-    open_ended = [
-        sample.ends_with_turn and ids[-1] not in ends
-        for sample, (ids, _) in zip(samples, encoded, strict=True)
-    ]
-    return [
-        (_segments(ids, spans) + [([eos], spans[-1][2])] * add_eos, add_eos)
-        for (ids, spans), add_eos in zip(encoded, open_ended, strict=True)
-    ]
+    markers, eos = marker_tokens(tokenizer), tokenizer.eos_token_id
+    encoded = []
+    for sample, (ids, spans) in zip(samples, _with_places(tokenizer, samples), strict=True):
+        if not sample.marked:
+            spans = [(start, _stop(ids, end, markers), turn) for start, end, turn in spans]
+        add_eos = sample.ends_with_turn and not sample.marked and ids[-1] not in markers
+        encoded.append((_segments(ids, spans) + [([eos], spans[-1][2])] * add_eos, add_eos))
+    return encoded
+
+
+def _stop(ids: list[int], end: int, markers: set[int]) -> int:
+    """Where a turn that ends here really does: after the special token that follows, if it has none."""
+    follows = end < len(ids) and ids[end] in markers and ids[end - 1] not in markers
+    return end + follows
 
 
 def _segments(ids: list[int], spans: list[tuple[int, int, int]]) -> Segments:

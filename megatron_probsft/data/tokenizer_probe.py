@@ -74,7 +74,10 @@ def check_reading(tokenizer: Any, expected: Sequence[Reading], where: str) -> No
         for special, ids in ((False, one.ids), (True, one.with_special)):
             own = ids if ids is None else tokenizer(one.text, add_special_tokens=special)["input_ids"]
             if own != ids:
-                raise UserError(f"{where}{one.text!r} becomes {_some(own)}, but by the file {_some(ids)}")
+                text = tokenizer.decode(own, clean_up_tokenization_spaces=False)
+                raise UserError(
+                    f"{where}{one.text!r} becomes {_some(own)}, {text!r}, but by the file {_some(ids)}"
+                )
         decoded = tokenizer.decode(one.ids, clean_up_tokenization_spaces=False)
         if decoded != one.decoded:
             raise UserError(

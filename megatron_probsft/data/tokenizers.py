@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,10 @@ def _sentencepiece(file: Path) -> SentencePieceProcessor:
         return SentencePieceProcessor(model_file=str(file))
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
+        if re.match(rb"[A-Za-z0-9+/]+=* \d+\n", file.read_bytes()[:1000]):
+            reason = (
+                "it is of tiktoken's form, which does not say how a text is split; tokenizer.json is needed"
+            )
         raise UserError(f"{file} is damaged or no SentencePiece model: {reason}") from None
 
 

@@ -199,6 +199,30 @@ def test_a_template_that_ignores_add_generation_prompt() -> None:
     assert any("ignores add_generation_prompt" in note for note in notes(tokenizer, CHAT))
 
 
+def test_turns_that_a_template_does_not_end(tmp_path: Path) -> None:
+    """Only between messages, or not at all: something special is trained after each."""
+    tokenizer = save_tiny_tokenizer(tmp_path)
+    tokenizer.eos_token = "<|endoftext|>"
+    unended = CHATML.replace("<|im_end|>\n", "{{ '' if loop.last else '<|im_end|>' }}")
+    for template, ends in (
+        (unended, ["<|im_end|>", "<|endoftext|>"]),
+        (CHATML.replace("<|im_end|>\n", ""), ["<|im_start|>", "<|endoftext|>"]),
+        (CHATML.replace("<|im_end|>", "{{ '<|endoftext|>' if loop.last else '<|im_end|>' }}"), None),
+    ):
+        tokenizer.chat_template = template
+        samples = encoded(tokenizer, CHAT)
+        if ends is None:  # the last turn is ended otherwise: each turn as the last one
+            assert [trained(tokenizer, one, turn) for turn, one in enumerate(samples, start=1)] == [
+                f"{TURNS[1]}<|endoftext|>", f"{TURNS[3]}<|endoftext|>",
+            ]  # fmt: skip
+            continue
+        [sample] = samples
+        assert [trained(tokenizer, sample, turn) for turn in (1, 2)] == [
+            TURNS[1] + ends[0],
+            TURNS[3] + ends[1],
+        ]
+
+
 def test_the_date_is_the_given_one() -> None:
     tokenizer = tokenizer_of("smollm2", CASES / "prints_todays_date.jinja")
     for date, shown in (("2026-02-03", "03 Feb 2026"), ("2019-12-31", "31 Dec 2019")):

@@ -153,7 +153,7 @@ CASES: dict[str, Callable[[World, pytest.MonkeyPatch], Any]] = {
     "a.parquet:1: message 2: holds what JSON cannot: ": lambda w, _: w.build(
         _parquet(w, {"messages": [USER, {**ANSWER, "at": datetime.datetime(2026, 1, 1)}]})
     ),
-    "2 samples instead of one: turns that the chat template begins otherwise than its generation prompt: ": lambda w,
+    "2 samples instead of one: turns that the chat template begins otherwise than its generation": lambda w,
     _: encode_messages(
         _changed(w, chat_template="{{ messages|length }}" + CHATML).tokenizer, [USER, ANSWER] * 2, "chat"
     ),

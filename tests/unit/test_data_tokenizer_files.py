@@ -130,7 +130,8 @@ def test_what_transformers_makes_of_the_given_file(tmp_path: Path) -> None:
     assert " " not in other.decode(other(QUESTION)["input_ids"], skip_special_tokens=True)
     [note] = tokenizer_notes(GIVEN, load_tokenizer(GIVEN))
     assert "AutoTokenizer" in note
-    assert repr(QUESTION) in note
+    assert f"{QUESTION!r} becomes" in note
+    assert "'Whatisthesumof1and2?'" in note
     assert '"tokenizer_class": "PreTrainedTokenizerFast"' in note
     assert "\n" not in note
     mended = copy(GIVEN, tmp_path / "mended", "llama", tokenizer_class="PreTrainedTokenizerFast")
@@ -193,6 +194,34 @@ def test_a_silent_config_has_the_models_ends(tmp_path: Path) -> None:
         "<｜end▁of▁sentence｜>",
         None,
     )
+
+
+def test_settings_that_would_change_ids_or_lengths(tmp_path: Path) -> None:
+    """Truncation and padding in the file, and transformers' own split for Mistral's files."""
+    folder = copy(GIVEN, tmp_path / "model")
+    file: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    file.enable_truncation(4)
+    file.enable_padding(length=64, pad_id=1)
+    file.save(str(folder / "tokenizer.json"))
+    assert load_tokenizer(folder)(QUESTION).input_ids == load_tokenizer(GIVEN)(QUESTION).input_ids
+    real = need_real_tokenizer("llama3")
+    mistral = copy(real, tmp_path / "mistral", fix_mistral_regex=True)
+    (mistral / "config.json").write_text('{"model_type": "mistral", "transformers_version": "4.50.0"}')
+    probe = texts([])
+    assert load_tokenizer(mistral)(probe).input_ids == loaded(real)(probe).input_ids
+
+
+def test_without_a_config(tmp_path: Path) -> None:
+    """As tools that make a tokenizer.json leave it; the ends are config.json's."""
+    shutil.copyfile(GIVEN / "tokenizer.json", tmp_path / "tokenizer.json")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 1}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer(QUESTION).input_ids == load_tokenizer(GIVEN)(QUESTION).input_ids
+    assert tokenizer.eos_token == "<｜end▁of▁sentence｜>"
+    for content, match in (("[]", "holds a list, not an object"), ('{"a"', "is no JSON")):
+        (tmp_path / "tokenizer_config.json").write_text(content)
+        with pytest.raises(UserError, match=f"tokenizer_config.json {match}"):
+            load_tokenizer(tmp_path)
 
 
 def test_templates_beside_the_config(tmp_path: Path) -> None:

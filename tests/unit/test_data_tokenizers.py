@@ -226,6 +226,8 @@ def test_folders_that_hold_no_tokenizer(tmp_path: Path) -> None:
         (tmp_path / "tokenizer.model").write_bytes(damaged)
         with pytest.raises(UserError, match=r"tokenizer.model is damaged or no SentencePiece model"):
             load_tokenizer(tmp_path)
+    with pytest.raises(UserError, match=r"of tiktoken's form, .*; tokenizer.json is needed"):
+        load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')
     with pytest.raises(UserError, match="the tokenizer cannot be loaded: "):
         load_tokenizer(tmp_path)
