@@ -14,7 +14,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from megatron_probsft.data.tokenizer_probe import Reading, probe_texts, reading_of
+from megatron_probsft.data.tokenizer_notes import difference_to_transformers
+from megatron_probsft.data.tokenizer_probe import probe_texts, reading_of
 from megatron_probsft.data.tokenizers import read_json
 
 _CONFIG = "tokenizer_config.json"
@@ -31,27 +32,19 @@ class ServedTokenizer:
 
 def served_tokenizer(tokenizer: Any, folder: Path) -> ServedTokenizer:
     """Compare a folder's tokenizer, as `load_tokenizer` gives it, with what a server opens, on a probe."""
-    expected = reading_of(tokenizer, probe_texts())
-    difference = _difference(folder, expected)
+    difference = difference_to_transformers(folder, tokenizer)
     if difference is None or not (folder / "tokenizer.json").is_file():
         return ServedTokenizer(None, difference)
+    expected = reading_of(tokenizer, probe_texts())
     with tempfile.TemporaryDirectory() as renamed:
         for file in folder.resolve().iterdir():
             if file.name != _CONFIG and file.is_file():
                 (Path(renamed) / file.name).symlink_to(file)
         config = read_json(folder / _CONFIG) | {"tokenizer_class": _PLAIN}
         (Path(renamed) / _CONFIG).write_text(json.dumps(config))
-        helped = _difference(Path(renamed), expected) is None
+        try:
+            served = AutoTokenizer.from_pretrained(renamed, local_files_only=True, trust_remote_code=False)
+            helped = reading_of(served, [one.text for one in expected]) == expected
+        except Exception:  # transformers and tokenizers raise all kinds; the difference is said
+            helped = False
     return ServedTokenizer(_PLAIN, None) if helped else ServedTokenizer(None, difference)
-
-
-def _difference(folder: Path, expected: list[Reading]) -> str | None:
-    try:
-        served = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        found = reading_of(served, [one.text for one in expected])
-    except Exception as error:  # transformers and tokenizers raise all kinds
-        return f"cannot open it: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-    for own, other in zip(expected, found, strict=True):
-        if own != other:
-            return f"make other tokens or another text of {own.text!r}"
-    return None

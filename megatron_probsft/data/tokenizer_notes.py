@@ -22,7 +22,7 @@ def tokenizer_notes(folder: str | Path, tokenizer: Any) -> list[str]:
     config = read_json(folder / "tokenizer_config.json")
     has_file = (folder / "tokenizer.json").exists()
     notes = [f"{folder}: {note}" for note in (_flags(config, tokenizer) if has_file else ())]
-    difference = None if config.get("tokenizer_class") in _PLAIN and has_file else _of_auto(folder, tokenizer)
+    difference = difference_to_transformers(folder, tokenizer)
     if difference:
         notes.append(
             f"{folder}: transformers' AutoTokenizer, and so vLLM's server, reads other tokens than the files "
@@ -46,7 +46,11 @@ def _flags(config: dict[str, Any], tokenizer: Any) -> list[str]:
     return notes
 
 
-def _of_auto(folder: Path, tokenizer: Any) -> str | None:
+def difference_to_transformers(folder: Path, tokenizer: Any) -> str | None:
+    """Where AutoTokenizer reads a probe otherwise than the folder's tokenizer that is given; in words."""
+    named = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
+    if named in _PLAIN and (folder / "tokenizer.json").exists():
+        return None
     try:
         other: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         check_reading(other, reading_of(tokenizer, probe_texts(added_tokens(tokenizer))), "")

@@ -38,7 +38,7 @@ def trained_turns(
     ends = {str(tokenizer.convert_ids_to_tokens(token)): token for token in found.counts}
     served = served_tokenizer(tokenizer, inputs.hf.folder)
     if served.named:
-        say(f"exports name {served.named}: the tokenizer class that the model names reads otherwise")
-    elif served.difference:
-        say(f"servers, which open the model's tokenizer with transformers, {served.difference}")
+        say(
+            f"exports name {served.named} as tokenizer class: the one that the model names reads other tokens"
+        )
     return TrainedTurns(template, ends, chat_template, date, served.named)

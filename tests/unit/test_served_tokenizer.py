@@ -46,7 +46,7 @@ def test_sentencepiece_alone_is_read_otherwise_which_is_said(tmp_path: Path) -> 
     served = served_tokenizer(load_tokenizer(folder), folder)
     assert served.named is None
     assert served.difference is not None
-    assert served.difference.startswith("make other tokens or another text of '")
+    assert " becomes [" in served.difference
 
 
 def test_a_class_of_the_folders_own_code(tmp_path: Path) -> None:
@@ -64,4 +64,4 @@ def test_a_folder_that_transformers_cannot_open(tmp_path: Path) -> None:
     served = served_tokenizer(load_tokenizer(folder), folder)
     assert served.named is None
     assert served.difference is not None
-    assert served.difference.startswith("cannot open it: ")
+    assert served.difference == "it fails with ValueError"
