@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from megatron_probsft.data.templates import check_template_name
-from megatron_probsft.objectives.registry import ObjectiveError, get_objective
+from megatron_probsft.objectives.registry import ObjectiveError, get_objective, hidden_threshold
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.config import CHANGEABLE, TrainConfig
 
@@ -168,7 +168,14 @@ def problems_of(config: TrainConfig) -> list[str]:
         "--wandb-project needs the package wandb: pip install wandb",
     )
     try:
-        get_objective(config.objective)
+        objective = get_objective(config.objective)
+        p = None if config.loss_denominator == "tokens" else hidden_threshold(objective)
+        if p is not None:
+            problems.append(
+                f"--loss-denominator {config.loss_denominator} counts the tokens that the objective keeps, "
+                f"but {config.objective} does not say that its gradient is cut off at p = {p:.3g}: give the "
+                "function an attribute keeps, like f.keeps = lambda log_p: log_p.exp() >= 0.2"
+            )
     except ObjectiveError as error:
         problems.append(str(error))
     try:
