@@ -52,7 +52,7 @@ CASES: dict[str, str] = {
     ),
     f"--objective {__name__}:cut_off --loss-denominator microbatch-mean": (
         "--loss-denominator microbatch-mean counts the tokens that the objective keeps, but "
-        f"{__name__}:cut_off does not say that its gradient is cut off at p = 0.3"
+        f"{__name__}:cut_off does not say that its gradient is cut off at p = 0.29"
     ),
     "--config {0}/no.yaml": "--config {0}/no.yaml: no such file",
     "--config {0}/bad.yaml": "--config {0}/bad.yaml is not YAML: ",
