@@ -28,7 +28,7 @@ from megatron_probsft.checkpoint import inspection
 from megatron_probsft.checkpoint.convert import Conversion, hf_to_megatron, megatron_to_hf
 from megatron_probsft.checkpoint.run_folder import find_checkpoint
 from megatron_probsft.checkpoint.sample_text import SAMPLE_TEXT
-from megatron_probsft.checkpoint.verify import Verdict, verify
+from megatron_probsft.checkpoint.verify import Verdict, sentence, verify
 from megatron_probsft.data.tokenizers import load_tokenizer
 from megatron_probsft.models.build import read_hf_model
 from megatron_probsft.runtime import distributed
@@ -81,8 +81,7 @@ def _verify(args: argparse.Namespace) -> int:
     if args.hidden_states:
         console.print(_layer_table(verdicts))
     for verdict in verdicts:
-        place = verdict.first_departure
-        print(f"{verdict.dtype}: " + (f"departs first at: {place}" if place else "the same but for rounding"))
+        print(sentence(verdict))
     _write_json(
         args.json,
         {
@@ -110,24 +109,27 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _verdict_table(verdicts: list[Verdict]) -> Table:
-    table = Table(title="ours against transformers, log-probabilities", title_justify="left")
-    headings = ("dtype", "tokens", "max |Δ|", "mean |Δ|", "worst at", "same top-1", "from fp32", "limit")
-    for heading in headings:
+    title = "log-probabilities of the text's tokens: ours − transformers', both in this dtype"
+    table = Table(title=title, title_justify="left")
+    for heading in ("dtype", "tokens", "max |Δ|", "mean |Δ|", "worst at", "same top-1"):
         table.add_column(heading, justify="right")
     for v in verdicts:
         table.add_row(
             v.dtype, f"{v.positions}", f"{v.max_abs_logprob_diff:.2e}", f"{v.mean_abs_logprob_diff:.2e}",
-            f"{v.worst_position}", f"{v.top1_agreement:.1%}", f"{v.departure:.2e}", f"{v.limit:.2e}",
+            f"{v.worst_position}", f"{v.top1_agreement:.1%}",
         )  # fmt: skip
     return table
 
 
 def _layer_table(verdicts: list[Verdict]) -> Table:
-    table = Table(title="hidden states, relative difference", title_justify="left")
-    for heading in ("after", *(verdict.dtype for verdict in verdicts)):
-        table.add_column(heading)
-    for place in verdicts[0].layers:
-        table.add_row(place, *(f"{verdict.layers[place]:.2e}" for verdict in verdicts))
+    table = Table(title="hidden states: relative distance from transformers in fp32", title_justify="left")
+    table.add_column("after")
+    for verdict in verdicts:
+        table.add_column(verdict.dtype, justify="right")
+        table.add_column("limit", justify="right")
+    for checks in zip(*(verdict.checks[:-1] for verdict in verdicts), strict=True):
+        cells = (cell for check in checks for cell in (f"{check.departure:.2e}", f"{check.limit:.2e}"))
+        table.add_row(checks[0].place, *cells)
     return table
 
 
