@@ -33,6 +33,8 @@ from megatron_probsft.data.tokenizers import load_tokenizer
 from megatron_probsft.models.build import read_hf_model
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError, one_line_errors
+from megatron_probsft.runtime.folders import check_writable
+from megatron_probsft.runtime.read_files import read_text
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,6 +42,10 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def main() -> None:
     args = _parser().parse_args()
     with one_line_errors():
+        if json_file := getattr(args, "json", None):
+            if json_file.is_dir():
+                raise UserError(f"--json {json_file} is a folder: name a file")
+            check_writable(json_file.parent, "--json")
         distributed.initialize()
         status = args.run(args)
         distributed.shutdown()
@@ -69,10 +75,7 @@ def _convert(convert: Any, source: Path, target: Path, args: argparse.Namespace,
 def _verify(args: argparse.Namespace) -> int:
     hf = read_hf_model(args.hf)
     checkpoint = find_checkpoint(args.megatron, args.ckpt_step)[0] if args.megatron else None
-    try:
-        text = args.text.read_text() if args.text else SAMPLE_TEXT
-    except (OSError, ValueError) as error:
-        raise UserError(f"--text {args.text} cannot be read: {error}") from None
+    text = read_text(args.text, "--text") if args.text else SAMPLE_TEXT
     token_ids = load_tokenizer(hf.folder).encode(text)[: hf.shape.max_position_embeddings]
     dtypes = [args.dtype] if args.dtype else ["fp32", "bf16"]
     verdicts = verify(hf, checkpoint, token_ids, dtypes, lambda text: print(f"running {text}", flush=True))
@@ -135,6 +138,7 @@ def _layer_table(verdicts: list[Verdict]) -> Table:
 
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:
     if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=2) + "\n")
 
 

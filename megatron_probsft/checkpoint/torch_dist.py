@@ -26,7 +26,15 @@ def load_checkpoint(folder: Path, state_dict: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         return dist_checkpointing.load(state_dict, str(folder))  # type: ignore[return-value]
-    except (CheckpointException, CheckpointingException, KeyError, ValueError, EOFError, OSError) as caught:
+    except (
+        CheckpointException,
+        CheckpointingException,
+        KeyError,
+        ValueError,
+        TypeError,
+        EOFError,
+        OSError,
+    ) as caught:
         error = caught
         if isinstance(caught, CheckpointException):  # torch's, of several ranks
             error, _ = next(iter(caught.failures.values()))

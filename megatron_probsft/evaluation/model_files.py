@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from megatron_probsft.data.templates import check_template, encode_prompt
 from megatron_probsft.data.tokenizers import load_tokenizer
 from megatron_probsft.evaluation.problems import Problem
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.read_files import read_json_object
 
 _ENDS_OF_TURN = ("<|im_end|>", "<|eot_id|>")  # of ChatML and Llama 3: no EOS of their base models
 _SAMPLED = 1 << 16  # bytes at both ends of each weight file: training changes every one of them
@@ -25,14 +25,18 @@ def load_model_files(model: Path) -> tuple[Any, Any, list[int]]:
     if not (model / "config.json").is_file():
         what = "has no config.json" if model.is_dir() else "is no folder"
         raise UserError(f"--model {model} {what}: give a Hugging Face model folder")
+    read_json_object(model / "config.json")
     try:
         config = AutoConfig.from_pretrained(model, local_files_only=True)
-        tokenizer = load_tokenizer(model)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--model {model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    except Exception as error:  # each config class has checks, and errors, of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"--model {model} cannot be loaded: {reason}") from None
+    tokenizer = load_tokenizer(model)
     settings = model / "generation_config.json"
-    ends = json.loads(settings.read_text()).get("eos_token_id") if settings.is_file() else config.eos_token_id
+    ends = read_json_object(settings).get("eos_token_id") if settings.exists() else config.eos_token_id
     stops = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    if not all(type(stop) is int for stop in stops):
+        raise UserError(f"{settings}: eos_token_id must be a token's id or a list of them, got {ends!r}")
     return tokenizer, config.get_text_config(), sorted(stops)
 
 

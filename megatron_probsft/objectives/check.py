@@ -41,7 +41,7 @@ def check_objective(objective: Objective, remedy: str = _REMEDY) -> None:
             kept = objective.kept(log_p, **statistics)
         except ObjectiveError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ObjectiveError(
                 f"objective {objective.name!r} fails on a trial call: {one_line(error)}"
             ) from error
@@ -75,7 +75,7 @@ def hidden_threshold(objective: Objective) -> float | None:
     return None
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """`Type: first line of the message`."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 

@@ -77,7 +77,10 @@ def statistics_of(loss: Loss) -> tuple[str, ...]:
     Raises:
         ObjectiveError: the first parameter is not `log_p`, or another one is neither known nor has a default.
     """
-    parameters = list(inspect.signature(loss).parameters.values())
+    try:
+        parameters = list(inspect.signature(loss).parameters.values())
+    except (ValueError, TypeError):  # of some functions written in C
+        raise ObjectiveError("Python cannot tell its parameters: wrap it in a function of log_p") from None
     if not parameters or parameters[0].name != "log_p":
         raise ObjectiveError("its first parameter must be log_p, the logarithm of the label's probability")
     named = [p for p in parameters[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]

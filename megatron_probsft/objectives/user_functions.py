@@ -40,7 +40,7 @@ def _import(name: str) -> Loss:
         sys.path.append(os.getcwd())  # stays, for what the function itself may import later
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ObjectiveError(
             f"objective {name!r}: cannot import {module_name!r}: {one_line(error)}"
         ) from error
