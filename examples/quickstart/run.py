@@ -68,6 +68,8 @@ class QuickStart:
         self.started = time.perf_counter()
 
     def run(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"--output {self.folder} is no folder")
         check_writable(self.folder.parent, "--output")
         if self.folder.exists():  # nothing that an earlier run wrote is lost
             stamp = datetime.fromtimestamp(self.folder.stat().st_mtime).strftime("%Y%m%d-%H%M%S")

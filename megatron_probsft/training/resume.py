@@ -13,6 +13,7 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_probsft.checkpoint import torch_dist
+from megatron_probsft.checkpoint.torch_dist_reader import BlockReader
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.read_files import read_yaml_mapping
 from megatron_probsft.training.batches import Position
@@ -49,6 +50,7 @@ def look_at(checkpoint: Path, config: TrainConfig, data_digest: str) -> Saved:
     notes, problems = compare_runs(checkpoint, config)
     if problems:
         raise UserError(problems[0])
+    BlockReader(checkpoint)  # refuses damaged metadata in a line; torch would print a traceback before ours
     plain: dict[str, Any] = {"run": None, "iteration": None, "consumed_samples": None}
     plain = torch_dist.load_checkpoint(checkpoint, plain)
     run = plain.get("run") or {}
