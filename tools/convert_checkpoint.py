@@ -28,12 +28,14 @@ from megatron_probsft.checkpoint import inspection
 from megatron_probsft.checkpoint.convert import Conversion, hf_to_megatron, megatron_to_hf
 from megatron_probsft.checkpoint.run_folder import find_checkpoint
 from megatron_probsft.checkpoint.sample_text import SAMPLE_TEXT
-from megatron_probsft.checkpoint.verify import Verdict, verify
+from megatron_probsft.checkpoint.verify import Verdict, sentence, verify
 from megatron_probsft.data.tokenizer_notes import tokenizer_notes
 from megatron_probsft.data.tokenizers import load_tokenizer
 from megatron_probsft.models.build import read_hf_model
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError, one_line_errors
+from megatron_probsft.runtime.folders import check_writable
+from megatron_probsft.runtime.read_files import read_text
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,6 +43,10 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def main() -> None:
     args = _parser().parse_args()
     with one_line_errors():
+        if json_file := getattr(args, "json", None):
+            if json_file.is_dir():
+                raise UserError(f"--json {json_file} is a folder: name a file")
+            check_writable(json_file.parent, "--json")
         distributed.initialize()
         status = args.run(args)
         distributed.shutdown()
@@ -78,10 +84,7 @@ def _convert(convert: Any, source: Path, target: Path, args: argparse.Namespace,
 def _verify(args: argparse.Namespace) -> int:
     hf = read_hf_model(args.hf)
     checkpoint = find_checkpoint(args.megatron, args.ckpt_step)[0] if args.megatron else None
-    try:
-        text = args.text.read_text() if args.text else SAMPLE_TEXT
-    except (OSError, ValueError) as error:
-        raise UserError(f"--text {args.text} cannot be read: {error}") from None
+    text = read_text(args.text, "--text") if args.text else SAMPLE_TEXT
     token_ids = load_tokenizer(hf.folder).encode(text)[: hf.shape.max_position_embeddings]
     dtypes = [args.dtype] if args.dtype else ["fp32", "bf16"]
     verdicts = verify(hf, checkpoint, token_ids, dtypes, lambda text: print(f"running {text}", flush=True))
@@ -90,8 +93,7 @@ def _verify(args: argparse.Namespace) -> int:
     if args.hidden_states:
         console.print(_layer_table(verdicts))
     for verdict in verdicts:
-        place = verdict.first_departure
-        print(f"{verdict.dtype}: " + (f"departs first at: {place}" if place else "the same but for rounding"))
+        print(sentence(verdict))
     _write_json(
         args.json,
         {
@@ -119,29 +121,33 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _verdict_table(verdicts: list[Verdict]) -> Table:
-    table = Table(title="ours against transformers, log-probabilities", title_justify="left")
-    headings = ("dtype", "tokens", "max |Δ|", "mean |Δ|", "worst at", "same top-1", "from fp32", "limit")
-    for heading in headings:
+    title = "log-probabilities of the text's tokens: ours − transformers', both in this dtype"
+    table = Table(title=title, title_justify="left")
+    for heading in ("dtype", "tokens", "max |Δ|", "mean |Δ|", "worst at", "same top-1"):
         table.add_column(heading, justify="right")
     for v in verdicts:
         table.add_row(
             v.dtype, f"{v.positions}", f"{v.max_abs_logprob_diff:.2e}", f"{v.mean_abs_logprob_diff:.2e}",
-            f"{v.worst_position}", f"{v.top1_agreement:.1%}", f"{v.departure:.2e}", f"{v.limit:.2e}",
+            f"{v.worst_position}", f"{v.top1_agreement:.1%}",
         )  # fmt: skip
     return table
 
 
 def _layer_table(verdicts: list[Verdict]) -> Table:
-    table = Table(title="hidden states, relative difference", title_justify="left")
-    for heading in ("after", *(verdict.dtype for verdict in verdicts)):
-        table.add_column(heading)
-    for place in verdicts[0].layers:
-        table.add_row(place, *(f"{verdict.layers[place]:.2e}" for verdict in verdicts))
+    table = Table(title="hidden states: relative distance from transformers in fp32", title_justify="left")
+    table.add_column("after")
+    for verdict in verdicts:
+        table.add_column(verdict.dtype, justify="right")
+        table.add_column("limit", justify="right")
+    for checks in zip(*(verdict.checks[:-1] for verdict in verdicts), strict=True):
+        cells = (cell for check in checks for cell in (f"{check.departure:.2e}", f"{check.limit:.2e}"))
+        table.add_row(checks[0].place, *cells)
     return table
 
 
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:
     if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=2) + "\n")
 
 

@@ -17,6 +17,7 @@ from megatron_probsft.checkpoint.hf_weights import load_hf_weights
 from megatron_probsft.checkpoint.torch_dist import load_model
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError, one_line_errors
+from megatron_probsft.runtime.folders import check_writable
 from megatron_probsft.training import probe_report
 from megatron_probsft.training.arguments import Parser, add_flags, check
 from megatron_probsft.training.config import TrainConfig
@@ -45,6 +46,8 @@ def main() -> None:
         output, most = given.pop("output"), given.pop("max_samples")
         if most < 1:
             raise UserError(f"--max-samples must be more than 0, got {most}")
+        if output and distributed.rank() == 0:
+            check_writable(output, "--output")
         with tempfile.TemporaryDirectory() as nowhere:
             config = TrainConfig(
                 **({"finetune": given.get("load") is not None, "train_iters": 1} | given),

@@ -19,18 +19,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from rich.console import Console  # noqa: E402
 
 from examples.continuum import summary  # noqa: E402
+from megatron_probsft.experiments.settings import DATASETS  # noqa: E402
 from megatron_probsft.experiments.steps import shown_path, words_of  # noqa: E402
 from megatron_probsft.runtime.errors import UserError, one_line_errors  # noqa: E402
+from megatron_probsft.runtime.folders import check_writable  # noqa: E402
+from megatron_probsft.runtime.read_files import read_yaml_mapping  # noqa: E402
 
-KEYS = {"output", "model_save_name", "trainer_objective_trans", "seed", "all", "domains"}
+KEYS = {
+    "all": dict, "domains": dict, "model_save_name": str, "output": str, "seed": (int, list),
+    "trainer_objective_trans": (str, list),
+}  # fmt: skip
+"""Of a recipe, with the types of their values."""
 
 
 def main() -> None:
@@ -51,6 +56,7 @@ def run(recipe: dict[str, Any]) -> None:
     """The sweeps, one after the other, and after each what is known so far."""
     console, started = Console(width=None if sys.stdout.isatty() else 130), time.perf_counter()
     output = (ROOT / recipe["output"]).resolve()
+    check_writable(output, "--output")
     results: list[dict[str, Any]] = []
     for number, domain in enumerate(recipe["domains"], start=1):
         began = time.perf_counter()
@@ -78,12 +84,20 @@ def sweep_words(recipe: dict[str, Any], domain: str, output: Path) -> list[str]:
 
 def read_recipe(file: Path) -> dict[str, Any]:
     """Raises UserError: no such file, no YAML, or other keys than a recipe has."""
-    try:
-        recipe = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"--recipe {file} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(recipe, dict) or set(recipe) != KEYS:
-        raise UserError(f"--recipe {file} must have the keys {', '.join(sorted(KEYS))}")
+    recipe = read_yaml_mapping(file, "--recipe")
+    if set(recipe) != set(KEYS):
+        raise UserError(f"--recipe {file} must have the keys {', '.join(KEYS)}")
+    for key, kind in KEYS.items():
+        if not isinstance(recipe[key], kind):
+            wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+            raise UserError(f"--recipe {file}: {key} must be {wanted}, got {recipe[key]!r}")
+    for domain, flags in recipe["domains"].items():
+        if domain not in DATASETS:
+            raise UserError(f"--recipe {file}: domains has {domain!r}: use some of {', '.join(DATASETS)}")
+        if not isinstance(flags, dict):
+            raise UserError(f"--recipe {file}: domains: {domain} must hold flags and values, got {flags!r}")
+    if not recipe["domains"]:
+        raise UserError(f"--recipe {file} names no domains: give {', '.join(DATASETS)}")
     return recipe
 
 

@@ -30,10 +30,15 @@ from examples.quickstart import summary, task  # noqa: E402
 from examples.quickstart.smollm2 import build_hf_folder  # noqa: E402
 from megatron_probsft.objectives.registry import ObjectiveError, get_objective  # noqa: E402
 from megatron_probsft.runtime.errors import UserError, one_line_errors  # noqa: E402
+from megatron_probsft.runtime.folders import check_writable  # noqa: E402
 from megatron_probsft.training.metrics_file import read_records  # noqa: E402
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 GLOBAL_BATCH_SIZE = 24
+_LEAST = {
+    "steps": 1, "heldout": 1, "tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1,
+    "data_parallel_size": 1,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -51,6 +56,11 @@ class QuickStart:
                 get_objective(objective)
             except ObjectiveError as error:
                 raise UserError(str(error)) from None
+        for name, least in _LEAST.items():
+            if (value := getattr(args, name)) < least:
+                raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+        if len(set(args.objectives)) < len(args.objectives):
+            raise UserError(f"--objectives names one more than once: {' '.join(args.objectives)}")
         self.args = args
         self.console = Console()
         self.folder = Path(args.output).resolve()
@@ -58,6 +68,9 @@ class QuickStart:
         self.started = time.perf_counter()
 
     def run(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"--output {self.folder} is no folder")
+        check_writable(self.folder.parent, "--output")
         if self.folder.exists():  # nothing that an earlier run wrote is lost
             stamp = datetime.fromtimestamp(self.folder.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
             older = self.folder.rename(self.folder.with_name(f"{self.folder.name}-{stamp}"))

@@ -24,7 +24,7 @@ from megatron_probsft.checkpoint.torch_dist_reader import BlockReader, Place
 from megatron_probsft.checkpoint.trained_turns import fit_for_servers
 from megatron_probsft.models.build import read_hf_model
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.runtime.folders import check_is_new, check_space, new_folder
+from megatron_probsft.runtime.folders import check_is_new, check_space, check_writable, new_folder
 from megatron_probsft.runtime.progress import ByteProgress
 
 
@@ -53,6 +53,7 @@ def hf_to_megatron(
         UserError: unsupported model; missing, unexpected or misshapen tensors; a truncated file; the target
             exists; too little space for it.
     """
+    check_writable(run, "checkpoint folder")
     if run.exists() and set(run.iterdir()) - set(run_folder.leftovers(run)):
         raise UserError(f"{run} exists: choose another folder, or remove it")
     hf = read_hf_model(hf_folder)
@@ -93,10 +94,16 @@ def megatron_to_hf(
             tensors; the target exists; too little space for it.
     """
     check_is_new(hf_folder)
+    check_writable(hf_folder, "model folder")
     checkpoint, _ = run_folder.find_checkpoint(run, step)
     hf = read_hf_model(run_folder.hf_folder_of(checkpoint))
     reader = BlockReader(checkpoint)
-    pieces, _ = pieces_of(hf, load_content_metadata(str(checkpoint)) or {}, lambda _: torch.float32)
+    try:
+        content = load_content_metadata(str(checkpoint)) or {}
+    except Exception as error:  # of what a damaged file may hold, Megatron-Core and torch raise many kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"checkpoint {checkpoint} cannot be read: {reason}") from None
+    pieces, _ = pieces_of(hf, content, lambda _: torch.float32)
     pieces = [replace(piece, key=saved_name(piece.key, reader.tensors)) for piece in pieces]
     _check_checkpoint(checkpoint, reader, pieces)
     pieces = [part for piece in pieces for part in _as_saved(piece, reader)]

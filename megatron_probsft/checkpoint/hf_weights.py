@@ -56,7 +56,8 @@ def check_tensors(reader: TensorReader, hf: HFModel) -> None:
     problems = [f"missing {name}" for name in sorted(wanted.keys() - present)]
     for name in sorted(wanted.keys() & present):
         if reader.shape(name) != wanted[name]:
-            problems.append(f"{name} has shape {reader.shape(name)}, expected {wanted[name]}")
+            by = ", by vocab_size in config.json" if name in (_HF_EMBEDDING, _HEAD) else ""
+            problems.append(f"{name} has shape {reader.shape(name)}, expected {wanted[name]}{by}")
     extra = {name for name in present - wanted.keys() if not name.endswith("rotary_emb.inv_freq")}
     if hf.shape.tied_embeddings and _HEAD in extra:
         extra.remove(_HEAD)  # some folders hold the tied tensor twice

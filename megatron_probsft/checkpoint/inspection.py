@@ -7,14 +7,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from megatron_probsft.checkpoint import run_folder
 from megatron_probsft.checkpoint.hf_weights import check_tensors
 from megatron_probsft.checkpoint.safetensors_folder import TensorReader
 from megatron_probsft.checkpoint.torch_dist_reader import BlockReader
 from megatron_probsft.models.build import HFModel, read_hf_model
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.read_files import read_yaml_mapping
 
 _LAYOUT = (
     "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size",
@@ -91,7 +90,7 @@ def inspect_megatron(run: Path, step: int | None = None) -> dict[str, Any]:
         found["family"] = "unknown: it carries no hf/config.json"
     settings = checkpoint / "train_config.yaml"
     if settings.is_file():
-        saved = yaml.safe_load(settings.read_text())
+        saved = read_yaml_mapping(settings)
         found["objective"] = saved.get("objective")
         found["layout"] = {name: saved[name] for name in _LAYOUT if saved.get(name) not in (None, False, 1)}
         found["trained_on"] = saved.get("data")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import to_disk
+from megatron_probsft.runtime.read_files import read_json_object, read_text
 
 _LATEST = "latest_checkpointed_iteration.txt"
 _MANIFEST = "manifest.json"
@@ -63,8 +64,8 @@ def newest_step(run_folder: Path) -> int | None:
     pointer = run_folder / _LATEST
     if not pointer.is_file():
         return max((step for step in saved_steps(run_folder) if _is_whole(run_folder, step)), default=None)
-    text = pointer.read_text().strip()
-    if not text.isdecimal():
+    text = read_text(pointer).strip()
+    if not (text.isascii() and text.isdecimal()):
         raise UserError(f"{pointer} should hold a step number, it says {text[:20]!r}")
     return int(text)
 
@@ -83,10 +84,11 @@ def check_whole(folder: Path) -> None:
     """
     if not (folder / "metadata.json").is_file():
         raise UserError(f"{folder} is not a complete checkpoint: it has no metadata.json")
+    read_json_object(folder / "metadata.json")
     manifest = folder / _MANIFEST
     if not manifest.is_file():
         return
-    for name, size in json.loads(manifest.read_text()).items():
+    for name, size in read_json_object(manifest).items():
         file = folder / name
         if not file.is_file():
             raise UserError(f"checkpoint {folder} is incomplete: {name} is missing")

@@ -17,6 +17,9 @@ from megatron_probsft.runtime.errors import UserError
 
 _NORM = ".pre_mlp_layernorm."
 
+# What Megatron-Core and torch raise of files that hold something else.
+_OF_DAMAGE = (KeyError, ValueError, TypeError, EOFError, OSError)
+
 
 def load_checkpoint(folder: Path, state_dict: dict[str, Any]) -> dict[str, Any]:
     """Fill a sharded state dict from `folder`; any layout may load what another saved. Collective.
@@ -26,7 +29,7 @@ def load_checkpoint(folder: Path, state_dict: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         return dist_checkpointing.load(state_dict, str(folder))  # type: ignore[return-value]
-    except (CheckpointException, CheckpointingException, KeyError, ValueError, EOFError, OSError) as caught:
+    except (CheckpointException, CheckpointingException, *_OF_DAMAGE) as caught:
         error = caught
         if isinstance(caught, CheckpointException):  # torch's, of several ranks
             error, _ = next(iter(caught.failures.values()))

@@ -12,7 +12,8 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from transformers import AutoModelForCausalLM
 
-from megatron_probsft.checkpoint.hf_weights import load_hf_weights
+from megatron_probsft.checkpoint.hf_weights import check_tensors, load_hf_weights
+from megatron_probsft.checkpoint.safetensors_folder import TensorReader
 from megatron_probsft.checkpoint.torch_dist import load_model
 from megatron_probsft.models.build import HFModel, Parallelism, build_model, transformer_config
 from megatron_probsft.runtime.errors import UserError
@@ -24,6 +25,32 @@ _FP32_LOGITS, _FP32_HIDDEN = 1e-5, 1e-4
 # In bfloat16 rounding decides, at single positions wildly: so ours may on the whole (log-probabilities by
 # their mean, hidden states by the median position) be this much further from float32 than transformers'.
 _BF16_FACTOR = 1.5
+LOGITS = "output layer"
+_LIMITS = {
+    "fp32": f"{_FP32_LOGITS:g} × the largest logit, for the log-probability that is furthest off; "
+    f"{_FP32_HIDDEN:g} of their norm, for the hidden states after each layer",
+    "bf16": f"{_BF16_FACTOR:g} × the distance of transformers' own bf16 from its fp32, which is rounding "
+    "alone; log-probabilities on average, hidden states at the median position",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """A distance of ours from transformers in fp32, and what it may be."""
+
+    place: str
+    """`embedding`, `layer 0`, …, `final norm`: of the hidden states; LOGITS: of the log-probabilities."""
+    departure: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        return self.departure <= self.limit  # NaN departs
+
+    @property
+    def share(self) -> float:
+        """Of the limit that is taken."""
+        return self.departure / self.limit if self.limit else 0.0  # rounding changes nothing: both are 0
 
 
 @dataclass(frozen=True)
@@ -41,6 +68,8 @@ class Verdict:
     """From transformers in fp32, of all tokens' log-probabilities: fp32's largest one, bf16's mean."""
     limit: float
     """What `departure` may be."""
+    checks: list[Check]
+    """All that the verdict follows from, in the order of the computation; the last is `departure`'s."""
     worst_position: int
     top1_agreement: float
     """Share of positions at which both find the same token likeliest."""
@@ -48,6 +77,11 @@ class Verdict:
     """Relative difference of the hidden states at the median position: embedding, layer 0, …, final norm."""
     first_departure: str | None
     """The first of the layers, or `output layer`, beyond what rounding explains; None: equal."""
+
+    def worst_check(self) -> Check:
+        """The failed check that comes first, or the one nearest to its limit."""
+        failed = [check for check in self.checks if not check.passed]
+        return failed[0] if failed else max(self.checks, key=lambda check: check.share)
 
 
 @dataclass(frozen=True)
@@ -77,14 +111,20 @@ def verify(
         log: is told what is being run.
 
     Raises:
-        UserError: a text of fewer than two tokens, or longer than the model's context; weights that cannot
-            be read.
+        UserError: a text of fewer than two tokens, longer than the model's context, or with tokens that the
+            embedding has no row for; weights that cannot be read or are not those of config.json.
     """
     if not 2 <= len(token_ids) <= hf.shape.max_position_embeddings:
         raise UserError(
             f"the text has {len(token_ids)} tokens; it needs 2 to {hf.shape.max_position_embeddings}, the "
             "model's context"
         )
+    if max(token_ids) >= hf.shape.vocab_size:
+        raise UserError(
+            f"the tokenizer makes id {max(token_ids)} of the text, but {hf.folder / 'config.json'} has "
+            f"vocab_size {hf.shape.vocab_size}: it is another model's, or has tokens that got no rows"
+        )
+    check_tensors(TensorReader(hf.folder), hf)
     log("transformers, fp32")
     exact = _transformers(hf, token_ids, torch.float32)
     verdicts = []
@@ -107,6 +147,19 @@ def verify(
     return verdicts
 
 
+def sentence(verdict: Verdict) -> str:
+    """The verdict, the number that decided it, its limit, and what the limits mean."""
+    check, failed = verdict.worst_check(), [check for check in verdict.checks if not check.passed]
+    what = "log-probabilities" if check.place == LOGITS else f"hidden states after {check.place}"
+    figures = f"{what}: {check.departure:.3e} from transformers in fp32, limit {check.limit:.3e}"
+    if failed:
+        more = f"; {len(failed)} of {len(verdict.checks)} limits exceeded" if len(failed) > 1 else ""
+        head = f"departs first at: {check.place} ({figures}{more})"
+    else:
+        head = f"the same but for rounding (nearest to its limit, {figures})"
+    return f"{verdict.dtype}: {head}\n  limits: {_LIMITS[verdict.dtype]}"
+
+
 def _compare(
     dtype: str,
     ours: _Run,
@@ -122,14 +175,12 @@ def _compare(
     log_p, reference = ours.log_probs(), theirs.log_probs()
     difference = (log_p - reference).abs()
     of_labels = difference[:-1].gather(1, labels).squeeze(1)
-    departed = [
-        place
+    checks = [
+        Check(place, _distance(states, exact.hidden[place]), hidden_limits[place])
         for place, states in ours.hidden.items()
-        if not _distance(states, exact.hidden[place]) <= hidden_limits[place]  # NaN departs
     ]
     departure = departure_of(ours, exact)
-    if not departure <= limit:
-        departed.append("output layer")
+    checks.append(Check(LOGITS, departure, limit))
     return Verdict(
         dtype,
         len(of_labels),
@@ -138,10 +189,11 @@ def _compare(
         difference.max().item(),
         departure,
         limit,
+        checks,
         int(of_labels.argmax()),
         (log_p.argmax(1) == reference.argmax(1)).float().mean().item(),
         {place: _distance(states, theirs.hidden[place]) for place, states in ours.hidden.items()},
-        departed[0] if departed else None,
+        next((check.place for check in checks if not check.passed), None),
     )
 
 
@@ -159,7 +211,10 @@ def _distance(states: torch.Tensor, reference: torch.Tensor) -> float:
 
 def _transformers(hf: HFModel, token_ids: list[int], dtype: torch.dtype) -> _Run:
     device = torch.cuda.current_device()
-    model: Any = AutoModelForCausalLM.from_pretrained(hf.folder, dtype=dtype)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(hf.folder, dtype=dtype)
+    except Exception as error:  # of what weights and config may have, transformers raises many kinds
+        raise UserError(f"transformers cannot load {hf.folder}: {' '.join(str(error).split())}") from None
     model.to(device).eval()
     body = model.model
     places = _places(body.embed_tokens, list(body.layers), body.norm)

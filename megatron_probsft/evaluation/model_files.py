@@ -19,6 +19,7 @@ from megatron_probsft.data.tokenizers import load_tokenizer
 from megatron_probsft.data.turn_ends import marker_tokens
 from megatron_probsft.evaluation.problems import Problem
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.read_files import read_json_object
 
 _SAMPLED = 1 << 16  # bytes at both ends of each weight file: training changes every one of them
 
@@ -28,11 +29,13 @@ def load_model_files(model: Path) -> tuple[Any, Any, list[int]]:
     if not (model / "config.json").is_file():
         what = "has no config.json" if model.is_dir() else "is no folder"
         raise UserError(f"--model {model} {what}: give a Hugging Face model folder")
+    read_json_object(model / "config.json")
     try:
         config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
-        tokenizer = load_tokenizer(model)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--model {model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    except Exception as error:  # each config class has checks, and errors, of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"--model {model} cannot be loaded: {reason}") from None
+    tokenizer = load_tokenizer(model)
     ends = generation_ends(model)
     if ends is None:
         of_config = config.eos_token_id

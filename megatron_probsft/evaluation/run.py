@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from megatron_probsft.evaluation.tasks.task import Task
 from megatron_probsft.evaluation.unfinished import Unfinished, settings_of
 from megatron_probsft.evaluation.vllm_runner import Engine, Generation, Seconds, generate, kv_bytes_per_token
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.runtime.folders import write_whole
+from megatron_probsft.runtime.folders import check_writable, write_whole
 
 
 @dataclass
@@ -89,6 +90,12 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     check_ids(problems)
     tokenizer, config, ends = load_model_files(settings.model)
     template = settings.template or _default_template(task, tokenizer)
+    heads = getattr(config, "num_attention_heads", None)
+    if heads and heads % settings.tensor_parallel_size:
+        raise UserError(
+            f"--tensor-parallel-size {settings.tensor_parallel_size} does not divide the model's {heads} "
+            "attention heads"
+        )
     weights = fingerprint(settings.model)
     server = _server(settings.server, settings.model, weights) if settings.server else None
     max_model_len = server.max_model_len if server else settings.max_model_len
@@ -240,17 +247,24 @@ def _sampling(settings: Settings, task: Task) -> _Sampling:
     return _Sampling(samples, temperature, settings.max_new_tokens or task.max_new_tokens)
 
 
-def _check(settings: Settings) -> None:
+def check_numbers(values: Mapping[str, Any], prefix: str = "") -> None:
+    """Settings by their names, those that are there. Raises UserError; flags begin with `prefix`."""
     for name in ("limit", "samples", "max_new_tokens", "tensor_parallel_size", "max_model_len"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        value = values.get(name)
+        if value is not None and not 1 <= value < 2**31:
+            limit = "at least 1" if value < 1 else "below 2^31"
+            raise UserError(f"--{prefix}{name.replace('_', '-')} must be {limit}, got {value}")
+    temperature = values.get("temperature")
+    if temperature is not None and not 0 <= temperature < math.inf:
+        raise UserError(f"--{prefix}temperature must be a number of at least 0, got {temperature}")
+
+
+def _check(settings: Settings) -> None:
+    check_numbers(vars(settings))
     if settings.start is not None and settings.start < 0:
         raise UserError(f"--start must be at least 0, got {settings.start}")
     if settings.end is not None and settings.end <= (settings.start or 0):
         raise UserError(f"--end must be greater than --start {settings.start or 0}, got {settings.end}")
-    if settings.temperature is not None and not 0 <= settings.temperature < math.inf:
-        raise UserError(f"--temperature must be a number of at least 0, got {settings.temperature}")
     own = (settings.dtype != "auto", settings.tensor_parallel_size > 1, settings.max_model_len is not None)
     if settings.server and any(own):
         raise UserError(
@@ -259,3 +273,6 @@ def _check(settings: Settings) -> None:
         )
     if (settings.output / "summary.json").exists():
         raise UserError(f"--output {settings.output} holds a finished evaluation: name another folder")
+    if (settings.output / "generations.jsonl").is_dir():
+        raise UserError(f"--output {settings.output}: its generations.jsonl is a folder: name another folder")
+    check_writable(settings.output, "--output")

@@ -55,20 +55,31 @@ class Unfinished:
         self._stream.flush()
 
     def _read(self, settings: dict[str, Any], output: Path) -> None:
+        if not self._file.is_file():
+            raise UserError(f"{self._file} is no file: name another folder with --output")
         content = self._file.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]  # the last line may have been cut by the interruption
         if len(whole) < len(content):
             with self._file.open("r+b") as stream:
                 stream.truncate(len(whole))
-        for line in map(json.loads, whole.splitlines()):
-            if "settings" in line:
-                _compare(line["settings"], settings, output)
-            elif "engine" in line:
-                self.engine = line["engine"]
-            else:
-                benchmark, name, sample = line["key"]
-                generation = Generation(line["tokens"], line["finish_reason"])
-                self.generations[benchmark, name, sample] = generation
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                self._take(json.loads(line), settings, output)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                raise UserError(
+                    f"{self._file} line {number} is not what an evaluation writes: remove the file, or name "
+                    "another folder with --output"
+                ) from None
+
+    def _take(self, line: dict[str, Any], settings: dict[str, Any], output: Path) -> None:
+        if "settings" in line:
+            _compare(line["settings"], settings, output)
+        elif "engine" in line:
+            self.engine = {**line["engine"]}
+        else:
+            benchmark, name, sample = line["key"]
+            generation = Generation(line["tokens"], line["finish_reason"])
+            self.generations[benchmark, name, sample] = generation
 
 
 def settings_of(output: Path) -> dict[str, Any]:

@@ -11,13 +11,16 @@ from typing import Any
 
 import torch
 
+from megatron_probsft.data.domains.examples import check_number
+from megatron_probsft.evaluation.run import check_numbers
 from megatron_probsft.experiments.models import MODELS, SMOLLM2, Model, named_model, other_model
-from megatron_probsft.experiments.plan import Sweep, prepare_flags, scores_own_test
+from megatron_probsft.experiments.plan import Sweep, plan, prepare_flags, scores_own_test
 from megatron_probsft.experiments.settings import DATASETS
 from megatron_probsft.experiments.steps import ROOT
 from megatron_probsft.objectives.registry import ObjectiveError, get_objective
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.training.arguments import Parser, add_flags
+from megatron_probsft.runtime.folders import check_writable
+from megatron_probsft.training.arguments import Parser, add_flags, parse_arguments
 from megatron_probsft.training.config import TrainConfig
 
 _OURS = (
@@ -26,6 +29,7 @@ _OURS = (
     "data_cache_path", "objective", "dry_run", "seed",
 )  # fmt: skip
 """Flags of the trainer that a sweep gives itself."""
+_TRAINER = "megatron_probsft.train"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +67,9 @@ def read_request(argv: Sequence[str], description: str) -> Request:
     if args.paper and model.name == SMOLLM2:
         raise UserError(f"--paper trains as the paper's code does, and {SMOLLM2} is no model of the paper's")
     gpus = _gpus(args)
-    nproc = args.nproc_per_node or gpus or 1
+    nproc = (gpus or 1) if args.nproc_per_node is None else args.nproc_per_node
+    if nproc < 1:
+        raise UserError(f"--nproc-per-node must be at least 1, got {nproc}")
     if gpus and nproc > gpus:
         raise UserError(f"--nproc-per-node {nproc} is more than the {gpus} GPU(s) there are to use")
     sweep = Sweep(
@@ -71,12 +77,23 @@ def read_request(argv: Sequence[str], description: str) -> Request:
         gpus, args.cuda_visible_devices, nproc, prepare, train, score,
     )  # fmt: skip
     _check_data(sweep)
+    check_numbers(score, "score-")
+    for item in score.get("data", []):
+        if not Path(item).exists():
+            raise UserError(f"--score-data {item}: no such file or folder")
+    for name in ("train", "test", "validation"):
+        check_number(f"prepare-{name}", prepare.get(name))
+    check_writable(sweep.folder, "--output")
     folders: dict[Path, str] = {}
     for objective, _, folder in sweep.runs:
         if (other := folders.setdefault(folder, objective)) != objective:
             raise UserError(
                 f"--trainer-objective-trans: {other} and {objective} would share the folder {folder}"
             )
+    if gpus == torch.cuda.device_count():  # else the script is for another machine
+        for step in plan(sweep):
+            if _TRAINER in step.words:
+                parse_arguments([*step.words[step.words.index(_TRAINER) + 1 :]])
     return Request(sweep, args.run_script)
 
 
@@ -175,7 +192,7 @@ SCORE_FLAGS: dict[str, dict[str, Any]] = {
     "samples": {"type": int, "help": "generations per problem"},
     "temperature": {"type": float, "help": "0: greedy"},
     "max-new-tokens": {"type": int, "help": "longest generation"},
-    "dtype": {"help": "auto, bfloat16, float32"},
+    "dtype": {"choices": ["auto", "bfloat16", "float32"], "help": "auto: as vLLM chooses"},
     "tensor-parallel-size": {"type": int, "help": "GPUs that share the model"},
 }
 PREPARE_FLAGS: dict[str, dict[str, Any]] = {

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from megatron_probsft.experiments.plan import Sweep
 from megatron_probsft.runtime.folders import write_whole
+from megatron_probsft.runtime.read_files import read_json_object
 from megatron_probsft.training.metrics_file import read_records
 
 
@@ -20,14 +21,14 @@ def collect(sweep: Sweep, data: Path) -> dict[str, Any]:
 
     data: the folder of the prepared data.
     """
-    card = json.loads((data / "card.json").read_text())
-    probe = json.loads((sweep.folder / "probe" / "probe.json").read_text())["readings"][-1]
+    card = read_json_object(data / "card.json")
+    probe = read_json_object(sweep.folder / "probe" / "probe.json")["readings"][-1]
     base = {"name": "base", "objective": None, "seed": None, **_score(sweep.base)}
     rows: list[dict[str, Any]] = []
     for objective, seed, folder in sweep.runs:
         first, last = _validations(folder / "megatron")
         base |= {"heldout_nll": first["nll"], "heldout_mean_p": first["mean_p"]}  # of the same weights in all
-        minutes = json.loads((folder / "megatron" / "summary.json").read_text())["wall_seconds"] / 60
+        minutes = read_json_object(folder / "megatron" / "summary.json")["wall_seconds"] / 60
         rows.append(
             {
                 "name": f"{objective}, seed {seed}" if len(sweep.seeds) > 1 else objective,
@@ -107,7 +108,7 @@ def _mean(objective: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _score(folder: Path) -> dict[str, Any]:
-    summary = json.loads((folder / "score" / "summary.json").read_text())
+    summary = read_json_object(folder / "score" / "summary.json")
     found = {name: summary[name] for name in ("accuracy", "accuracy_ci95", "n", "samples")}
     similarity = summary["average"].get("jaro_winkler")
     return found if similarity is None else found | {"jaro_winkler": similarity}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from megatron_probsft.models.families import family_of
 from megatron_probsft.models.family import Experts, Family, ModelShape
 from megatron_probsft.models.local_layers import PackedRotary, local_block_spec
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.read_files import read_json_object
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,10 @@ def read_hf_model(folder: str | Path) -> HFModel:
         if path.exists() or str(folder).startswith((".", "/")) or str(folder).count("/") != 1:
             raise UserError(f"{folder} is not a Hugging Face model folder: it has no config.json")
         path = _download(str(folder))
-    try:
-        raw = json.loads((path / "config.json").read_text())
-    except ValueError as error:
-        raise UserError(f"{path / 'config.json'} is not valid JSON: {error}") from None
-    family = family_of((raw.get("architectures") or ["(none)"])[0])
+    architectures = read_json_object(path / "config.json").get("architectures") or ["(none)"]
+    if not isinstance(architectures, list):
+        raise UserError(f"{path / 'config.json'}: architectures must be a list, got {architectures!r}")
+    family = family_of(str(architectures[0]))
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # each config class has checks, and errors, of its own

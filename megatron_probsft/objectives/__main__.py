@@ -26,8 +26,11 @@ def main() -> None:
         parser.error(f"--output must end in .png, .pdf or .svg, got {str(arguments.output)!r}")
     try:
         _run(arguments.names, arguments.output)
-    except (ObjectiveError, OSError) as error:
+    except ObjectiveError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: --output {arguments.output} cannot be written: {error.strerror}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -38,14 +38,16 @@ def check_objective(objective: Objective, remedy: str = _REMEDY) -> None:
             losses = objective(log_p.clone().requires_grad_(), **statistics)
             _check_output(objective, losses, log_p)
             weight = gradient_weight(objective, log_p, **statistics)
+            kept = objective.kept(log_p, **statistics)
         except ObjectiveError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ObjectiveError(
                 f"objective {objective.name!r} fails on a trial call: {one_line(error)}"
             ) from error
         _check_finite(objective, "loss", losses.detach(), log_p)
         _check_finite(objective, "gradient weight", weight, log_p)
+        _check_kept(objective, kept, losses.detach(), weight, log_p)
         worst = int(weight.argmin())
         if weight[worst] < -1e-6 * min(1.0, float(weight.abs().max())):  # below the noise of rounding
             raise ObjectiveError(
@@ -54,7 +56,26 @@ def check_objective(objective: Objective, remedy: str = _REMEDY) -> None:
             )
 
 
-def one_line(error: Exception) -> str:
+def hidden_threshold(objective: Objective) -> float | None:
+    """A p at which the objective's gradient begins or ends and `keeps` says nothing of it; None: nowhere.
+
+    Its number of kept tokens would be wrong. A weight that underflows fades before, and is no threshold.
+    """
+    log_p = trial_log_p()
+    log_p = log_p[(log_p > math.log(1e-6)) & (log_p < math.log(1 - 1e-3))]
+    for statistics in trial_statistics(log_p):
+        kept = objective.kept(log_p, **statistics)
+        weight = gradient_weight(objective, log_p, **statistics)
+        without = (weight == 0) & kept
+        beside = torch.maximum(weight.roll(1), weight.roll(-1))
+        beside[[0, -1]] = 0
+        edge = (without & (beside > 1e-30)).nonzero()
+        if len(edge):
+            return math.exp(float(log_p[int(edge[0])]))
+    return None
+
+
+def one_line(error: BaseException) -> str:
     """`Type: first line of the message`."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
@@ -71,6 +92,26 @@ def _check_output(objective: Objective, losses: Any, log_p: torch.Tensor) -> Non
         )
     if not losses.requires_grad:
         raise ObjectiveError(f"objective {objective.name!r} has no gradient with respect to log_p")
+
+
+def _check_kept(
+    objective: Objective, kept: Any, losses: torch.Tensor, weight: torch.Tensor, log_p: torch.Tensor
+) -> None:
+    if not isinstance(kept, torch.Tensor) or kept.shape != log_p.shape or kept.dtype != torch.bool:
+        got = (
+            f"{kept.dtype} {list(kept.shape)}" if isinstance(kept, torch.Tensor) else type(kept).__name__
+        ).replace("torch.", "")
+        raise ObjectiveError(
+            f"objective {objective.name!r}: keeps must return one bool per token, {list(log_p.shape)};"
+            f" got {got}"
+        )
+    contradicted = (~kept & ((losses != 0) | (weight != 0))).nonzero()
+    if len(contradicted):
+        index = int(contradicted[0])
+        raise ObjectiveError(
+            f"objective {objective.name!r}: keeps leaves a token at p = {_p(log_p, index)} out, but there"
+            f" f is {float(losses[index]):.3g} and s is {float(weight[index]):.3g}; both must be 0"
+        )
 
 
 def _check_finite(objective: Objective, what: str, values: torch.Tensor, log_p: torch.Tensor) -> None:

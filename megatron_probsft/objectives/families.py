@@ -23,6 +23,7 @@ class Family:
     weight: str
     range: str
     citation: str
+    keeps: Loss | None
 
     @property
     def name(self) -> str:
@@ -37,21 +38,26 @@ class Family:
         parameters = [
             p for p in inspect.signature(self.function).parameters if p not in ("log_p", *ARGUMENTS)
         ]
-        loss = partial(self.function, **dict(zip(parameters, numbers, strict=True)))
-        return Objective(name, loss, statistics_of(loss), self.formula, self.weight, self.citation)
+        values = dict(zip(parameters, numbers, strict=True))
+        loss, keeps = partial(self.function, **values), self.keeps and partial(self.keeps, **values)
+        return Objective(name, loss, statistics_of(loss), self.formula, self.weight, self.citation, keeps)
 
 
 FAMILIES: list[Family] = []
 
 
 def register(
-    pattern: str, example: str, in_range: Callable[..., bool] = lambda: True
+    pattern: str,
+    example: str,
+    in_range: Callable[..., bool] = lambda: True,
+    keeps: Loss | None = None,
 ) -> Callable[[Loss], Loss]:
     """File a loss function under `pattern`.
 
     The function takes log_p, then the statistics it needs, then one number per letter of the pattern. Its
     docstring holds the listing's texts, a line each: `f = …`, `s = …`, `Range: …` (if there are letters) and
-    `Source: …`. `in_range` is `Range` as a test of the numbers.
+    `Source: …`. `in_range` is `Range` as a test of the numbers. `keeps`, with the
+    function's own parameters, says which tokens a threshold keeps; None: all.
     """
 
     def file(function: Loss) -> Loss:
@@ -66,6 +72,7 @@ def register(
                 weight=texts["s ="],
                 range=texts.get("Range:", ""),
                 citation=texts["Source:"],
+                keeps=keeps,
             )
         )
         return function

@@ -17,6 +17,26 @@ from megatron_probsft.objectives.families import register
 _LARGEST_POWER = math.exp(80)  # of p^α for α < 0: f, 200 nats further out, still fits into float32
 
 
+def _inside(log_p: torch.Tensor, a: float, b: float) -> torch.Tensor:
+    """Which tokens have a ≤ p ≤ b; the thresholds get no gradient."""
+    p = log_p.detach().exp().clamp(max=1)  # log p may round to just above 0
+    # torch compares in float32, so that p equal to a threshold as float32 holds it is inside.
+    return ((p >= a) & (p <= b)) | p.isnan()  # a NaN is in no interval, and must show
+
+
+def _from(log_p: torch.Tensor, q: float) -> torch.Tensor:
+    return _inside(log_p, q, 1)
+
+
+def _up_to(log_p: torch.Tensor, q: float) -> torch.Tensor:
+    return _inside(log_p, 0, q)
+
+
+def _where(kept: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+    # Not multiplication: f may be infinite outside.
+    return torch.where(kept, loss, torch.zeros_like(loss))
+
+
 @register("logp", "logp")
 @register("original", "original")  # decorators run from the bottom up
 def negative_log_likelihood(log_p: torch.Tensor) -> torch.Tensor:
@@ -57,67 +77,67 @@ def general_family(log_p: torch.Tensor, alpha: float) -> torch.Tensor:
     return -_expm1(alpha * log_p.clamp(min=knee)) / alpha + _LARGEST_POWER * beyond
 
 
-@register("OnlyTopP-q", "OnlyTopP-0.2", lambda q: 0 <= q < 1)
+@register("OnlyTopP-q", "OnlyTopP-0.2", lambda q: 0 <= q < 1, keeps=_from)
 def only_top_p(log_p: torch.Tensor, q: float) -> torch.Tensor:
     """f = (1 − p)·1[p ≥ q]
     s = p·1[p ≥ q]
     Range: 0 ≤ q < 1
     Source: arXiv 2510.00526 eq. 4
     """
-    return _between(log_p, q, 1, one_minus_p(log_p))
+    return _where(_from(log_p, q), one_minus_p(log_p))
 
 
-@register("OnlyBottomP-q", "OnlyBottomP-0.5", lambda q: 0 < q <= 1)
+@register("OnlyBottomP-q", "OnlyBottomP-0.5", lambda q: 0 < q <= 1, keeps=_up_to)
 def only_bottom_p(log_p: torch.Tensor, q: float) -> torch.Tensor:
     """f = (1 − p)·1[p ≤ q]
     s = p·1[p ≤ q]
     Range: 0 < q ≤ 1
     Source: arXiv 2510.00526 eq. 4
     """
-    return _between(log_p, 0, q, one_minus_p(log_p))
+    return _where(_up_to(log_p, q), one_minus_p(log_p))
 
 
-@register("OnlyIntervalP-a-b", "OnlyIntervalP-0.3-0.7", lambda a, b: 0 <= a < b <= 1)
+@register("OnlyIntervalP-a-b", "OnlyIntervalP-0.3-0.7", lambda a, b: 0 <= a < b <= 1, keeps=_inside)
 def only_interval_p(log_p: torch.Tensor, a: float, b: float) -> torch.Tensor:
     """f = (1 − p)·1[a ≤ p ≤ b]
     s = p·1[a ≤ p ≤ b]
     Range: 0 ≤ a < b ≤ 1
     Source: arXiv 2510.00526 eq. 4
     """
-    return _between(log_p, a, b, one_minus_p(log_p))
+    return _where(_inside(log_p, a, b), one_minus_p(log_p))
 
 
-@register("OnlyTopLogP-q", "OnlyTopLogP-0.25", lambda q: 0 <= q < 1)
+@register("OnlyTopLogP-q", "OnlyTopLogP-0.25", lambda q: 0 <= q < 1, keeps=_from)
 def only_top_log_p(log_p: torch.Tensor, q: float) -> torch.Tensor:
     """f = −log p·1[p ≥ q]
     s = 1[p ≥ q]
     Range: 0 ≤ q < 1
     Source: arXiv 2510.00526 eq. 4
     """
-    return _between(log_p, q, 1, -log_p)
+    return _where(_from(log_p, q), -log_p)
 
 
-@register("OnlyBottomLogP-q", "OnlyBottomLogP-0.6", lambda q: 0 < q <= 1)
+@register("OnlyBottomLogP-q", "OnlyBottomLogP-0.6", lambda q: 0 < q <= 1, keeps=_up_to)
 def only_bottom_log_p(log_p: torch.Tensor, q: float) -> torch.Tensor:
     """f = −log p·1[p ≤ q]
     s = 1[p ≤ q]
     Range: 0 < q ≤ 1
     Source: arXiv 2510.00526 eq. 4
     """
-    return _between(log_p, 0, q, -log_p)
+    return _where(_up_to(log_p, q), -log_p)
 
 
-@register("OnlyIntervalLogP-a-b", "OnlyIntervalLogP-0.35-0.75", lambda a, b: 0 <= a < b <= 1)
+@register("OnlyIntervalLogP-a-b", "OnlyIntervalLogP-0.35-0.75", lambda a, b: 0 <= a < b <= 1, keeps=_inside)
 def only_interval_log_p(log_p: torch.Tensor, a: float, b: float) -> torch.Tensor:
     """f = −log p·1[a ≤ p ≤ b]
     s = 1[a ≤ p ≤ b]
     Range: 0 ≤ a < b ≤ 1
     Source: arXiv 2510.00526 eq. 4
     """
-    return _between(log_p, a, b, -log_p)
+    return _where(_inside(log_p, a, b), -log_p)
 
 
-@register("ProFit-τ", "ProFit-0.1", lambda tau: 0 <= tau < 1)
+@register("ProFit-τ", "ProFit-0.1", lambda tau: 0 <= tau < 1, keeps=lambda log_p, tau: _from(log_p, tau))
 def profit(log_p: torch.Tensor, tau: float) -> torch.Tensor:
     """f = −log p·1[p ≥ τ]
     s = 1[p ≥ τ]
@@ -126,7 +146,7 @@ def profit(log_p: torch.Tensor, tau: float) -> torch.Tensor:
 
     The same function as OnlyTopLogP: the papers differ in what they divide by, which is not the loss's part.
     """
-    return _between(log_p, tau, 1, -log_p)
+    return _where(_from(log_p, tau), -log_p)
 
 
 @register("LogOneMinusP-ε", "LogOneMinusP-0.1", lambda epsilon: 1e-6 <= epsilon <= 1)
@@ -237,11 +257,3 @@ def _expm1(x: torch.Tensor) -> torch.Tensor:
 def _with_weight(log_p: torch.Tensor, loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """`loss` with the gradient −`weight`, for a derivative that autograd would not get right."""
     return loss - weight * (log_p - log_p.detach())
-
-
-def _between(log_p: torch.Tensor, low: float, high: float, loss: torch.Tensor) -> torch.Tensor:
-    """`loss` where low ≤ p ≤ high, else 0. The thresholds get no gradient."""
-    p = log_p.detach().exp().clamp(max=1)  # log p may round to just above 0
-    # torch compares in float32, so that p equal to a threshold as float32 holds it is inside.
-    # where, not multiplication: f may be infinite outside. A NaN is in no interval, and must show.
-    return torch.where(((p >= low) & (p <= high)) | p.isnan(), loss, torch.zeros_like(loss))

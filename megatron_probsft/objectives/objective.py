@@ -27,6 +27,8 @@ class Objective:
     """`losses = objective(log_p, **statistics)`: `[T]` float32 → `[T]` float32, differentiable, minimised.
 
     `needs` names the statistics that must be handed in, of `ARGUMENTS`; others may be, and are not passed on.
+    `keeps`, called as `loss` is, gives `[T]` bool: the tokens inside the threshold, whose number some
+    denominators divide by. The loss of the others must be 0. None: every token is kept.
     The texts are for people: f, its gradient weight s(p) = −f′(p)·p, and where it is from.
     """
 
@@ -36,16 +38,24 @@ class Objective:
     formula: str = ""
     weight: str = ""
     citation: str = ""
+    keeps: Loss | None = None
 
     def __call__(self, log_p: torch.Tensor, **statistics: Any) -> torch.Tensor:
         return self.loss(log_p, **{name: statistics[name] for name in self.needs})
+
+    def kept(self, log_p: torch.Tensor, **statistics: Any) -> torch.Tensor:
+        """`[T]` bool: which tokens are kept, also those whose gradient weight is 0 or rounds to it."""
+        if self.keeps is None:
+            return torch.ones_like(log_p, dtype=torch.bool)
+        return self.keeps(log_p.detach(), **{name: statistics[name] for name in self.needs})
 
 
 def with_statistic(objective: Objective, statistic: str) -> Objective:
     """The same objective, for which the kernels compute one more of STATISTICS: for reports."""
     if statistic in objective.needs:
         return objective
-    return dataclasses.replace(objective, loss=objective, needs=(*objective.needs, statistic))
+    keeps = None if objective.keeps is None else objective.kept
+    return dataclasses.replace(objective, loss=objective, keeps=keeps, needs=(*objective.needs, statistic))
 
 
 def gradient_weight(objective: Objective, log_p: torch.Tensor, **statistics: Any) -> torch.Tensor:
@@ -67,7 +77,10 @@ def statistics_of(loss: Loss) -> tuple[str, ...]:
     Raises:
         ObjectiveError: the first parameter is not `log_p`, or another one is neither known nor has a default.
     """
-    parameters = list(inspect.signature(loss).parameters.values())
+    try:
+        parameters = list(inspect.signature(loss).parameters.values())
+    except (ValueError, TypeError):  # of some functions written in C
+        raise ObjectiveError("Python cannot tell its parameters: wrap it in a function of log_p") from None
     if not parameters or parameters[0].name != "log_p":
         raise ObjectiveError("its first parameter must be log_p, the logarithm of the label's probability")
     named = [p for p in parameters[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]

@@ -11,7 +11,7 @@ import difflib
 import re
 
 from megatron_probsft.objectives import functions, weighted  # noqa: F401  (imported to register)
-from megatron_probsft.objectives.check import check_objective
+from megatron_probsft.objectives.check import check_objective, hidden_threshold
 from megatron_probsft.objectives.families import FAMILIES, Family
 from megatron_probsft.objectives.objective import (
     STATISTICS,
@@ -23,7 +23,8 @@ from megatron_probsft.objectives.objective import (
 from megatron_probsft.objectives.user_functions import user_objective
 
 __all__ = [
-    "STATISTICS", "Objective", "ObjectiveError", "get_objective", "gradient_weight", "with_statistic",
+    "STATISTICS", "Objective", "ObjectiveError", "get_objective", "gradient_weight", "hidden_threshold",
+    "with_statistic",
 ]  # fmt: skip
 
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|nan)(?=-|$)", re.IGNORECASE)

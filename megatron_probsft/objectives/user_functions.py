@@ -15,7 +15,9 @@ def user_objective(name: str) -> Objective:
     """Import `package.module:function`, also from the current directory, and try it.
 
     The function takes log_p `[T]` float32, then by name the statistics that it needs (`objective.STATISTICS`
-    and `vocab_size`), and returns the losses `[T]` float32.
+    and `vocab_size`), and returns the losses `[T]` float32. One with a threshold says which tokens it keeps
+    in an attribute, a function of the same arguments that returns `[T]` bool:
+    `function.keeps = lambda log_p: log_p.exp() >= 0.2`.
 
     Raises:
         ObjectiveError: it cannot be imported, asks for an unknown statistic, or fails `check_objective`.
@@ -26,7 +28,8 @@ def user_objective(name: str) -> Objective:
     except ObjectiveError as error:
         raise ObjectiveError(f"objective {name!r}: {error}") from None
     text = (function.__doc__ or "").strip().partition("\n")[0] or "(no docstring)"
-    objective = Objective(name, function, needs, text, "−∂f/∂log p", "user function")
+    keeps = getattr(function, "keeps", None)
+    objective = Objective(name, function, needs, text, "−∂f/∂log p", "user function", keeps)
     check_objective(objective)
     return objective
 
@@ -37,7 +40,7 @@ def _import(name: str) -> Loss:
         sys.path.append(os.getcwd())  # stays, for what the function itself may import later
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ObjectiveError(
             f"objective {name!r}: cannot import {module_name!r}: {one_line(error)}"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,21 @@ def write_whole(file: Path, text: str) -> None:
 def check_is_new(target: Path) -> None:
     if target.exists():
         raise UserError(f"{target} exists: choose another folder, or remove it")
+
+
+def check_writable(target: Path, name: str) -> None:
+    """Find out, before the work whose results are to go there, whether the folder `target` can be written.
+
+    Nothing is left of the trial. Raises UserError with `name`, the flag that gives it.
+    """
+    try:
+        there = next(folder for folder in [target, *target.absolute().parents] if os.path.lexists(folder))
+        if not there.is_dir():
+            raise UserError(f"{name} {target}: {there} is no folder")
+        with tempfile.TemporaryDirectory(dir=there, prefix=".probsft-"):
+            pass
+    except OSError as error:
+        raise UserError(f"{name} {target} cannot be written: {error.strerror}") from None
 
 
 def check_space(target: Path, needed: int) -> None:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
 
 from megatron_probsft.data.templates import check_template_name
-from megatron_probsft.objectives.registry import ObjectiveError, get_objective
+from megatron_probsft.objectives.registry import ObjectiveError, get_objective, hidden_threshold
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.read_files import read_yaml_mapping
 from megatron_probsft.training.config import CHANGEABLE, TrainConfig
 
 
@@ -75,7 +75,8 @@ def problems_of(config: TrainConfig) -> list[str]:
         "--save, without --finetune",
     )
     for flag in ("finetune", "ckpt_step", "allow_changed"):
-        require(not getattr(config, flag) or config.load is not None, f"--{_dashed(flag)} belongs to --load")
+        given = getattr(config, flag) not in (None, False, [])
+        require(not given or config.load is not None, f"--{_dashed(flag)} belongs to --load")
     for name in config.allow_changed:
         allowed = ["data", *map(_dashed, CHANGEABLE)]
         require(
@@ -110,6 +111,14 @@ def problems_of(config: TrainConfig) -> list[str]:
     for name in ("min_lr", "weight_decay", "clip_grad", "lr_warmup_iters", "train_iters", "show_samples"):
         value = getattr(config, name)
         require(value is None or value >= 0, f"--{_dashed(name)} must not be negative, got {value}")
+    for field in dataclasses.fields(TrainConfig):
+        value = getattr(config, field.name)
+        if type(value) is int and field.name != "seed":
+            require(value < 2**31, f"--{_dashed(field.name)} must be below 2^31, got {value}")
+    require(0 <= config.seed < 2**63, f"--seed must be at least 0 and below 2^63, got {config.seed}")
+    for name in ("lr", "adam_eps", "weight_decay"):
+        value = getattr(config, name)
+        require(value < math.inf, f"--{_dashed(name)} must be a finite number, got {value}")
     for name in ("adam_beta1", "adam_beta2"):
         value = getattr(config, name)
         require(0 <= value < 1, f"--{_dashed(name)} must be in 0 ≤ β < 1, got {value}")
@@ -169,7 +178,14 @@ def problems_of(config: TrainConfig) -> list[str]:
         "--wandb-project needs the package wandb: pip install wandb",
     )
     try:
-        get_objective(config.objective)
+        objective = get_objective(config.objective)
+        p = None if config.loss_denominator == "tokens" else hidden_threshold(objective)
+        if p is not None:
+            problems.append(
+                f"--loss-denominator {config.loss_denominator} counts the tokens that the objective keeps, "
+                f"but {config.objective} does not say that its gradient is cut off at p = {p:.3g}: give the "
+                "function an attribute keeps, like f.keeps = lambda log_p: log_p.exp() >= 0.2"
+            )
     except ObjectiveError as error:
         problems.append(str(error))
     try:
@@ -226,13 +242,8 @@ def _type_of(field: dataclasses.Field) -> tuple[type, bool, list[str] | None]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"--config {path}: no such file") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
+    content = read_yaml_mapping(path, "--config")
+    if not content:
         raise UserError(f"--config {path} must hold keys and values, e.g. `lr: 5.0e-5`")
     fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
     values: dict[str, Any] = {}

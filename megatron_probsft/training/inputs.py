@@ -19,6 +19,7 @@ from megatron_probsft.data.tokenizers import load_tokenizer
 from megatron_probsft.models.build import HFModel, parallelism_problems, read_hf_model
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.folders import check_writable
 from megatron_probsft.training.config import TrainConfig
 from megatron_probsft.training.resume import compare_runs
 from megatron_probsft.training.setup import layout_of
@@ -86,6 +87,14 @@ def _folder_problems(config: TrainConfig) -> Iterator[str]:
     grows = config.save_hf_at_each_save and resuming_here  # those of earlier checkpoints are in it
     if config.save_hf and Path(config.save_hf).exists() and not grows:
         yield f"--save-hf {config.save_hf} exists: choose a new folder"
+    if distributed.rank() == 0:
+        for flag in ("save", "save_hf", "data_cache_path"):
+            folder = getattr(config, flag)
+            try:
+                if folder:
+                    check_writable(Path(folder), f"--{flag.replace('_', '-')}")
+            except UserError as error:
+                yield str(error)
 
 
 def token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenStore | None]:

@@ -17,19 +17,24 @@ def drop_records_after(folder: Path, iteration: int) -> None:
     file = folder / "metrics.jsonl"
     if not file.is_file():
         return
-    kept = [line for line in file.read_text().splitlines(keepends=True) if _iteration_of(line) <= iteration]
+    kept = [line for line in _lines(file) if _iteration_of(line) <= iteration]
     write_whole(file, "".join(kept if iteration else []))
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
     """Every whole record of the run so far; none where there is no file."""
     file = folder / "metrics.jsonl"
-    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+    lines = _lines(file) if file.is_file() else []
     return [json.loads(line) for line in lines if _iteration_of(line) < float("inf")]
 
 
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+
+
 def _iteration_of(line: str) -> float:
+    """Infinite of what is no whole record: a disk that was full, or a kill, may leave anything."""
     try:
-        return json.loads(line)["iteration"] if line.endswith("\n") else float("inf")
-    except ValueError:
+        return float(json.loads(line)["iteration"]) if line.endswith("\n") else float("inf")
+    except (ValueError, TypeError, KeyError):
         return float("inf")

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_probsft.checkpoint import torch_dist
+from megatron_probsft.checkpoint.torch_dist_reader import BlockReader
 from megatron_probsft.data.token_store import TokenStore
 from megatron_probsft.data.tokenizers import text_libraries
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.read_files import read_yaml_mapping
 from megatron_probsft.training.batches import Position
 from megatron_probsft.training.config import CHANGEABLE, TrainConfig
 from megatron_probsft.training.setup import TrainState
@@ -51,6 +52,7 @@ def look_at(checkpoint: Path, config: TrainConfig, data: TokenStore) -> Saved:
     notes, problems = compare_runs(checkpoint, config)
     if problems:
         raise UserError(problems[0])
+    BlockReader(checkpoint)  # refuses damaged metadata in a line; torch would print a traceback before ours
     plain: dict[str, Any] = {"run": None, "iteration": None, "consumed_samples": None}
     plain = torch_dist.load_checkpoint(checkpoint, plain)
     run = plain.get("run") or {}
@@ -82,7 +84,7 @@ def load_state(
     """
     same_layout = saved.layout == _layout()
     settings = [dict(group) for group in state.optimizer.param_groups]
-    before = yaml.safe_load((checkpoint / "train_config.yaml").read_text())
+    before = read_yaml_mapping(checkpoint / "train_config.yaml")
     for group in state.optimizer.param_groups:  # Megatron-Core finds a group by its learning rates
         group.update(max_lr=before["lr"], min_lr=before["min_lr"])
     content = _content(state, config, data, is_loading=True)
@@ -114,7 +116,9 @@ def compare_runs(checkpoint: Path, config: TrainConfig) -> tuple[list[str], list
     saved_file = checkpoint / "train_config.yaml"
     if not saved_file.is_file():
         return [], [f"{checkpoint} was not written by this trainer: use it with --finetune"]
-    saved = yaml.safe_load(saved_file.read_text())
+    saved = read_yaml_mapping(saved_file)
+    if "lr" not in saved:  # of every run
+        return [], [f"{saved_file} is damaged: it holds no lr; use the checkpoint with --finetune"]
     changes, problems = [], []
     old_ep, new_ep = saved.get("expert_model_parallel_size", 1), config.expert_model_parallel_size
     if (old_ep > 1) != (new_ep > 1):

@@ -104,11 +104,13 @@ def _run(
     forward_only: bool,
     observe: Callable[[Tokens], None] | None = None,
 ) -> TokenMeans:
+    first = next((each for each in batch.micro_batches if each.supervised_tokens), None)
+
     def forward_step(
         micro_batches: Iterator[MicroBatch], chunk: torch.nn.Module
     ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple]]:
         micro_batch = next(micro_batches)
-        head = _Head(micro_batch, criterion, observe, is_first=micro_batch is batch.micro_batches[0])
+        head = _Head(micro_batch, criterion, observe, is_first=micro_batch is first)
         output = chunk(
             micro_batch.tokens,
             micro_batch.position_ids,
@@ -168,7 +170,12 @@ class _Head:
             vocab_size=self._criterion.vocab_size,
             group=tensor_group(),
             sequence_parallel=config.sequence_parallel,
-            token_weights=denominators.token_weights(self._criterion.denominator, self._micro_batch),
+            token_weights=denominators.token_weights(
+                self._criterion.denominator,
+                self._micro_batch,
+                self._criterion.objective,
+                self._criterion.vocab_size,
+            ),
             options=self._criterion.head,
             grad_scale=one if config.grad_scale_func is None else config.grad_scale_func(one),
         )

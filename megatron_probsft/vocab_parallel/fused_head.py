@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,10 @@ class Tokens:
     statistics: dict[str, torch.Tensor]
 
 
+TokenWeights = torch.Tensor | Callable[[Tokens], torch.Tensor] | None
+"""What losses are multiplied by: `[T]` float32, or what makes that of the tokens' unweighted values."""
+
+
 def fused_head_loss(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -29,7 +34,7 @@ def fused_head_loss(
     objective: Objective,
     *,
     shard: Shard,
-    token_weights: torch.Tensor | None,
+    token_weights: TokenWeights,
     chunk_tokens: int,
     grad_scale: torch.Tensor | float = 1.0,
 ) -> tuple[torch.Tensor, Tokens]:
@@ -44,7 +49,8 @@ def fused_head_loss(
         weight: `[V_local, h]`. Its gradient is added to `weight.main_grad` (Megatron's DDP) in this forward
             pass, so a backward pass must follow.
         labels: `[T]` int64, none of them −100.
-        token_weights: `[T]` float32 that multiply the losses, or None.
+        token_weights: `[T]` float32 that multiply the losses, or None. A function is given the tokens first,
+            which takes GEMM 1 and the collectives once more.
         chunk_tokens: rows of logits held at a time.
         grad_scale: the upstream gradient that backward will bring (a loss scale).
 
@@ -57,6 +63,12 @@ def fused_head_loss(
 
     Collectives on the group, per half chunk: one all-gather of `[·, 3 + needs]` float32; backward none.
     """
+    if callable(token_weights):
+        with torch.no_grad():
+            _, unweighted = fused_head_loss(
+                hidden, weight, labels, objective, shard=shard, token_weights=None, chunk_tokens=chunk_tokens
+            )
+        token_weights = token_weights(unweighted)
     gradients = torch.is_grad_enabled()
     if gradients and weight.requires_grad and not hasattr(weight, "main_grad"):
         raise ValueError("the fused head adds to weight.main_grad: wrap the model in Megatron's DDP first")

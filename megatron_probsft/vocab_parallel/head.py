@@ -11,7 +11,12 @@ import torch.nn.functional as F
 from megatron.core import tensor_parallel
 
 from megatron_probsft.objectives.registry import Objective
-from megatron_probsft.vocab_parallel.fused_head import Tokens, fused_head_loss, per_token_needs
+from megatron_probsft.vocab_parallel.fused_head import (
+    Tokens,
+    TokenWeights,
+    fused_head_loss,
+    per_token_needs,
+)
 from megatron_probsft.vocab_parallel.log_probs import token_log_probs
 from megatron_probsft.vocab_parallel.shards import Kernels, Shard
 
@@ -44,7 +49,7 @@ def supervised_loss(
     vocab_size: int,
     group: dist.ProcessGroup | None,
     sequence_parallel: bool,
-    token_weights: torch.Tensor | None = None,
+    token_weights: TokenWeights = None,
     options: HeadOptions = _DEFAULT,
     grad_scale: torch.Tensor | float = 1.0,
 ) -> tuple[torch.Tensor, Tokens]:
@@ -58,7 +63,8 @@ def supervised_loss(
         vocab_size: columns from there on are padding, outside the softmax.
         group: the tensor-parallel group, or None for a single shard.
         sequence_parallel: whether hidden_states are cut along the sequence.
-        token_weights: `[T]` float32 that multiply the losses, or None.
+        token_weights: `[T]` float32 that multiply the losses, or None; or a function that makes them of the
+            tokens, for which the fused head computes its logits twice.
         grad_scale: the upstream gradient that backward will bring; the fused head needs it in forward.
 
     Returns:
@@ -94,9 +100,11 @@ def supervised_loss(
         kernels=options.kernels,
     )
     losses = objective(log_p, **statistics, vocab_size=vocab_size)
+    values = {name: value.float() for name, value in statistics.items()}
+    if callable(token_weights):
+        token_weights = token_weights(Tokens(losses.detach(), log_p.detach(), values))
     if token_weights is not None:
         losses = losses * token_weights
-    values = {name: value.float() for name, value in statistics.items()}
     return losses.sum(), Tokens(losses.detach(), log_p.detach(), values)
 
 

@@ -168,6 +168,74 @@ def test_denominators_of_other_trainers(
     _compare(train(ranks, config), _plain_transformers(tiny_llama, data, None, loss_of_parts=loss), 1e-4)
 
 
+PAPERS_LOSSES: dict[str, tuple[Any, Any]] = {
+    # objective: (its loss, its loss mask) of p
+    "OnlyTopP-0.02": (lambda p: 1 - p, lambda p: p >= 0.02),
+    "OnlyTopP-0.99": (lambda p: 1 - p, lambda p: p >= 0.99),
+    "OnlyTopLogP-0.003": (lambda p: -p.log(), lambda p: p >= 0.003),
+    "OnlyBottomP-0.002": (lambda p: 1 - p, lambda p: p <= 0.002),
+    "OnlyBottomLogP-0.01": (lambda p: -p.log(), lambda p: p <= 0.01),
+    "GeneralFamily-0.5": (lambda p: -(p**0.5 - 1) / 0.5, torch.ones_like),
+}
+NOTHING_KEPT = {"OnlyTopP-0.02": 6, "OnlyTopP-0.99": 12}  # in so many of the twelve micro-batches
+
+
+def _papers_code(objective: str, ranks: int, kept: list[list[int]]) -> Any:
+    """A step's loss in the trainer of arXiv 2510.00526, of its micro-batches; FSDP takes the mean over ranks.
+
+    Each is divided by its loss mask's own sum, and the sum over a rank's micro-batches by nothing. `kept`
+    gets those sums.
+    """
+    loss, mask = PAPERS_LOSSES[objective]
+
+    def of_micro_batch(p: torch.Tensor) -> torch.Tensor:
+        loss_mask = mask(p).double()
+        kept[-1].append(int(loss_mask.sum()))
+        return (loss(p) * loss_mask).sum() / (loss_mask.sum() + 1e-8)
+
+    def of_step(parts: list[torch.Tensor]) -> Any:
+        kept.append([])
+        each = math.ceil(len(parts) / ranks)
+        by_rank = [parts[first : first + each] for first in range(0, len(parts), each)]
+        return sum(sum(map(of_micro_batch, own)) for own in by_rank) / ranks
+
+    return of_step
+
+
+@pytest.mark.parametrize("layout", ["one process", "DP 2", "CP 2", "TP 2 + SP", "TP 2 × CP 2", "TP 2 × PP 2"])
+@pytest.mark.parametrize("objective", PAPERS_LOSSES)
+def test_the_papers_denominator(
+    objective: str, layout: str, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    ranks, settings = (LAYOUTS | OTHERS).get(layout, (1, {}))
+    config = _config(
+        tmp_path / "run", tiny_llama, data, objective=objective, loss_denominator="microbatch-sum",
+        packing=False, micro_batch_size=3, loss_chunk_tokens=8, **settings,
+    )  # fmt: skip
+    kept: list[list[int]] = []
+    loss = _papers_code(objective, 2 if layout == "DP 2" else 1, kept)
+    _compare(train(ranks, config), _plain_transformers(tiny_llama, data, None, loss_of_parts=loss), 1e-4)
+    assert sum(step.count(0) for step in kept) == NOTHING_KEPT.get(objective, 0)
+
+
+@pytest.mark.parametrize("path", ["fused", "materialized"])
+@pytest.mark.parametrize("denominator", ["microbatch-mean", "kept-tokens"])
+def test_kept_tokens_of_micro_batches_and_of_the_step(
+    denominator: str, path: str, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    def loss(parts: list[torch.Tensor]) -> Any:
+        kept = [part[part >= 0.02] for part in parts]
+        if denominator == "kept-tokens":
+            return (1 - torch.cat(kept)).sum() / max(len(torch.cat(kept)), 1)
+        return sum((1 - part).sum() / max(len(part), 1) for part in kept) / len(parts)
+
+    config = _config(
+        tmp_path / "run", tiny_llama, data, objective="OnlyTopP-0.02", loss_denominator=denominator,
+        packing=False, micro_batch_size=3, loss_path=path, loss_chunk_tokens=8,
+    )  # fmt: skip
+    _compare(train(1, config), _plain_transformers(tiny_llama, data, None, loss_of_parts=loss), 1e-4)
+
+
 def test_micro_batches_of_all_ranks_count_alike(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
     """Eight samples in micro-batches of two: the sum over four of one rank, the mean of two ranks' two."""
     settings: dict[str, Any] = {"packing": False, "micro_batch_size": 2, "clip_grad": 0.0}

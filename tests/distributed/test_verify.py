@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_probsft.checkpoint.convert import hf_to_megatron
 from megatron_probsft.checkpoint.inspection import inspect_hf, inspect_megatron
-from megatron_probsft.checkpoint.verify import Verdict, verify
+from megatron_probsft.checkpoint.verify import LOGITS, Check, Verdict, sentence, verify
 from megatron_probsft.models.build import read_hf_model
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
@@ -46,6 +48,10 @@ def test_equal_models(case: str, tmp_path: Path) -> None:
         assert fp32.positions == 89
         places = ["embedding", "layer 0", "layer 1", "layer 2", "final norm"]
         assert [*fp32.layers] == [*bf16.layers] == places
+        for verdict in (fp32, bf16):
+            assert [check.place for check in verdict.checks] == [*places, LOGITS]
+            assert all(check.passed for check in verdict.checks)
+            assert verdict.checks[-1] == Check(LOGITS, verdict.departure, verdict.limit)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +74,49 @@ def test_a_wrong_tensor_is_placed(tensor: str, place: str, tiny_qwen2: Path, tmp
     save_file(tensors, wrong / "model.safetensors", metadata={"format": "pt"})
     (checkpoint,) = run_ranks(1, _convert, wrong, tmp_path / "run")
     fp32, _ = run_ranks(1, _verified, tiny_qwen2, checkpoint)[0]
-    assert fp32.first_departure == place
+    assert fp32.first_departure == fp32.worst_check().place == place
+    assert not fp32.worst_check().departure <= fp32.worst_check().limit
+    passed = [check.passed for check in fp32.checks]
+    assert passed.index(False) == [check.place for check in fp32.checks].index(place)
+
+
+def test_the_printed_verdict_names_number_and_limit(tiny_qwen2: Path, tmp_path: Path) -> None:
+    (fp32, bf16) = run_ranks(1, _verified, tiny_qwen2, None)[0]
+    assert sentence(fp32).startswith("fp32: the same but for rounding (nearest to its limit, ")
+    assert "× the distance of transformers' own bf16 from its fp32" in sentence(bf16)
+    wrong = [*bf16.checks]
+    wrong[2] = Check("layer 1", 3e-2, 2e-2)
+    wrong[4] = Check("layer 3", math.nan, 2e-2)
+    text = sentence(dataclasses.replace(bf16, checks=wrong, first_departure="layer 1"))
+    assert text.startswith(
+        "bf16: departs first at: layer 1 (hidden states after layer 1: 3.000e-02 from transformers in fp32, "
+        "limit 2.000e-02; 2 of 7 limits exceeded)"
+    )
+    alone = [*bf16.checks[:-1], Check(LOGITS, 0.3, 0.2)]
+    text = sentence(dataclasses.replace(bf16, checks=alone, first_departure=LOGITS))
+    assert "(log-probabilities: 3.000e-01 from transformers in fp32, limit 2.000e-01)" in text
+    exact = [Check("embedding", 0.0, 0.0), Check(LOGITS, 0.1, 0.2)]  # a bf16 folder's embedding is exact
+    assert "log-probabilities: 1.000e-01" in sentence(dataclasses.replace(bf16, checks=exact))
+
+
+@pytest.mark.parametrize("rows", [300, 352])
+def test_rows_that_differ_from_the_vocabulary(rows: int, tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    tensors = load_file(tiny_llama / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors["model.embed_tokens.weight"] = torch.cat([embedding, embedding])[:rows].contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    message = rf"embed_tokens.weight has shape \({rows}, 96\), expected \(331, 96\), by vocab_size in config"
+    with pytest.raises(UserError, match=message):
+        run_ranks(1, _verified, folder, None)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": rows}))
+    if rows > 331:  # padded: the tokenizer's ids all have rows
+        assert run_ranks(1, _verified, folder, None)[0][0].first_departure is None
+    else:
+        with pytest.raises(UserError, match=rf"makes id {max(TOKENS)} of the text, .* has vocab_size 300"):
+            run_ranks(1, _verified, folder, None)
 
 
 def test_texts_that_do_not_fit(tiny_llama: Path) -> None:

@@ -11,7 +11,12 @@ import torch
 
 from megatron_probsft.objectives.check import trial_log_p, trial_statistics
 from megatron_probsft.objectives.families import FAMILIES
-from megatron_probsft.objectives.registry import get_objective, gradient_weight
+from megatron_probsft.objectives.registry import (
+    get_objective,
+    gradient_weight,
+    hidden_threshold,
+    with_statistic,
+)
 
 LOG_P = torch.tensor(
     [-200, -170, -160, -100, -30, -3, -1.6, -1, math.log(0.5), math.log(0.2), -0.3, -1e-3, -1e-6, -1e-26, 0]
@@ -186,6 +191,42 @@ def test_both_ends_are_inside(name: str, inside: list[float], outside: list[floa
     assert torch.equal(ends.exp(), torch.tensor(inside))
     assert (gradient_weight(objective, ends) > 0).all()
     assert (gradient_weight(objective, torch.tensor(outside).log()) == 0).all()
+
+
+KEPT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "OnlyTopP-0.2": lambda p: p >= 0.2,
+    "OnlyTopP-0": lambda p: p >= 0,
+    "OnlyBottomP-0.5": lambda p: p <= 0.5,
+    "OnlyBottomP-1": lambda p: p <= 1,
+    "OnlyIntervalP-0.2-0.5": lambda p: (p >= 0.2) & (p <= 0.5),
+    "OnlyTopLogP-0.2": lambda p: p >= 0.2,
+    "OnlyBottomLogP-0.5": lambda p: p <= 0.5,
+    "OnlyIntervalLogP-0.2-0.5": lambda p: (p >= 0.2) & (p <= 0.5),
+    "ProFit-0.3": lambda p: p >= 0.3,
+}
+
+
+@pytest.mark.parametrize("name", {**KEPT, **REFERENCES})
+def test_what_is_kept_is_the_thresholds_and_not_what_float32_leaves(name: str) -> None:
+    """p from e^−200, whose p is 0 in float32, to 1, where 1 − p is: kept where the threshold says so."""
+    p = torch.logspace(-80, 0, 641, dtype=torch.float64)
+    objective = get_objective(name)
+    statistics: dict[str, Any] = {
+        "entropy": p.float(), "collision": p.float(), "correct": p > 0.5, "vocab_size": 100
+    }  # fmt: skip
+    kept = objective.kept(p.log().float(), **statistics)
+    same_kind = [k for k in KEPT if k.partition("-")[0] == name.partition("-")[0]]
+    if name in KEPT:
+        assert torch.equal(kept, KEPT[name](p))
+    elif not same_kind:
+        assert kept.all()
+    with_entropy = with_statistic(objective, "entropy")
+    assert torch.equal(with_entropy.kept(p.log().float(), **statistics), kept)
+
+
+def test_a_weight_that_underflows_is_no_threshold() -> None:
+    for name in [*REFERENCES, *KEPT, "GeneralFamily-1e6", "DFT-1e6", "Focal-1e6", "EAFT-1e6", "IDFT-0-1e6"]:
+        assert hidden_threshold(get_objective(name)) is None, name
 
 
 def _some(tokens: slice) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from megatron_probsft.objectives.families import FAMILIES
-from megatron_probsft.objectives.registry import ObjectiveError, get_objective
+from megatron_probsft.objectives.registry import ObjectiveError, get_objective, hidden_threshold
 
 ROOT = Path(__file__).parents[2]
 LOG_P = torch.tensor([-5.0, -0.7, -0.1])
@@ -56,6 +56,33 @@ def infinite(log_p):
 def nan_gradient(log_p):
     u = 1 - log_p.exp()
     return torch.where(u > 0, u.sqrt(), torch.zeros_like(u))
+
+def cut_off(log_p):
+    return torch.where(log_p.exp() >= 0.3, -log_p, torch.zeros_like(log_p))
+
+def keeps_some(log_p):
+    return torch.where(log_p.exp() >= 0.3, -log_p, torch.zeros_like(log_p))
+keeps_some.keeps = lambda log_p: log_p.exp() >= 0.3
+
+def keeps_too_little(log_p):
+    return torch.where(log_p.exp() >= 0.3, -log_p, torch.zeros_like(log_p))
+keeps_too_little.keeps = lambda log_p: log_p.exp() >= 0.5
+
+def keeps_numbers(log_p):
+    return -log_p
+keeps_numbers.keeps = lambda log_p: log_p.exp()
+
+def keeps_nothing(log_p):
+    return -log_p
+keeps_nothing.keeps = lambda log_p: None
+
+def keeps_of_p(log_p):
+    return -log_p
+keeps_of_p.keeps = lambda: None
+
+def keeps_a_word(log_p):
+    return -log_p
+keeps_a_word.keeps = "all"
 
 NUMBER = 3
 """
@@ -167,6 +194,14 @@ def test_a_users_function(user_module: str) -> None:
         ("constant", "no gradient with respect to log_p"),
         ("infinite", "its loss is -inf at p = 1"),
         ("nan_gradient", "its gradient weight is (nan|inf) at p = 1"),
+        (
+            "keeps_too_little",
+            r"keeps leaves .* at p = 0.3\d* out, but there f is 1.\d+ and s is 1; both",
+        ),
+        ("keeps_numbers", r"keeps must return one bool per token, \[2001\]; got float32 \[2001\]"),
+        ("keeps_nothing", "keeps must return one bool per token.*; got NoneType"),
+        ("keeps_of_p", "fails on a trial call: TypeError: .*takes 0 positional arguments"),
+        ("keeps_a_word", "fails on a trial call: TypeError: 'str' object is not callable"),
         ("NUMBER", "has no function 'NUMBER'"),
         ("missing", "has no function 'missing'"),
     ],
@@ -175,6 +210,15 @@ def test_a_users_function_is_tried_first(user_module: str, function: str, messag
     with pytest.raises(ObjectiveError, match=message) as caught:
         get_objective(f"{user_module}:{function}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_users_function_says_what_it_keeps(user_module: str) -> None:
+    keeps_some = get_objective(f"{user_module}:keeps_some")
+    assert keeps_some.kept(LOG_P).tolist() == [False, True, True]
+    assert hidden_threshold(keeps_some) is None
+    cut_off = get_objective(f"{user_module}:cut_off")
+    assert cut_off.kept(LOG_P).all()
+    assert hidden_threshold(cut_off) == pytest.approx(0.3, rel=0.05)
 
 
 def test_a_missing_module_is_one_line() -> None:

@@ -5,11 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from megatron_probsft.models.build import Parallelism, parallelism_problems, read_hf_model
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.arguments import parse_arguments
 from tests.tiny_families import save_tiny_family
+
+
+def cut_off(log_p: torch.Tensor) -> torch.Tensor:
+    """A threshold that is not told."""
+    return torch.where(log_p.exp() >= 0.3, -log_p, torch.zeros_like(log_p))
+
 
 GIVEN = {"--hf-model": "m", "--data": "a.jsonl", "--save": "run", "--train-iters": "9"}
 CASES: dict[str, str] = {
@@ -42,6 +49,10 @@ CASES: dict[str, str] = {
     ),
     "--recompute-method block": (
         "--recompute-granularity full needs --recompute-method and --recompute-num-layers, and only it does"
+    ),
+    f"--objective {__name__}:cut_off --loss-denominator microbatch-mean": (
+        "--loss-denominator microbatch-mean counts the tokens that the objective keeps, but "
+        f"{__name__}:cut_off does not say that its gradient is cut off at p = 0.29"
     ),
     "--config {0}/no.yaml": "--config {0}/no.yaml: no such file",
     "--config {0}/bad.yaml": "--config {0}/bad.yaml is not YAML: ",

@@ -70,9 +70,10 @@ def row_of(domain: Domain, example: Example, split: str) -> dict[str, Any]:
 
 
 def check_number(name: str, number: int | None, most: int | None = None, why: str = "") -> None:
-    """UserError unless None or from 0 to `most`."""
-    if number is not None and (number < 0 or (most is not None and number > most)):
-        limit = "0 or more" if most is None else f"from 0 to {most:,}{why}"
+    """UserError unless None or from 0 to `most`; without `most` below 2^31."""
+    if number is not None and not 0 <= number <= (2**31 - 1 if most is None else most):
+        limit = "0 or more" if number < 0 else "below 2^31"
+        limit = limit if most is None else f"from 0 to {most:,}{why}"
         raise UserError(f"--{name} must be {limit}, got {number:,}")
 
 

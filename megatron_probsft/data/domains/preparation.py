@@ -18,6 +18,7 @@ from megatron_probsft.data.domains.examples import Domain, Example, Generated, c
 from megatron_probsft.data.domains.sources import read_examples
 from megatron_probsft.data.readers import reader_of
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.folders import check_writable
 
 _DOMAINS = {one.name: one for one in (mathematics.DOMAIN, medical.DOMAIN, figfont.DOMAIN)}
 
@@ -62,6 +63,7 @@ def prepare(
     output = Path(output)
     if there := _card_of(output, settings):
         return there | {"already_there": True}
+    check_writable(output, "--output")
     chosen = _DOMAINS[domain]
     found, read = _examples(chosen, source, items, test_data, train, test, seed)
     if len(found.train) <= validation:
@@ -99,7 +101,7 @@ def _card_of(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     try:
         card = json.loads((output / "card.json").read_text())
         differ = [name for name in settings if card["settings"].get(name) != settings[name]]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"--output {output} is not empty and holds no card.json: name another folder"
         ) from None
