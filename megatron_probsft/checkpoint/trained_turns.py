@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.read_files import read_json_object
 
 RECORD = "trained_turns.json"
 _GENERATION = "generation_config.json"
@@ -49,7 +50,7 @@ def generation_ends(folder: Path) -> list[int] | None:
     Raises UserError for a damaged file.
     """
     file = folder / _GENERATION
-    return _ends(_settings(file), file) if file.is_file() else None
+    return _ends(read_json_object(file), file) if file.is_file() else None
 
 
 def add_record(folder: Path, turns: TrainedTurns) -> None:
@@ -65,9 +66,9 @@ def add_record(folder: Path, turns: TrainedTurns) -> None:
     ends = {**(before.ends if before else {}), **turns.ends}
     _write(folder / RECORD, asdict(replace(turns, ends=ends)))
     file, config = folder / _GENERATION, folder / "config.json"
-    of_model = _settings(config)
+    of_model = read_json_object(config)
     if file.is_file():
-        settings = _settings(file)
+        settings = read_json_object(file)
     else:
         settings = {key: of_model[key] for key in _OF_CONFIG if of_model.get(key) is not None}
     known = _ends(settings, file) or _ends(of_model, config)
@@ -86,7 +87,7 @@ def fit_for_servers(folder: Path) -> None:
     if record is None or (record.chat_template is None and record.tokenizer_class is None):
         return
     file = folder / "tokenizer_config.json"
-    before = _settings(file) if file.is_file() else {}
+    before = read_json_object(file) if file.is_file() else {}
     settings = dict(before)
     if record.chat_template is not None:
         (folder / "chat_template.jinja").write_text(record.chat_template)
@@ -103,16 +104,6 @@ def fit_for_servers(folder: Path) -> None:
 
 def _write(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def _settings(file: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{file} holds no JSON object")
-    return settings
 
 
 def _ends(settings: dict[str, Any], file: Path) -> list[int]:

@@ -36,6 +36,7 @@ from megatron_probsft.data.tokenizer_probe import (
     reading_of,
 )
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.read_files import read_json_object
 
 # vocab.json and merges.txt do not say how a text is split first: these classes are the definition of that.
 _OF_VOCAB_AND_MERGES = {"GPT2Tokenizer": (GPT2Tokenizer, "gpt2"), "Qwen2Tokenizer": (Qwen2Tokenizer, "qwen")}
@@ -208,11 +209,5 @@ def _check_ids_of_config(tokenizer: Any, folder: Path, config: dict[str, Any]) -
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object that a JSON file holds, empty where there is no file. Raises UserError: it holds none."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{file} is no JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds a {type(content).__name__}, not an object")
-    return content
+    """`read_json_object`, empty where there is no file."""
+    return read_json_object(file) if file.exists() else {}

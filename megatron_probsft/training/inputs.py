@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
-import yaml
 
 from megatron_probsft.checkpoint.run_folder import find_checkpoint, hf_folder_of, newest_step
 from megatron_probsft.checkpoint.trained_turns import generation_ends, read_record
@@ -20,6 +19,7 @@ from megatron_probsft.models.build import HFModel, parallelism_problems, read_hf
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import check_writable
+from megatron_probsft.runtime.read_files import read_yaml_mapping
 from megatron_probsft.training.config import TrainConfig
 from megatron_probsft.training.resume import compare_runs
 from megatron_probsft.training.setup import layout_of
@@ -149,7 +149,7 @@ def token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenSto
 def _date(config: TrainConfig, hf: HFModel) -> str:
     """The run's own day if it is resumed, the one that the model was trained with here, or today."""
     before = Path(config.save) / "train_config.yaml"
-    own = yaml.safe_load(before.read_text()) if config.load == config.save and before.is_file() else {}
+    own = read_yaml_mapping(before) if config.load == config.save and before.is_file() else {}
     record = read_record(hf.folder)
     return own.get("template_date") or (record and record.date) or datetime.date.today().isoformat()
 

@@ -165,6 +165,6 @@ def test_a_damaged_generation_config_is_refused_before_work_starts(
     for file in base.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     (folder / "generation_config.json").write_text('{"eos_token_id": [1,')
-    with pytest.raises(UserError, match=r"generation_config\.json is damaged"):
+    with pytest.raises(UserError, match=r"generation_config\.json is not valid JSON"):
         train(1, config_for(tmp_path / "run", folder, conversations))
     assert not (tmp_path / "run").exists()

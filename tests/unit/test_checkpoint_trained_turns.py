@@ -116,8 +116,8 @@ def test_a_model_that_was_not_trained_here_is_left_alone(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"eos_token_id": ', "generation_config.json is damaged"),
-        ("[]", "generation_config.json holds no JSON object"),
+        ('{"eos_token_id": ', "generation_config.json is not valid JSON"),
+        ("[]", "generation_config.json must hold a JSON object"),
         ('{"eos_token_id": "</s>"}', 'eos_token_id is "</s>", not a token id or a list'),
         ('{"eos_token_id": [1, null]}', r"eos_token_id is \[1, null\], not a token id or a list"),
     ],

@@ -218,7 +218,7 @@ def test_without_a_config(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer(QUESTION).input_ids == load_tokenizer(GIVEN)(QUESTION).input_ids
     assert tokenizer.eos_token == "<｜end▁of▁sentence｜>"
-    for content, match in (("[]", "holds a list, not an object"), ('{"a"', "is no JSON")):
+    for content, match in (("[]", "must hold a JSON object, got list"), ('{"a"', "is not valid JSON")):
         (tmp_path / "tokenizer_config.json").write_text(content)
         with pytest.raises(UserError, match=f"tokenizer_config.json {match}"):
             load_tokenizer(tmp_path)

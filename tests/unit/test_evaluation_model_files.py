@@ -122,5 +122,5 @@ def test_what_a_server_reads(tmp_path: Path) -> None:
     (folder / "generation_config.json").write_text("{}")
     assert load_model_files(folder)[2] == [0]
     (folder / "generation_config.json").write_text("{")
-    with pytest.raises(UserError, match=r"generation_config\.json is damaged"):
+    with pytest.raises(UserError, match=r"generation_config\.json is not valid JSON"):
         load_model_files(folder)
