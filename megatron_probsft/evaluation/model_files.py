@@ -34,9 +34,10 @@ def load_model_files(model: Path) -> tuple[Any, Any, list[int]]:
     tokenizer = load_tokenizer(model)
     settings = model / "generation_config.json"
     ends = read_json_object(settings).get("eos_token_id") if settings.exists() else config.eos_token_id
-    stops = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    if not all(type(stop) is int for stop in stops):
+    listed = ends if isinstance(ends, list) else [ends]
+    if not all(end is None or type(end) is int for end in listed):
         raise UserError(f"{settings}: eos_token_id must be a token's id or a list of them, got {ends!r}")
+    stops = {tokenizer.eos_token_id, *listed} - {None}
     return tokenizer, config.get_text_config(), sorted(stops)
 
 
