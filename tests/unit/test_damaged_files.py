@@ -1,4 +1,4 @@
-"""Files that hold something else than they should, folders in their place, and places that cannot be written."""
+"""Files that hold something else than they should, folders in their place, places that cannot be written."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_the_files_of_a_reported_run(name: str, damage: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("megatron/metrics.jsonl", {"kind": "train"}, "line 1 is not what a run writes: it has no 'iteration'"),
+        ("megatron/metrics.jsonl", {"kind": "train"}, "line 1 is not what a run writes: it has no 'it"),
         ("megatron/metrics.jsonl", {"kind": "train", "iteration": 1}, "it has no 'loss'"),
         ("megatron/metrics.jsonl", {"kind": 3, "iteration": 1}, "'kind' is '3'"),
         ("score/summary.json", {"task": 3}, "'task' is '3'"),

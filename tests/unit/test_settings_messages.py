@@ -76,7 +76,8 @@ CASES: dict[str, str] = {
     ),
 }  # fmt: skip
 YAML = {
-    "empty": "", "number": "3", "bad": "a: [", "key": "leerning_iters: 1", "list": "data_weights: [much]", "choice": "truncation: cut",
+    "empty": "", "number": "3", "bad": "a: [", "key": "leerning_iters: 1", "list": "data_weights: [much]",
+    "choice": "truncation: cut",
 }  # fmt: skip
 
 
