@@ -76,6 +76,7 @@ class QuickStart:
             older = self.folder.rename(self.folder.with_name(f"{self.folder.name}-{stamp}"))
             self._say(f"the earlier run is now {older}")
         model = self._model()
+        self._check_layout(model)
         self._say("preparing the task")
         data = task.write_task(
             self.folder / "data", train=self.args.steps * GLOBAL_BATCH_SIZE, heldout=self.args.heldout
@@ -102,6 +103,15 @@ class QuickStart:
             return read_hf_model(self.args.model).folder.resolve()
         self._say(f"building {SMOLLM2} from its package")
         return build_hf_folder(ROOT / "runs" / "models" / SMOLLM2)
+
+    def _check_layout(self, model: Path) -> None:
+        from megatron_probsft.models.build import Parallelism, parallelism_problems, read_hf_model
+
+        tp, pp = self.args.tensor_model_parallel_size, self.args.pipeline_model_parallel_size
+        layout = Parallelism(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
+        ranks = tp * pp * self.args.data_parallel_size
+        for problem in parallelism_problems(read_hf_model(model).shape, layout, ranks):
+            raise UserError(problem)
 
     def _train(self, model: Path, objective: str) -> Path:
         """Train under torchrun, then convert; the Hugging Face folder."""

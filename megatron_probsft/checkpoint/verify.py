@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from megatron_probsft.checkpoint.hf_weights import check_tensors, load_hf_weights
 from megatron_probsft.checkpoint.safetensors_folder import TensorReader
 from megatron_probsft.checkpoint.torch_dist import load_model
-from megatron_probsft.models.build import HFModel, Parallelism, build_model, transformer_config
+from megatron_probsft.checkpoint.torch_dist_reader import BlockReader
+from megatron_probsft.models.build import HFModel, Parallelism, build_model, read_hf_model, transformer_config
 from megatron_probsft.runtime.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -125,6 +126,8 @@ def verify(
             f"vocab_size {hf.shape.vocab_size}: it is another model's, or has tokens that got no rows"
         )
     check_tensors(TensorReader(hf.folder), hf)
+    if checkpoint is not None:
+        _check_vocabulary(checkpoint, hf)
     log("transformers, fp32")
     exact = _transformers(hf, token_ids, torch.float32)
     verdicts = []
@@ -145,6 +148,21 @@ def verify(
         }
         verdicts.append(_compare(name, ours, exact, theirs, token_ids, _mean, limit, limits))
     return verdicts
+
+
+def _check_vocabulary(checkpoint: Path, hf: HFModel) -> None:
+    """More rows than the vocabulary are padding; Megatron-Core would fill up fewer."""
+    embedding = BlockReader(checkpoint).tensors.get("embedding.word_embeddings.weight")
+    rows = embedding.size[0] if embedding else 0
+    own = checkpoint / "hf" / "config.json"
+    vocabulary = (
+        read_hf_model(own.parent).shape.vocab_size if own.is_file() else min(rows, hf.shape.vocab_size)
+    )
+    if vocabulary != hf.shape.vocab_size or rows < vocabulary:
+        raise UserError(
+            f"{checkpoint} has an embedding of {rows} rows, {vocabulary} of them the vocabulary's, but "
+            f"{hf.folder / 'config.json'} has vocab_size {hf.shape.vocab_size}: they are different models"
+        )
 
 
 def sentence(verdict: Verdict) -> str:

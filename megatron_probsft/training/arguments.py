@@ -75,7 +75,8 @@ def problems_of(config: TrainConfig) -> list[str]:
         "--save, without --finetune",
     )
     for flag in ("finetune", "ckpt_step", "allow_changed"):
-        given = getattr(config, flag) not in (None, False, [])
+        value = getattr(config, flag)
+        given = value not in (None, []) and value is not False  # step 0 is one
         require(not given or config.load is not None, f"--{_dashed(flag)} belongs to --load")
     for name in config.allow_changed:
         allowed = ["data", *map(_dashed, CHANGEABLE)]

@@ -21,6 +21,7 @@ from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
 from tests.ranks import run_ranks
 from tests.tiny_families import save_tiny_family
+from tests.tiny_models import save_tiny_model
 from tests.training_runs import config_for, train, write_pairs
 
 TOKENS = torch.randint(0, 331, (90,), generator=torch.Generator().manual_seed(3)).tolist()
@@ -117,6 +118,16 @@ def test_rows_that_differ_from_the_vocabulary(rows: int, tiny_llama: Path, tmp_p
     else:
         with pytest.raises(UserError, match=rf"makes id {max(TOKENS)} of the text, .* has vocab_size 300"):
             run_ranks(1, _verified, folder, None)
+
+
+def test_a_checkpoint_of_another_vocabulary(tiny_llama: Path, tmp_path: Path) -> None:
+    other = save_tiny_model(tmp_path / "other", vocab_size=400)
+    (checkpoint,) = run_ranks(1, _convert, tiny_llama, tmp_path / "run")
+    with pytest.raises(UserError, match=r"an embedding of 331 rows, 331 of them .* has vocab_size 400: they"):
+        run_ranks(1, _verified, other, checkpoint)
+    (checkpoint,) = run_ranks(1, _convert, other, tmp_path / "other_run")
+    with pytest.raises(UserError, match=r"an embedding of 400 rows, 400 of them .* has vocab_size 331: they"):
+        run_ranks(1, _verified, tiny_llama, checkpoint)
 
 
 def test_texts_that_do_not_fit(tiny_llama: Path) -> None:

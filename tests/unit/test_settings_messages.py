@@ -31,6 +31,14 @@ CASES: dict[str, str] = {
         "--save-retain-interval 5 must be a multiple of --save-interval, 2"
     ),
     "--finetune": "--finetune belongs to --load",
+    "--ckpt-step 0": "--ckpt-step belongs to --load",
+    "--seed -1": "--seed must be at least 0 and below 2^63, got -1",
+    "--seed 99999999999999999999": "--seed must be at least 0 and below 2^63, got",
+    "--train-epochs 1 --train-iters 99999999999": "give one of",
+    "--global-batch-size 99999999999": "--global-batch-size must be below 2^31, got 99999999999",
+    "--lr inf": "--lr must be a finite number, got inf",
+    "--lr nan": "--lr must be more than 0, got nan",
+    "--weight-decay inf": "--weight-decay must be a finite number, got inf",
     "--min-lr 1": "--min-lr 1.0 is above --lr 5e-05",
     "--clip-grad -1": "--clip-grad must not be negative, got -1.0",
     "--max-skipped-steps 0": "--max-skipped-steps must be more than 0, got 0",
@@ -55,6 +63,11 @@ CASES: dict[str, str] = {
         f"{__name__}:cut_off does not say that its gradient is cut off at p = 0.29"
     ),
     "--config {0}/no.yaml": "--config {0}/no.yaml: no such file",
+    "--config {0}": "--config {0} is a folder: a file is wanted",
+    "--config {0}/bad.yaml/x": "--config {0}/bad.yaml/x cannot be read: Not a directory",
+    "--config {0}/binary.yaml": "--config {0}/binary.yaml is not text in UTF-8",
+    "--config {0}/empty.yaml": "--config {0}/empty.yaml must hold keys and values, e.g. `lr: 5.0e-5`",
+    "--config {0}/number.yaml": "--config {0}/number.yaml must hold keys and values, got int",
     "--config {0}/bad.yaml": "--config {0}/bad.yaml is not YAML: ",
     "--config {0}/key.yaml": "--config {0}/key.yaml: unknown key 'leerning_iters'; ",
     "--config {0}/list.yaml": "--config {0}/list.yaml: data_weights should hold floats, got ['much']",
@@ -63,7 +76,8 @@ CASES: dict[str, str] = {
     ),
 }  # fmt: skip
 YAML = {
-    "bad": "a: [", "key": "leerning_iters: 1", "list": "data_weights: [much]", "choice": "truncation: cut",
+    "empty": "", "number": "3", "bad": "a: [", "key": "leerning_iters: 1", "list": "data_weights: [much]",
+    "choice": "truncation: cut",
 }  # fmt: skip
 
 
@@ -71,6 +85,7 @@ YAML = {
 def test_every_message(flags: str, tmp_path: Path) -> None:
     for name, text in YAML.items():
         (tmp_path / f"{name}.yaml").write_text(text)
+    (tmp_path / "binary.yaml").write_bytes(b"lr: \xff\xfe")
     left_out = flags.removesuffix("=") if flags.endswith("=") else None
     argv = [part for flag, value in GIVEN.items() if flag != left_out for part in (flag, value)]
     more = [] if left_out else flags.format(tmp_path).split()
