@@ -17,8 +17,9 @@ from collections.abc import Sequence
 
 import psutil
 
-from megatron_probsft.data.boxed import LONGEST, boxed
-from megatron_probsft.evaluation.math_answers import MathAnswer, decide, tail
+from megatron_probsft.data.boxed import LONGEST
+from megatron_probsft.evaluation.math_answers import MathAnswer, decide
+from megatron_probsft.evaluation.math_found import stated, tail
 from megatron_probsft.evaluation.problems import Grade
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.progress import tqdm
@@ -39,16 +40,15 @@ def judge_math(generations: Sequence[str], answers: Sequence[MathAnswer]) -> lis
     grades: dict[tuple[str | None, str, MathAnswer], Grade] = {}
     asked = []
     for generation, answer in zip(generations, answers, strict=True):
-        found = boxed(generation)
+        found = stated(generation, several=answer.several)
         key = (found, tail(generation) if found is None else "", answer)
         asked.append(key)
         if key in grades:
             continue
-        decided = None if found is None else decide(found, answer)
-        if decided is not None:
-            grades[key] = Grade(found, "correct" if decided else "wrong")
-        elif found == "" or (found is None and not key[1].strip()):
+        if found == "" or (found is None and not key[1].strip()):
             grades[key] = Grade(None, "unparsable")
+        elif found is not None and (decided := decide(found, answer)) is not None:
+            grades[key] = Grade(found, "correct" if decided else "wrong")
     open_keys = [key for key in dict.fromkeys(asked) if key not in grades]
     grades |= _judge_by_algebra(open_keys)
     return [grades[key] for key in asked]

@@ -1,0 +1,129 @@
+"""Where a generation states its mathematical answer."""
+
+from __future__ import annotations
+
+import re
+
+from megatron_probsft.data.boxed import Box, boxes
+from megatron_probsft.evaluation.markdown import plain
+from megatron_probsft.evaluation.math_compare import items
+from megatron_probsft.evaluation.math_notation import canonical, squeezed
+from megatron_probsft.evaluation.math_numbers import number
+from megatron_probsft.evaluation.math_units import based, quantity
+
+_TAIL = 4000  # characters at the end of a generation in which an answer without a box is looked for
+
+_THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning)>|<\|?/?channel\|?>final(?:<\|message\|>)?", re.IGNORECASE)
+_TAGGED = re.compile(r"<answer>(.{1,2000}?)</answer>", re.DOTALL | re.IGNORECASE)
+_NEXT_TO = re.compile(
+    r"(?:[\s$,;.&]|\\\\|\\[,;:!() \[\]]|\\q?quad|\*\*|\\(?:text|textrm|mathrm|mbox)\{[\s,]*(?:and|or)[\s,]*\}|\band\b|\bor\b"
+    r"|\\(?:lor|vee|cup)(?![A-Za-z])|(?P<name>\\?[A-Za-z](?:_\{?\w+\}?)?)\s*=)*"
+)
+_BEHIND = re.compile(
+    r"\}*(?:\$|\\\)|\s|~|\\[,;: ]|\\q?quad|\{\s*\}|(?<=\})\s*)*"
+    r"(_\{?\d{1,2}\}?|_\{?\\text\{[^{}]*\}\}?|\^\{?\\circ\}?(?:\s*\\?(?:text|mathrm)?\{?[CF]\}?)?|\\?%"
+    r"|(?:\\(?:text|textrm|mathrm|mbox)\s*\{[^{}\n]{1,40}\}(?:\^\{?-?\d\}?)?[\s/]*)+|(?:°\s?[CF]?)|[A-Za-z²³/]{2,15}(?=[\s.,;)$]|$))"
+)
+_STATED = re.compile(
+    r"(?:\banswer\b(?:[^.\n:=]{0,80}?)(?:\bis\b|\bare\b|\bequals\b|\bwould be\b|\bmust be\b|:|=)"
+    r"|\b(?:final answer|answer)[ \t]*(?=\n|$)|^####)[ \t]*:?(?:\s*(?:therefore|thus|simply|then|equal to)\b)?[ \t]*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_MATHEMATICS = re.compile(r"\$\$(.{1,2000}?)\$\$|\$(.{1,500}?)(?<!\\)\$|\\\((.{1,500}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL)
+_SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z(*]|\s*$)|\n|,? (?:because|since|as|so|which|where|for|when)\b|;(?=\s+[a-z])")
+
+
+def final_text(generation: str) -> str:
+    """What comes after the thoughts, where they are marked and something does."""
+    ends = [*_THOUGHT.finditer(generation)]
+    if ends and (rest := generation[ends[-1].end() :]).strip():
+        return rest
+    return generation
+
+
+def tail(generation: str) -> str:
+    """Where an answer that nothing marks is looked for."""
+    return plain(final_text(generation)[-_TAIL:])
+
+
+def stated(generation: str, *, several: bool) -> str | None:
+    """The answer that a generation states, in a box or after "answer"; None if it states none.
+
+    Boxes with nothing but commas, "and" or "or" between them are one list. Where the reference has `several`
+    answers and the last box holds one, all boxes together are the answer.
+    """
+    text = final_text(generation)
+    if found := boxes(text):
+        return _boxed(text, found, several)
+    if tagged := _TAGGED.findall(text[-_TAIL:]):
+        return tagged[-1].strip() or None
+    return _statement(plain(text[-_TAIL:]))
+
+
+def _boxed(text: str, found: list[Box], several: bool) -> str:
+    group = [found[-1].inside]
+    names: list[str | None] = [None]
+    for one, two in zip(found[-2::-1], found[:0:-1], strict=True):
+        between = _NEXT_TO.fullmatch(text, one.end, two.start)
+        if not between:
+            break
+        names[0] = between["name"]
+        names.insert(0, None)
+        group.insert(0, one.inside)
+    if before := re.search(r"(\\?[A-Za-z](?:_\{?\w+\}?)?)\s*=\s*$", text[: found[-len(group)].start][-30:]):
+        names[0] = before[1]
+    distinct = _distinct(group)
+    if len(distinct) == 1:
+        if several and len(items(canonical(distinct[0]), every_comma=True)) < 2:
+            everything = _distinct([box.inside for box in found if box.inside])
+            if len(everything) > 1:
+                return ", ".join(everything)
+        return _with_unit(text, found[-1])
+    if all(names) and len(set(names)) == len(names):
+        return ", ".join(f"{name} = {one}" for name, one in zip(names, group, strict=True))
+    return ", ".join(distinct)
+
+
+def _distinct(texts: list[str]) -> list[str]:
+    return list({squeezed(canonical(text)): text for text in texts}.values())
+
+
+def _with_unit(text: str, box: Box) -> str:
+    """A number in a box together with the unit or base right behind it."""
+    behind = _BEHIND.match(text, box.end, box.end + 80)
+    inside = canonical(box.inside)
+    if not behind or number(squeezed(inside)) is None:
+        return box.inside
+    together = canonical(f"{box.inside} {behind[1]}" if not behind[1].startswith("_") else f"{box.inside}{behind[1]}")
+    unit = quantity(together)[1]
+    known = based(together) or (unit and unit.powers and unit.certain)
+    return f"{box.inside} {behind[1]}".replace(" _", "_").strip() if known else box.inside
+
+
+def _statement(text: str) -> str | None:
+    for match in reversed([*_STATED.finditer(text)][-20:]):
+        rest = text[match.end() :]
+        rest = rest.lstrip() if not rest.split("\n", 1)[0].strip(" :*") else rest
+        rest = re.sub(r"^[\s:*>-]*(?=\S)", lambda lead: lead[0][-1:] if lead[0].endswith("-") else "", rest)
+        if not rest.strip():
+            continue
+        mathematics = [*_MATHEMATICS.finditer(rest[:2000])]
+        line_end = _SENTENCE_END.search(rest)
+        line = rest[: line_end.start() if line_end else len(rest)]
+        if mathematics and mathematics[0].start() <= len(line) and len(line[: mathematics[0].start()].split()) < 8:
+            return _joined(rest, mathematics)
+        line = line.strip().rstrip(".")
+        if line and len(line) <= 300 and re.search(r"[\w∞∅]", line):
+            return line
+    return None
+
+
+def _joined(rest: str, mathematics: list[re.Match[str]]) -> str:
+    """The first formula and those that only commas, "and" or "or" part from it."""
+    last = mathematics[0]
+    for one in mathematics[1:]:
+        if not re.fullmatch(r"[\s,;]*(?:and|or)?\s*", rest[last.end() : one.start()]):
+            break
+        last = one
+    behind = re.match(r"\s*(?:%|percent\b)", rest[last.end() :])
+    return re.sub(r"\$+|\\[()\[\]]", "", rest[mathematics[0].start() : last.end()]).strip() + (" %" if behind else "")

@@ -1,0 +1,92 @@
+"""Exact values of written numbers, and when two of them are equal."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+SIXTH = Fraction(1, 1_000_000)  # what rounding at the sixth digit changes
+NOISE = Fraction(1, 2**24)  # what arithmetic in float32 or better changes
+
+_NUMBER = re.compile(r"([-+]?)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?(?:[eE]\+?(-?\d{1,3}))?")
+_TIMES_TEN = re.compile(r"(?:\\times|\\cdot|\*)10\^(?:\{([-+]?\d{1,3})\}|([-+]?\d))")
+_FRACTION = re.compile(
+    r"([-+]?)(\d{1,50}(?=\\))?(?:\\frac\{([-+]?\d{1,50})\}\{(\d{1,50})\}|(\d{1,50})/(\d{1,50}))"
+)
+
+
+def number(text: str) -> Fraction | None:
+    """The exact value of a squeezed decimal, scientific, vulgar or mixed number; None for anything else."""
+    if len(text) > 200 or not text:
+        return None
+    if text[0] == "(" and text[-1] == ")" and "(" not in text[1:]:
+        text = text[1:-1]
+    if fraction := _FRACTION.fullmatch(text):
+        top, bottom = int(fraction[3] or fraction[5]), int(fraction[4] or fraction[6])
+        if not bottom or (fraction[2] and top < 0):
+            return None
+        value = Fraction(top, bottom) + int(fraction[2] or 0)
+        return -value if fraction[1] == "-" else value
+    exponent = 0
+    if power := _TIMES_TEN.search(text):
+        if power.end() != len(text):
+            return None
+        exponent, text = int(power[1] or power[2]), text[: power.start()]
+    plain = _NUMBER.fullmatch(text)
+    if not plain or not (plain[2] or plain[3]):
+        return None
+    value = Fraction(f"{plain[2].replace(',', '') or 0}.{plain[3] or 0}")
+    return (-value if plain[1] == "-" else value) * Fraction(10) ** (int(plain[4] or 0) + exponent)
+
+
+def equal_numbers(one: str, two: str, tolerance: float | None = None) -> bool | None:
+    """Whether two squeezed numbers are equal; None if one is no number.
+
+    Equal within the tolerance if there is one. Else exactly, but for what arithmetic does to a decimal
+    (0.30000000000000004 is 0.3), and rounding at the sixth digit or later where a value has no end
+    (0.333333 is 1/3) or both are given to six digits.
+    """
+    first, second = number(one), number(two)
+    if first is None or second is None:
+        return None
+    if tolerance is not None:
+        return abs(first - second) <= Fraction(str(tolerance))
+    if first == second:
+        return True
+    decimals = [value for value in (one, two) if "." in value]
+    if not decimals:
+        return False
+    bound = NOISE
+    if all(digits(value) >= 6 for value in decimals) and (len(decimals) == 2 or not _ends(first, second)):
+        bound = SIXTH
+        finest = min(unit_in_the_last_place(value) for value in decimals if digits(value) >= 6)
+        if len(decimals) == 1 and abs(first - second) < finest:
+            return True
+    return abs(first - second) <= bound * min(1, abs(second))
+
+
+def digits(text: str) -> int:
+    """How many significant digits a decimal is written with."""
+    mantissa = re.split(r"[eE\\]", text.lstrip("+-"))[0].replace(",", "")
+    return len(mantissa.replace(".", "").lstrip("0"))
+
+
+def unit_in_the_last_place(text: str) -> Fraction:
+    """What one more in the last digit of a squeezed decimal adds."""
+    mantissa = re.match(r"[-+]?[\d,]*(?:\.(\d*))?", text)
+    places = len(mantissa[1] or "") if mantissa else 0
+    whole, shown = number(text), number(mantissa[0]) if mantissa else None
+    power = whole / shown if whole and shown else Fraction(1)
+    return power / 10**places
+
+
+def _ends(*values: Fraction) -> bool:
+    """Whether all have a decimal expansion that ends."""
+    for value in values:
+        rest = value.denominator
+        for prime in (2, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest != 1:
+            return False
+    return True
