@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from math_verify import parse, verify
+from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
+from math_verify import LatexExtractionConfig, parse, verify
 from sympy import (
     Basic,
     Eq,
@@ -39,16 +41,24 @@ from megatron_probsft.evaluation.math_numbers import (
     SIXTH,
     digits,
     equal_numbers,
+    has_end,
     number,
     unit_in_the_last_place,
 )
 from megatron_probsft.evaluation.math_sets import Combined, Points, RealSet
 
+# As math-verify's own, but that units are not dropped: what contradicts must not be lost.
+_LATEX = LatexExtractionConfig(
+    normalization_config=NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all", equations=False
+    )
+)
 _DIGITS = 60  # with which values are compared: other values of exact expressions differ long before
+_MOST_DIGITS = 500  # that real numbers are told apart by
 _EXACT = Float("1e-40", _DIGITS)
 # Values for the first symbol; the others' are these plus steps. Positive ones come first: \sqrt{1/n} is 1/\sqrt{n}
 # there, and where both sides are real everywhere they must agree everywhere.
-_PLACES = ("0.37", "2.61", "5", "3", "-1.43", "-2")
+_PLACES = ("0.37", "2.61", "5", "3", "-1.43", "-7")
 
 
 class Unparsable(Exception):
@@ -186,11 +196,14 @@ def _value(text: str) -> Any:
 @lru_cache(maxsize=4096)
 def _parsed(text: str) -> tuple[Any, ...]:
     """What math-verify makes of an answer that is nothing but the answer."""
-    return tuple(parse(f"\\boxed{{{text.replace('$', '')}}}", parsing_timeout=None))  # type: ignore[arg-type]
+    return tuple(parse(f"\\boxed{{{text.replace('$', '')}}}", [_LATEX], parsing_timeout=None))  # type: ignore[arg-type]
 
 
 def _plain_letters(text: str) -> str:
-    return re.sub(r"(?<=\d)e(\+?-?\d+)", r"\\times 10^{\1}", text)
+    text = re.sub(r"(?<=\d)e(\+?-?\d+)", r"\\times 10^{\1}", text)
+    if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text):
+        text = re.sub(r"(\d+(?:\.\d+)?)\^\\circ", r"(\\frac{\1 \\pi}{180})", text)
+    return text
 
 
 def _same_values(first: Expr, second: Expr, found: str, wanted: str, tolerance: float | None) -> bool | None:
@@ -199,6 +212,10 @@ def _same_values(first: Expr, second: Expr, found: str, wanted: str, tolerance: 
         if side.has(UnevaluatedExpr):
             side = side.replace(UnevaluatedExpr, lambda inner: inner)
     first, second = (side.replace(lambda part: isinstance(part, UnevaluatedExpr), lambda part: part.args[0]) for side in (first, second))
+    if any(side.has(Sum, Product, Integral) for side in (first, second)):
+        first, second = (side.doit() for side in (first, second))
+        if first.free_symbols != second.free_symbols and first.has(Sum, Product) and second.has(Sum, Product):
+            return False
     if any(side.has(AppliedUndef, Integral, Sum, Product, Derivative, oo, -oo, S.ComplexInfinity) for side in (first, second)):
         if first in (oo, -oo) or second in (oo, -oo):
             return first == second
@@ -209,6 +226,10 @@ def _same_values(first: Expr, second: Expr, found: str, wanted: str, tolerance: 
     if _may_be_words(first, second, found, wanted):
         return None
     bound = _bound(first, second, found, wanted, tolerance)
+    if bound is _EXACT and not symbols and not imaginary and first.is_real and second.is_real:
+        difference = (first - second).evalf(5, maxn=_MOST_DIGITS)
+        if difference.is_Float or difference.is_zero:
+            return bool(difference == 0 or difference._prec == 1)
     agreed = False
     for place in _PLACES if symbols else _PLACES[:1]:
         values: dict[Any, Any] = {
@@ -239,6 +260,7 @@ def _place(place: str, step: int) -> Any:
 
 def _agree(one: Any, two: Any, bound: Any) -> bool:
     """Within the bound, relative to numbers below one and absolute above it for decimals."""
+    one, two = (Integer(0) if one.is_Float and one._prec == 1 else one for one in (one, two))  # lost in noise
     difference = (one - two).evalf(_DIGITS)
     if difference == 0 or (difference.is_Float and difference._prec == 1):
         return True
@@ -259,12 +281,20 @@ def _bound(first: Expr, second: Expr, found: str, wanted: str, tolerance: float 
     written = [one for text in decimals for one in re.findall(r"\d*\.\d+", text)]
     if min(digits(one) for one in written) < 6:
         return "relative", Float(NOISE.numerator, _DIGITS) / NOISE.denominator
+    if len(decimals) == 1 and number(decimals[0]) is not None and _ends(first if decimals[0] == squeezed(wanted) else second):
+        return "relative", Float(NOISE.numerator, _DIGITS) / NOISE.denominator
     if len(decimals) == 1 and number(decimals[0]) is not None and not (first.free_symbols | second.free_symbols):
         unit = unit_in_the_last_place(decimals[0])
         value = abs(number(decimals[0]) or 0)
         limit = max(unit, SIXTH * min(value, 1))
         return "absolute", Float(limit.numerator, _DIGITS) / limit.denominator
     return "relative", Float(SIXTH.numerator, _DIGITS) / SIXTH.denominator
+
+
+def _ends(side: Expr) -> bool:
+    """Whether an exact value can be written as a decimal with an end."""
+    value = side.doit()
+    return bool(value.is_Rational) and has_end(Fraction(int(value.p), int(value.q)))
 
 
 def _may_be_words(first: Expr, second: Expr, found: str, wanted: str) -> bool:

@@ -6,8 +6,9 @@ Everything here takes time about linear in the text; what it cannot decide goes 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-from megatron_probsft.evaluation.math_compare import Comparison, items
+from megatron_probsft.evaluation.math_compare import Comparison, items, word
 from megatron_probsft.evaluation.math_notation import canonical, squeezed
 from megatron_probsft.evaluation.math_sets import RealSet, is_set
 
@@ -46,6 +47,12 @@ def parts(text: str, *, several: bool) -> list[str]:
     """
     plain = canonical(text)
     return [plain] if is_set(plain) else items(plain, every_comma=several)
+
+
+@lru_cache(maxsize=65536)
+def in_words(text: str) -> bool:
+    """Whether a reference is words, as \\text{Evelyn}."""
+    return word(canonical(text)) is not None
 
 
 def decide(found: str, answer: MathAnswer) -> bool | None:

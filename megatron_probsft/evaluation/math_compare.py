@@ -30,6 +30,7 @@ _APPROXIMATELY = re.compile(r"\\approx(?![A-Za-z])")
 _MATRIX = re.compile(
     r"[(\[]?\s*\\begin\{([pbB]?matrix|smallmatrix|array)\}\s*(?:\{[lcr| ]*\})?(.*)\\end\{\1\}\s*[)\]]?", re.DOTALL
 )
+_SYSTEM = re.compile(r"\\begin\{(cases|aligned|gathered)\}([^&]*)\\end\{\1\}", re.DOTALL)
 _EMPTY = re.compile(
     r"\\emptyset|\\\{\\\}|(?:the)?emptyset|null(?:set)?"
     r"|(?:thereare|thereis|ithas)?no(?:real|integer|positive|such|valid|possible)*(?:solutions?|roots?|values?|numbers?|integers?)"
@@ -44,6 +45,7 @@ _NAME = re.compile(
     r"|(?i:answer|ans|area|total|sum|volume|perimeter|probability|max|min|slope|length|distance)"
     r"|\\[A-Za-z]+(?:_\{?[\w\\ ]+\}?)?"
 )
+_LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
 _SUM_OF_LETTERS = re.compile(r"-?[A-Za-z](?:\^\{?\d\}?)?(?:\s*[-+]?\s*[A-Za-z](?:_\{?\w\}?)?(?:\^\{?\d\}?)?)+")
 
 
@@ -87,6 +89,8 @@ class Comparison:
             sets = self._sets(found, wanted)
             if sets is not None:
                 return sets
+        if _decimal_comma(squeezed(found), wanted) or _decimal_comma(squeezed(wanted), found):
+            return True
         lists = self._lists(found, wanted, several)
         if lists is not None:
             return lists
@@ -100,7 +104,7 @@ class Comparison:
             rows, other = (one, wanted) if one else (two, found)
             inside = _bracketed(other)
             flat = [cell for row in rows for cell in row]
-            if inside and inside[0] in ("(", "\\langle") and 1 in (len(rows), len(rows[0])):
+            if inside and 1 in (len(rows), len(rows[0])):
                 return self._in_order(flat, inside[1]) if one else self._in_order(inside[1], flat)
             return self._algebra.same(found, wanted, self._tolerance)
         return [len(row) for row in one] == [len(row) for row in two] and all(
@@ -108,12 +112,14 @@ class Comparison:
         )
 
     def _sets(self, found: str, wanted: str) -> bool | None:
+        chains = flipped(found), flipped(wanted)
+        if chains[0] and chains[1] and chains[0][1] == chains[1][1] and chains[0][0] == chains[1][0]:
+            return True
         one, two = real_set(found), real_set(wanted)
         if one and two:
             if one[0] and two[0] and one[0].lower() != two[0].lower():
                 return False
             return self._algebra.same_sets(one[1], two[1])
-        chains = flipped(found), flipped(wanted)
         if chains[0] and chains[1] and chains[0][1] == chains[1][1]:
             return self._in_order(chains[0][0], chains[1][0]) or None
         return None
@@ -149,7 +155,7 @@ class Comparison:
         if len(one) == 1 and len(two) == 1:
             return None if not (_braces(found) or _braces(wanted)) else self._one_item(one[0], two[0], found, wanted)
         one, two = _shared_name(one), _shared_name(two)
-        if _braces(found) and _braces(wanted):
+        if len(one) > len(two) == len(_distinct(two)) or (_braces(found) and _braces(wanted)):
             one, two = _distinct(one), _distinct(two)
         return match_all(one, two, self._equal)
 
@@ -165,8 +171,7 @@ class Comparison:
             return None
         if name and other and _names(name) != _names(other):
             return False
-        kinds = {"\\langle": "("}
-        if len(one[1]) == 2 and kinds.get(one[0], one[0]) != kinds.get(two[0], two[0]):
+        if len(one[1]) == 2 and one[0] != two[0]:
             return False
         return self._in_order(one[1], two[1])
 
@@ -179,6 +184,8 @@ class Comparison:
         if name and other:
             if _same_name(name, other):
                 return self._values(value, aim)
+            if renamed := _renamed(name, value, other):
+                return self._values(renamed, aim)
             return self._algebra.same(found, wanted, self._tolerance)
         if name and not _is_equation(wanted):
             return self._values(value, wanted)
@@ -186,24 +193,22 @@ class Comparison:
             return self._values(found, aim)
         if _is_equation(found) and not _is_equation(wanted):
             sides = split_outside(found, _EQUALS)
-            if len(sides) == 2 and not re.search(r"[A-Za-z]", sides[0]):  # 0.75 = 3/4
+            if not _LETTER.search(found):  # 0.75 = 3/4
                 return self._values(found, wanted)
             sums = len(sides) == 2 and _SUM_OF_LETTERS.fullmatch(sides[0].strip())
             return bool(sums) and number(squeezed(wanted)) not in (None, 0) and self._values(sides[1], wanted)
         if _is_equation(wanted) and not _is_equation(found):
-            sides = split_outside(wanted, _EQUALS)
-            return not re.search(r"[A-Za-z]", sides[0]) and self._values(found, wanted)
+            return not _LETTER.search(wanted) and self._values(found, wanted)
         if _is_equation(found):
             return self._algebra.same(_last_equation(found), _last_equation(wanted), self._tolerance)
         return self._values(found, wanted)
 
     def _values(self, found: str, wanted: str) -> bool:
         """The last values of chains of equations; one that is called approximate counts beside the exact one."""
-        if "=" in found or "=" in wanted or "\\approx" in found + wanted:
-            return any(
-                self._equal(one, two) for one in _chain_ends(found) for two in _chain_ends(wanted)
-            )
-        return self._quantities(found, wanted)
+        one, two = _chain_ends(found), _chain_ends(wanted)
+        if one == [found] and two == [wanted]:
+            return self._quantities(found, wanted)
+        return any(self._equal(end, aim) for end in one for aim in two)
 
     def _quantities(self, found: str, wanted: str) -> bool:
         bases = based(found), based(wanted)
@@ -270,7 +275,7 @@ def items(text: str, *, every_comma: bool = False) -> list[str]:
 
 def both_signs(text: str) -> list[str]:
     """Of an answer with \\pm the one with plus and the one with minus."""
-    if "\\pm" not in text:
+    if "\\pm" not in text and "\\mp" not in text:
         return [text]
     plus = re.sub(r"\\pm(?![A-Za-z])", "+", re.sub(r"\\mp(?![A-Za-z])", "-", text))
     minus = re.sub(r"\\pm(?![A-Za-z])", "-", re.sub(r"\\mp(?![A-Za-z])", "+", text))
@@ -299,7 +304,7 @@ def _commas(text: str, *, every_comma: bool) -> list[str]:
     if not every_comma and _thousands(text):
         return [text]
     pieces = _pieces(text, _COMMA)
-    if every_comma:
+    if every_comma and ", " not in text:
         return pieces
     joined: list[str] = []
     for piece, raw in zip(pieces, [one for one in split_outside(text, _COMMA) if one.strip()], strict=True):
@@ -321,24 +326,24 @@ def _thousands(text: str) -> bool:
     return re.fullmatch(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d*)?", squeezed(text)) is not None and ", " not in text
 
 
+def _decimal_comma(one: str, two: str) -> bool:
+    """2,74 for 2.74, where the comma can part neither thousands nor answers of a list."""
+    return re.fullmatch(r"-?(?:\d+,(?!\d{3}$)|0,)\d+", one) is not None and one.replace(",", ".") == two
+
+
 def _no_zeros(pieces: Sequence[str]) -> bool:
     return not any(re.match(r"0\d", piece) for piece in pieces)
 
 
 def _braces(text: str) -> str | None:
-    """What \\{…\\} around a whole text holds, or {…}, which does not show."""
-    for opening, closing in (("\\{", "\\}"), ("{", "}")):
-        start = len(opening)
-        if text.startswith(opening) and text.endswith(closing) and inside_braces(text, start - 1) == len(text):
-            return text[start : -len(closing)].strip()
-    return None
+    """What \\{…\\} around a whole text holds."""
+    whole = text.startswith("\\{") and text.endswith("\\}") and inside_braces(text, 1) == len(text)
+    return text[2:-2].strip() if whole else None
 
 
 def _bracketed(text: str) -> tuple[str, list[str]] | None:
     """The bracket around a whole text and what stands between commas in it."""
     text = text.strip()
-    if text.startswith("\\langle") and text.endswith("\\rangle"):
-        return "\\langle", _pieces(text[7:-7], _COMMA)
     if text[:1] in ("(", "[") and text[-1:] in (")", "]") and inside_braces(text, 0) == len(text):
         inner = text[1:-1]
         pieces = _pieces(inner, _SEMICOLON)
@@ -347,7 +352,11 @@ def _bracketed(text: str) -> tuple[str, list[str]] | None:
 
 
 def _without_outer(text: str) -> str:
-    """Without brackets around one single answer."""
+    """Without brackets around one single answer, and without {…}, which does not show."""
+    while text[:1] == "{" and inside_braces(text, 0) == len(text):
+        text = text[1:-1].strip()
+    if system := _SYSTEM.fullmatch(text):
+        return ", ".join(line.strip().rstrip(",") for line in system[2].split("\\\\") if line.strip())
     while (inside := _bracketed(text)) and len(inside[1]) == 1 and text[0] == "(" and text[-1] == ")":
         inner = text[1:-1].strip()
         if not inner or is_set(inner) or inner == text:
@@ -365,12 +374,12 @@ def _matrix(text: str) -> list[list[str]]:
 
 
 def _is_empty(text: str) -> bool:
-    return _EMPTY.fullmatch(squeezed(text).replace("\\emptyset", "\\emptyset").lower()) is not None
+    return _EMPTY.fullmatch(squeezed(_named(text)[1]).lower()) is not None
 
 
 def _same_words(found: str, wanted: str) -> bool | None:
     """Whether two answers in words are the same, in any case; None if they are no words."""
-    one, two = (_word(text) for text in (found, wanted))
+    one, two = (word(text) for text in (found, wanted))
     if one is None or two is None:
         if (two and len(two) > 2 and "\\text" in wanted and not re.search(r"\d", found)) and one is None:
             return None
@@ -383,7 +392,7 @@ def _same_words(found: str, wanted: str) -> bool | None:
     return False if "\\text" in found + wanted or " " in (found + wanted).strip() else None
 
 
-def _word(text: str) -> str | None:
+def word(text: str) -> str | None:
     """The letters of an answer in words, small and without articles and points; None for what is none."""
     plain = unwrapped(text).strip()
     if re.search(r"[\d\\=<>^_+*/|{}\[\],]", plain) or not re.search(r"[^\W\d_]", plain):
@@ -406,13 +415,25 @@ def _named(text: str) -> tuple[str | None, str]:
         if _NAME.fullmatch(approximate[1].strip()):
             return approximate[1].strip(), approximate[2]
     sides = split_outside(text, _EQUALS)
-    if len(sides) > 1 and (_NAME.fullmatch(sides[0].strip())) and not sides[0].strip() in ("\\pi", "e", "i"):
-        return sides[0].strip(), text[len(sides[0]) + 1 :].strip()
+    for place in {0, max(0, len(sides) - 2)}:  # also 1 = … = x = 0
+        name = sides[place].strip()
+        if len(sides) > place + 1 and _NAME.fullmatch(name) and name not in ("\\pi", "e", "i"):
+            return name, "=".join(sides[place + 1 :]).strip()
     return None, text
 
 
 def _same_name(one: str, two: str) -> bool:
-    return squeezed(one).lower() == squeezed(two).lower()
+    """Also y and f(x)."""
+    names = squeezed(one).lower(), squeezed(two).lower()
+    return names[0] == names[1] or ("y" in names and bool({"f(x)", "y(x)"} & {*names}))
+
+
+def _renamed(name: str, value: str, other: str) -> str | None:
+    """The value of f(t) as one of f(x); None for names that differ in more than the variable."""
+    one, two = (re.fullmatch(r"([A-Za-z]\w?)\(([A-Za-z])\)", squeezed(side)) for side in (name, other))
+    if not one or not two or one[1] != two[1] or re.search(rf"(?<![\\A-Za-z]){two[2]}(?![A-Za-z])", value):
+        return None
+    return re.sub(rf"(?<![\\A-Za-z]){one[2]}(?![A-Za-z])", two[2], value)
 
 
 def _names(name: str) -> list[str]:

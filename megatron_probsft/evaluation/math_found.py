@@ -14,6 +14,7 @@ from megatron_probsft.evaluation.math_units import based, quantity
 _TAIL = 4000  # characters at the end of a generation in which an answer without a box is looked for
 
 _THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning)>|<\|?/?channel\|?>final(?:<\|message\|>)?", re.IGNORECASE)
+_TURN_END = re.compile(r"(?<=\S)\s*(?:<\|(?:im_end|im_start|eot_id|end|endoftext|end_of_text)\|>|<end_of_turn>|</s>)")
 _TAGGED = re.compile(r"<answer>(.{1,2000}?)</answer>", re.DOTALL | re.IGNORECASE)
 _NEXT_TO = re.compile(
     r"(?:[\s$,;.&]|\\\\|\\[,;:!() \[\]]|\\q?quad|\*\*|\\(?:text|textrm|mathrm|mbox)\{[\s,]*(?:and|or)[\s,]*\}|\band\b|\bor\b"
@@ -26,15 +27,19 @@ _BEHIND = re.compile(
 )
 _STATED = re.compile(
     r"(?:\banswer\b(?:[^.\n:=]{0,80}?)(?:\bis\b|\bare\b|\bequals\b|\bwould be\b|\bmust be\b|:|=)"
-    r"|\b(?:final answer|answer)[ \t]*(?=\n|$)|^####)[ \t]*:?(?:\s*(?:therefore|thus|simply|then|equal to)\b)?[ \t]*",
+    r"|\b(?:final answer|answer)[ \t]*(?=\n|$|\$|\\[(\[])|^####)[ \t]*:?(?:\s*(?:therefore|thus|simply|then|equal to)\b)?[ \t]*",
     re.IGNORECASE | re.MULTILINE,
 )
 _MATHEMATICS = re.compile(r"\$\$(.{1,2000}?)\$\$|\$(.{1,500}?)(?<!\\)\$|\\\((.{1,500}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL)
-_SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z(*]|\s*$)|\n|,? (?:because|since|as|so|which|where|for|when)\b|;(?=\s+[a-z])")
+_PROSE = re.compile(r"(?<![\\A-Za-z])(?!and\b|or\b)[A-Za-z]{2,}")
+_CLOSING = re.compile(r"\bfinal answer\b[^.\n]{0,40}?(?:\bis\b|:)", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z(*]|\s*$)|\n|,? (?:because|not|rather than|instead of|since|as|so|which|where|for|when)\b|;(?=\s+[a-z])")
 
 
 def final_text(generation: str) -> str:
-    """What comes after the thoughts, where they are marked and something does."""
+    """What comes after the thoughts, where they are marked and something does, up to the end of the turn."""
+    if over := _TURN_END.search(generation):
+        generation = generation[: over.start()]
     ends = [*_THOUGHT.finditer(generation)]
     if ends and (rest := generation[ends[-1].end() :]).strip():
         return rest
@@ -46,18 +51,21 @@ def tail(generation: str) -> str:
     return plain(final_text(generation)[-_TAIL:])
 
 
-def stated(generation: str, *, several: bool) -> str | None:
+def stated(generation: str, *, several: bool, words: bool = False) -> str | None:
     """The answer that a generation states, in a box or after "answer"; None if it states none.
 
     Boxes with nothing but commas, "and" or "or" between them are one list. Where the reference has `several`
-    answers and the last box holds one, all boxes together are the answer.
+    answers and the last box holds one, all boxes together are the answer. `words`: the reference is in words, so
+    that a whole sentence may be the answer. A "final answer" that is written after the last box goes before it.
     """
     text = final_text(generation)
     if found := boxes(text):
-        return _boxed(text, found, several)
+        behind = plain(text[found[-1].end :][-_TAIL:])
+        closing = _statement(behind, words) if _CLOSING.search(behind) else None
+        return closing or _boxed(text, found, several)
     if tagged := _TAGGED.findall(text[-_TAIL:]):
         return tagged[-1].strip() or None
-    return _statement(plain(text[-_TAIL:]))
+    return _statement(plain(text[-_TAIL:]), words)
 
 
 def _boxed(text: str, found: list[Box], several: bool) -> str:
@@ -100,22 +108,37 @@ def _with_unit(text: str, box: Box) -> str:
     return f"{box.inside} {behind[1]}".replace(" _", "_").strip() if known else box.inside
 
 
-def _statement(text: str) -> str | None:
+def _statement(text: str, words: bool) -> str | None:
     for match in reversed([*_STATED.finditer(text)][-20:]):
         rest = text[match.end() :]
         rest = rest.lstrip() if not rest.split("\n", 1)[0].strip(" :*") else rest
         rest = re.sub(r"^[\s:*>-]*(?=\S)", lambda lead: lead[0][-1:] if lead[0].endswith("-") else "", rest)
-        if not rest.strip():
-            continue
-        mathematics = [*_MATHEMATICS.finditer(rest[:2000])]
-        line_end = _SENTENCE_END.search(rest)
-        line = rest[: line_end.start() if line_end else len(rest)]
-        if mathematics and mathematics[0].start() <= len(line) and len(line[: mathematics[0].start()].split()) < 8:
-            return _joined(rest, mathematics)
-        line = line.strip().rstrip(".")
-        if line and len(line) <= 300 and re.search(r"[\w∞∅]", line):
-            return line
+        if (found := _first_answer(rest, words)) is not None:
+            return found
     return None
+
+
+def _first_answer(rest: str, words: bool) -> str | None:
+    """What a statement's text begins with: formulas, or its sentence."""
+    end = _SENTENCE_END.search(_hidden(rest[:2000]))
+    sentence = rest[: end.start() if end else len(rest)]
+    mathematics = [*_MATHEMATICS.finditer(rest[:2000])]
+    first = mathematics[0].start() if mathematics else len(rest)
+    outside = _MATHEMATICS.sub(" ", sentence)
+    if not words and len(_PROSE.findall(outside)) > 2 and re.search(r"\d|\\|\$", sentence):
+        verbs = [*re.finditer(r"\b(?:is|are|equals|=)\s+(?=\S)", _hidden(sentence))]
+        if not verbs or not re.match(r"[-−$\\(\[{√π\d½¼¾|]|[a-z]\b", sentence[verbs[-1].end() :]):
+            return None
+        return _first_answer(rest[verbs[-1].end() :], True)
+    if mathematics and first <= len(sentence) and not re.search(r"\d", rest[:first]) and len(rest[:first].split()) < 8:
+        return _joined(rest, mathematics)
+    line = sentence.strip().rstrip(".")
+    return line if line and len(line) <= 300 and re.search(r"[\w∞∅]", line) else None
+
+
+def _hidden(text: str) -> str:
+    """The text with formulas blotted out, so that no sentence ends in one."""
+    return _MATHEMATICS.sub(lambda one: "#" * len(one[0]), text)
 
 
 def _joined(rest: str, mathematics: list[re.Match[str]]) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import psutil
 
 from megatron_probsft.data.boxed import LONGEST
-from megatron_probsft.evaluation.math_answers import MathAnswer, decide
+from megatron_probsft.evaluation.math_answers import MathAnswer, decide, in_words
 from megatron_probsft.evaluation.math_found import stated, tail
 from megatron_probsft.evaluation.problems import Grade
 from megatron_probsft.runtime.errors import UserError
@@ -40,7 +40,7 @@ def judge_math(generations: Sequence[str], answers: Sequence[MathAnswer]) -> lis
     grades: dict[tuple[str | None, str, MathAnswer], Grade] = {}
     asked = []
     for generation, answer in zip(generations, answers, strict=True):
-        found = stated(generation, several=answer.several)
+        found = stated(generation, several=answer.several, words=in_words(answer.text))
         key = (found, tail(generation) if found is None else "", answer)
         asked.append(key)
         if key in grades:

@@ -79,6 +79,8 @@ _RELATIONS = (
     (re.compile(r"\\(?:wedge|land)(?![A-Za-z])"), r"\\text{and}"),
     (re.compile(r"\\(?:lbrace|\{)"), r"\\{"),
     (re.compile(r"\\rbrace"), r"\\}"),
+    (re.compile(r"\\langle(?![A-Za-z])"), "("),
+    (re.compile(r"\\rangle(?![A-Za-z])"), ")"),
     (re.compile(r"\\(?:varnothing|empty)(?![A-Za-z])"), r"\\emptyset "),
     (re.compile(r"\\(?:mathbb\s*([RZNQC])|R(?![A-Za-z]))"), lambda one: rf"\mathbb{{{one[1] or 'R'}}}"),
     (re.compile(r"\\(?:backslash|smallsetminus)(?![A-Za-z])"), r"\\setminus "),
@@ -91,12 +93,16 @@ _RELATIONS = (
 def canonical(text: str) -> str:
     """The answer in one notation, with single spaces, words and units in \\text{…}."""
     text = plain(text)
+    if "\\\\begin" in text:
+        text = text.replace("\\\\", "\\")
+    if "\\begin" not in text:
+        text = re.sub(r"\\\\(?=[A-Za-z({[|,;!%$])", r"\\", text)  # escaped twice, as in JSON
     text = _RUN_RAISED.sub(lambda run: f"^{{{''.join(_RAISED[one] for one in run[0])}}}", text)
     text = _RUN_LOWERED.sub(lambda run: f"_{{{''.join(_LOWERED[one] for one in run[0])}}}", text)
     text = re.sub(rf"(?<=\d)\s*{_VULGAR.pattern}", lambda one: f" {_FRACTIONS[one[0].strip()]}", text)
     text = _VULGAR.sub(lambda one: r"\frac{%s}{%s}" % tuple(_FRACTIONS[one[0]].split("/")), text)
     text = text.translate(_ONE_BY_ONE)
-    text = text.replace("\\\\$", DOLLAR).replace("\\$", DOLLAR).replace("\\%", "%").replace("\\#", "#")
+    text = text.replace("\\$", DOLLAR).replace("\\%", "%").replace("\\#", "#")
     text = _THOUSANDS.sub("", text).replace("\\!", "").replace("{,}", ",")
     text = _SIZES.sub("", text)
     text = _fonts(_outside_matrices(_DELIMITERS, "", text))
@@ -109,7 +115,7 @@ def canonical(text: str) -> str:
     text = re.sub(r"\\frac\{ *(\\text\{[^{}]*\}) *\}\{ *(\\text\{[^{}]*\}) *\}", r"\1 / \2", text)
     text = _mixed(text)
     text = re.sub(r" {2,}", " ", _APART.sub(APART, text)).strip()
-    return re.sub(r"(?<![\\.])[.,;:]+$", "", text).strip()
+    return re.sub(r"(?<![\\.])[.,;:]+$|\\$", "", text).strip()
 
 
 def unwrapped(text: str) -> str:

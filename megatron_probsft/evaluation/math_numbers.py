@@ -28,6 +28,7 @@ def number(text: str) -> Fraction | None:
         value = Fraction(top, bottom) + int(fraction[2] or 0)
         return -value if fraction[1] == "-" else value
     exponent = 0
+    text = re.sub(r"^([-+]?)10\^", r"\g<1>1\\cdot10^", text)
     if power := _TIMES_TEN.search(text):
         if power.end() != len(text):
             return None
@@ -57,7 +58,7 @@ def equal_numbers(one: str, two: str, tolerance: float | None = None) -> bool | 
     if not decimals:
         return False
     bound = NOISE
-    if all(digits(value) >= 6 for value in decimals) and (len(decimals) == 2 or not _ends(first, second)):
+    if all(digits(value) >= 6 for value in decimals) and (len(decimals) == 2 or not (has_end(first) and has_end(second))):
         bound = SIXTH
         finest = min(unit_in_the_last_place(value) for value in decimals if digits(value) >= 6)
         if len(decimals) == 1 and abs(first - second) < finest:
@@ -80,13 +81,10 @@ def unit_in_the_last_place(text: str) -> Fraction:
     return power / 10**places
 
 
-def _ends(*values: Fraction) -> bool:
-    """Whether all have a decimal expansion that ends."""
-    for value in values:
-        rest = value.denominator
-        for prime in (2, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest != 1:
-            return False
-    return True
+def has_end(value: Fraction) -> bool:
+    """Whether a value has a decimal expansion that ends."""
+    rest = value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return rest == 1

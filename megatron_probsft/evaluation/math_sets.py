@@ -56,7 +56,7 @@ def split_outside(text: str, pattern: re.Pattern[str]) -> list[str]:
     while place < len(text):
         if text[place] in "([{":
             end = inside_braces(text, place)
-            if end > 0 and not (text[place : place + 1] == "{" and text[place - 1 : place] == "_"):
+            if end > 0:
                 place = end
                 continue
         if match := pattern.match(text, place):
@@ -174,6 +174,8 @@ def _single(text: str) -> tuple[str | None, RealSet] | None:
 def _chain(text: str, terms: tuple[str, ...], signs: tuple[str, ...]) -> tuple[str | None, RealSet] | None:
     places = [place for place, term in enumerate(terms) if _VARIABLE.fullmatch(unwrapped(term)) and term != "\\infty"]
     if len(places) != 1 or any("=" in term for term in terms):
+        if re.search(r"[A-Za-z] *\(", text):
+            return None
         letters = set(re.findall(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])", text))
         return (letters.pop(), Relation(text)) if len(letters) == 1 and len(terms) <= 3 else None
     [place] = places

@@ -108,7 +108,8 @@ def quantity(text: str) -> tuple[str, Unit | None]:
     tail = _TAIL.search(text)
     while tail and tail.start() > 0:
         value, unit = text[: tail.start()].strip(), text_unit(tail[0])
-        if unit and re.search(r"[\d})\]]$|\\pi$|\\infty$", value):
+        after_letter = tail[0].lstrip().startswith("\\text") and re.search(r"[A-Za-z]$", value)
+        if unit and (after_letter or re.search(r"[\d})\]]$", value)):
             letters = re.fullmatch(r"\s*[A-Za-z]+\s*", tail[0])
             spaced = tail[0][:1].isspace()
             if not (letters and not spaced and len(tail[0].strip()) < 2):
@@ -197,6 +198,9 @@ def text_unit(text: str) -> Unit | None:
 
 def contradict(one: Unit, two: Unit) -> bool:
     """Whether two units are not of one kind; nouns beside units are not compared, as in 5 dollars per apple."""
+    kinds = one.powers, two.powers
+    if {"degree": 1} in kinds and ({"celsius": 1} in kinds or {"fahrenheit": 1} in kinds):
+        return False
     if one.powers or two.powers:
         return one.powers != two.powers and bool(one.powers or one.words) and bool(two.powers or two.words)
     return bool(one.words and two.words) and not one.words & two.words

@@ -23,6 +23,8 @@ from math_verify.errors import TimeoutException
 from megatron_probsft.evaluation.math_algebra import SympyAlgebra, Unparsable
 from megatron_probsft.evaluation.math_answers import MathAnswer
 from megatron_probsft.evaluation.math_compare import Comparison
+from megatron_probsft.evaluation.math_notation import canonical
+from megatron_probsft.evaluation.math_units import quantity
 
 MEMORY = 4 << 30
 
@@ -45,7 +47,8 @@ def _unmarked(tail: str) -> str | None:
     """A short text as it is, or the text of the last expression that math-verify finds in a generation."""
     text = tail.strip()
     short = text and len(text) < 100 and "\n" not in text
-    if short and not re.search(r"(?<!\\)[A-Za-z]{2,}[^=<>]* [A-Za-z]{2,}", text):
+    words = re.findall(r"(?<![\\A-Za-z{])[A-Za-z]{2,}", text)
+    if short and (not words or (len(words) < 3 and quantity(canonical(text))[1])):
         return text
     found = parse(tail, parsing_timeout=None)  # type: ignore[arg-type]
     if found:
