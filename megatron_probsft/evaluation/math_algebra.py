@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
 from sympy import (
-    Basic,
     Eq,
     Expr,
     FiniteSet,
@@ -38,7 +38,6 @@ from megatron_probsft.evaluation import math_sets
 from megatron_probsft.evaluation.math_notation import canonical, squeezed, unwrapped
 from megatron_probsft.evaluation.math_numbers import (
     NOISE,
-    SIXTH,
     digits,
     equal_numbers,
     has_end,
@@ -53,12 +52,18 @@ _LATEX = LatexExtractionConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all", equations=False
     )
 )
-_DIGITS = 60  # with which values are compared: other values of exact expressions differ long before
-_MOST_DIGITS = 500  # that real numbers are told apart by
-_EXACT = Float("1e-40", _DIGITS)
-# Values for the first symbol; the others' are these plus steps. Positive ones come first: \sqrt{1/n} is 1/\sqrt{n}
-# there, and where both sides are real everywhere they must agree everywhere.
-_PLACES = ("0.37", "2.61", "5", "3", "-1.43", "-7")
+_ODD_ROOT = re.compile(r"\\sqrt\[(\d?[13579])\]\{ *-([^{}+-]+)\}")
+_DIGITS = 3000  # at most, by which exact numbers are told apart
+_FEWER = 150  # the same for values of expressions with symbols
+_SHORT = 40  # digits of differences between decimals
+_COARSE = Float("1e-10")  # relative: values further apart need no second look
+# Values of the first symbol, and the steps to the others'. Positive ones come first: \sqrt{1/n} is 1/\sqrt{n}
+# there; elsewhere sides must agree where both are real.
+_PLACES = (
+    (Rational(37, 100), Rational(419, 1000)), (Rational(261, 100), Rational(733, 1000)), (Integer(5), Integer(4)),
+    (Integer(3), Integer(7)), (Rational(-143, 100), Rational(-391, 1000)), (Integer(-7), Integer(-3)),
+)  # fmt: skip
+_INFINITE = (oo, -oo)
 
 
 class Unparsable(Exception):
@@ -175,7 +180,7 @@ def _equal_values(one: Any, two: Any) -> bool:
         return True
     if one in (oo, -oo) or two in (oo, -oo):
         return False
-    return bool(_agree(one, two, _EXACT))
+    return _agree(one, two, {}, one.evalf(15), two.evalf(15), None)
 
 
 def _value(text: str) -> Any:
@@ -203,92 +208,99 @@ def _plain_letters(text: str) -> str:
     text = re.sub(r"(?<=\d)e(\+?-?\d+)", r"\\times 10^{\1}", text)
     if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text):
         text = re.sub(r"(\d+(?:\.\d+)?)\^\\circ", r"(\\frac{\1 \\pi}{180})", text)
-    return text
+    return _ODD_ROOT.sub(r"(-\\sqrt[\1]{\2})", text)
 
 
 def _same_values(first: Expr, second: Expr, found: str, wanted: str, tolerance: float | None) -> bool | None:
-    """Whether two expressions agree in value; None for what has none, as sums without end and functions f(x)."""
-    for side in (first, second):
-        if side.has(UnevaluatedExpr):
-            side = side.replace(UnevaluatedExpr, lambda inner: inner)
-    first, second = (side.replace(lambda part: isinstance(part, UnevaluatedExpr), lambda part: part.args[0]) for side in (first, second))
-    if any(side.has(Sum, Product, Integral) for side in (first, second)):
-        first, second = (side.doit() for side in (first, second))
-        if first.free_symbols != second.free_symbols and first.has(Sum, Product) and second.has(Sum, Product):
-            return False
-    if any(side.has(AppliedUndef, Integral, Sum, Product, Derivative, oo, -oo, S.ComplexInfinity) for side in (first, second)):
-        if first in (oo, -oo) or second in (oo, -oo):
-            return first == second
-        return None
-    symbols = sorted((first.free_symbols | second.free_symbols), key=str)
-    imaginary = [symbol for symbol in symbols if str(symbol) == "i"]
-    symbols = [symbol for symbol in symbols if str(symbol) != "i"]
+    """Whether two expressions agree in value; None for what has none, as integrals and functions f(x)."""
+    first, second = (_evaluated(side) for side in (first, second))
+    if first in _INFINITE or second in _INFINITE:
+        return first == second
+    unknown = AppliedUndef, Integral, Sum, Product, Derivative, oo, -oo, S.ComplexInfinity
+    if first.has(*unknown) or second.has(*unknown):
+        sums = first.has(Sum, Product) and second.has(Sum, Product)
+        return False if sums and first.free_symbols != second.free_symbols else None
     if _may_be_words(first, second, found, wanted):
         return None
+    symbols = sorted(first.free_symbols | second.free_symbols, key=str)
+    imaginary = [symbol for symbol in symbols if str(symbol) == "i"]
+    symbols = [symbol for symbol in symbols if str(symbol) != "i"]
     bound = _bound(first, second, found, wanted, tolerance)
-    if bound is _EXACT and not symbols and not imaginary and first.is_real and second.is_real:
-        difference = (first - second).evalf(5, maxn=_MOST_DIGITS)
-        if difference.is_Float or difference.is_zero:
-            return bool(difference == 0 or difference._prec == 1)
     agreed = False
-    for place in _PLACES if symbols else _PLACES[:1]:
-        values: dict[Any, Any] = {
-            symbol: _place(place, step) for step, symbol in enumerate(symbols)
-        } | dict.fromkeys(imaginary, I)
-        try:
-            one, two = (side.evalf(_DIGITS, subs=values, maxn=4 * _DIGITS) for side in (first, second))
-            known = one.is_number and two.is_number and not one.has(S.NaN, S.ComplexInfinity) and not two.has(S.NaN, S.ComplexInfinity)
-        except (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError):
-            known = False
-        if not known:
+    for place, step in _PLACES if symbols else _PLACES[:1]:
+        values: dict[Any, Any] = {one: place + step * count for count, one in enumerate(symbols)}
+        values |= dict.fromkeys(imaginary, I)
+        one, two = (_value_at(side, values) for side in (first, second))
+        if one is None or two is None:
             if not symbols:
                 return None
             continue
         if symbols and not imaginary and not (one.is_real and two.is_real):
             continue
-        if not _agree(one, two, bound):
+        if not _agree(first, second, values, one, two, bound):
             return False
         agreed = True
     return True if agreed else None
 
 
-def _place(place: str, step: int) -> Any:
-    if "." not in place:
-        return Integer(int(place) + (step if int(place) > 0 else -step))
-    return Float(place, _DIGITS) + Float("0.419", _DIGITS) * step * (-1 if place.startswith("-") else 1)
+def _evaluated(side: Expr) -> Expr:
+    side = side.replace(lambda part: isinstance(part, UnevaluatedExpr), lambda part: part.args[0])
+    return side.doit() if side.has(Sum, Product, Integral) else side
 
 
-def _agree(one: Any, two: Any, bound: Any) -> bool:
-    """Within the bound, relative to numbers below one and absolute above it for decimals."""
-    one, two = (Integer(0) if one.is_Float and one._prec == 1 else one for one in (one, two))  # lost in noise
-    difference = (one - two).evalf(_DIGITS)
-    if difference == 0 or (difference.is_Float and difference._prec == 1):
+def _value_at(side: Expr, values: dict[Any, Any]) -> Any:
+    """A number; None where there is none."""
+    try:
+        value = side.evalf(15, subs=values, maxn=_FEWER)
+        return value if value.is_number and not value.has(S.NaN, S.ComplexInfinity) else None
+    except (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError):
+        return None
+
+
+def _agree(first: Expr, second: Expr, values: dict[Any, Any], one: Any, two: Any, bound: _Bound | None) -> bool:
+    """Whether two sides, of about the values `one` and `two`, differ by at most the bound; None: not at all."""
+    if bound is None:
+        if abs(one - two) > _COARSE * max(abs(one), abs(two)):
+            return False
+        difference = (first - second).xreplace(values).evalf(5, maxn=_FEWER if values else _DIGITS)
+    else:
+        difference = (first - second).evalf(_SHORT, subs=values, maxn=_FEWER)
+    parts = difference.as_real_imag()
+    if all(part == 0 or (part.is_Float and part._prec == 1) for part in parts):
         return True
-    size = max(abs(one.evalf(_DIGITS)), abs(two.evalf(_DIGITS)))
-    if isinstance(bound, tuple):
-        how, limit = bound
-        return bool(abs(difference) <= (limit if how == "absolute" else limit * min(size, 1)))
-    return bool(abs(difference) <= bound * size)
+    return bound is not None and bool(abs(difference) <= bound.limit(max(abs(one), abs(two))))
 
 
-def _bound(first: Expr, second: Expr, found: str, wanted: str, tolerance: float | None) -> Any:
-    """How far values may differ: not at all, but for decimals as `equal_numbers` has it."""
+@dataclass(frozen=True)
+class _Bound:
+    """How far decimals may differ: absolutely, or else relative to what is smaller than one."""
+
+    size: Fraction
+    relative: bool
+
+    def limit(self, size: Any) -> Any:
+        limit = Float(self.size.numerator, _SHORT) / self.size.denominator
+        return limit * min(size, 1) if self.relative else limit
+
+
+def _bound(first: Expr, second: Expr, found: str, wanted: str, tolerance: float | None) -> _Bound | None:
+    """None for exact values; for decimals as `equal_numbers` has it."""
     if tolerance is not None:
-        return "absolute", Float(str(tolerance), _DIGITS)
-    decimals = [squeezed(side) for side in (found, wanted) if re.search(r"\d\.\d|\.\d", side)]
-    if not decimals:
-        return _EXACT
-    written = [one for text in decimals for one in re.findall(r"\d*\.\d+", text)]
+        return _Bound(Fraction(str(tolerance)), relative=False)
+    written = [one for side in (found, wanted) for one in re.findall(r"\d*\.\d+", squeezed(side))]
+    if not written:
+        return None
+    noise = _Bound(NOISE, relative=True)
     if min(digits(one) for one in written) < 6:
-        return "relative", Float(NOISE.numerator, _DIGITS) / NOISE.denominator
-    if len(decimals) == 1 and number(decimals[0]) is not None and _ends(first if decimals[0] == squeezed(wanted) else second):
-        return "relative", Float(NOISE.numerator, _DIGITS) / NOISE.denominator
-    if len(decimals) == 1 and number(decimals[0]) is not None and not (first.free_symbols | second.free_symbols):
-        unit = unit_in_the_last_place(decimals[0])
-        value = abs(number(decimals[0]) or 0)
-        limit = max(unit, SIXTH * min(value, 1))
-        return "absolute", Float(limit.numerator, _DIGITS) / limit.denominator
-    return "relative", Float(SIXTH.numerator, _DIGITS) / SIXTH.denominator
+        return noise
+    plain = {side: squeezed(side) for side in (found, wanted)}
+    alone = [side for side in (found, wanted) if "." in plain[side] and number(plain[side]) is not None]
+    if len(written) > 1 or not alone or first.free_symbols or second.free_symbols:
+        return _Bound(Fraction(1, 1_000_000), relative=True)
+    if _ends(second if alone[0] is found else first):
+        return noise
+    value = abs(number(plain[alone[0]]) or Fraction(0))
+    return _Bound(max(unit_in_the_last_place(plain[alone[0]]), NOISE * min(value, 1)), relative=False)
 
 
 def _ends(side: Expr) -> bool:
@@ -311,20 +323,14 @@ def _proportional(one: Eq, two: Eq) -> bool:
     first, second = (side.lhs - side.rhs for side in (one, two))
     if not isinstance(first, Expr) or not isinstance(second, Expr) or first.free_symbols != second.free_symbols:
         return False
-    if first.has(AppliedUndef, Derivative, Integral, Sum) or second.has(AppliedUndef, Derivative, Integral, Sum):
-        return False
     symbols = sorted(first.free_symbols, key=str)
-    ratios = []
-    for place in _PLACES[:4]:
-        values: Any = {symbol: _place(place, 2 * step + 1) for step, symbol in enumerate(symbols)}
-        try:
-            a, b = (side.evalf(_DIGITS, subs=values) for side in (first, second))
-            if not (a.is_number and b.is_number) or abs(b) < Float("1e-30"):
-                continue
-            ratios.append((a / b).evalf(_DIGITS))
-        except (TypeError, ValueError, ArithmeticError):
+    ratio = None
+    for place, step in _PLACES[:4]:
+        values: dict[Any, Any] = {one: place + step * count for count, one in enumerate(symbols)}
+        a, b = (_value_at(side, values) for side in (first, second))
+        if a is None or b is None or not a.is_real or not b.is_real or abs(b) < _COARSE or abs(a) < _COARSE:
             return False
-    return len(ratios) > 1 and abs(ratios[0]) > 0 and all(_agree(ratios[0], ratio, _EXACT) for ratio in ratios[1:])
-
-
-__all__ = ["Basic", "SympyAlgebra", "Unparsable"]
+        if ratio is not None and not _agree(first, ratio * second, values, a, a, None):
+            return False
+        ratio = ratio or (first / second).xreplace(values)
+    return True

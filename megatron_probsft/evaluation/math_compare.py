@@ -21,7 +21,7 @@ from megatron_probsft.evaluation.math_units import (
     time_of_day,
 )
 
-_COMMA, _SEMICOLON = re.compile(","), re.compile(";")
+_COMMA, _SEMICOLON, _COLON = re.compile(","), re.compile(";"), re.compile(":")
 _AND_OR = re.compile(
     r",?\s*(?:\\text\{[ ,]*(?:and|or)[ ,]*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|(?<=[\d)])(?:and|or)(?=[\d(A-Za-z\\-]))"
 )
@@ -39,6 +39,7 @@ _EMPTY = re.compile(
 _BELONGS_TO_NUMBERS = re.compile(r"\s*\\?[A-Za-z](?:_\w)?\s*\\in\s*\\mathbb\{[RZNQC]\}.*")
 _NAME = re.compile(
     r"\\?[A-Za-z](?:_\{?[\w\\ ,+-]+\}?)?'*"  # x, x_1, \alpha, m_{\max}
+    r"|\\(?:lim|sum|prod|int|max|min)(?![A-Za-z]).*|\\frac\{d\w?\}\{d\w\}.*|[A-Za-z]\^\{-1\}\([^=()]*\)"
     r"|[A-Z]{2,5}(?:_\{?\w+\}?)?|\|[A-Z]{2}\||\\(?:angle|overline|triangle|vec|widehat|hat|bar)\s*\{?[A-Z_\d{} ]*\}?"
     r"|\\text\{[^{}]*\}|\\?[A-Za-z](?:_\w)?'*\([^=()]*\)|\((?:\s*\\?[A-Za-z](?:_\{?\w+\}?)?\s*,)+\s*\\?[A-Za-z](?:_\{?\w+\}?)?\s*\)"
     r"|\\frac\{[A-Z]{1,3}\}\{[A-Z]{1,3}\}|[A-Za-z](?:_\{?\w+\}?)?\s*:\s*[A-Za-z](?:_\{?\w+\}?)?"
@@ -46,6 +47,7 @@ _NAME = re.compile(
     r"|\\[A-Za-z]+(?:_\{?[\w\\ ]+\}?)?"
 )
 _LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
+_RADIANS = r"\frac{\pi}{180}"
 _SUM_OF_LETTERS = re.compile(r"-?[A-Za-z](?:\^\{?\d\}?)?(?:\s*[-+]?\s*[A-Za-z](?:_\{?\w\}?)?(?:\^\{?\d\}?)?)+")
 
 
@@ -78,10 +80,10 @@ class Comparison:
         if squeezed(found) == squeezed(wanted) and not _units_differ(found, wanted):
             return True
         found, wanted = _without_outer(found), _without_outer(wanted)
-        if (words := _same_words(found, wanted)) is not None:
-            return words
         if _is_empty(found) or _is_empty(wanted):
             return _is_empty(found) and _is_empty(wanted)
+        if (words := _same_words(found, wanted)) is not None:
+            return words
         rows = _matrix(found), _matrix(wanted)
         if rows[0] or rows[1]:
             return self._matrices(found, wanted, *rows)
@@ -136,8 +138,9 @@ class Comparison:
             name, value = _named(one[0])
             if name and len(items(value, every_comma=True)) > 1 and _bracketed(value) is None:
                 one = items(value, every_comma=True)
-            elif _thousands(found):
-                one = items(found, every_comma=True)
+            elif _thousands(inner := found if (held := _braces(found)) is None else held):
+                again = items(inner, every_comma=True)
+                one = again if _no_zeros(again) else one
             inside = _bracketed(value if name else found)
             if inside and not _braces(wanted) and (inside[0] == "(" or len(inside[1]) > 2):
                 named = _names(name) if name else None
@@ -221,8 +224,17 @@ class Comparison:
         times = time_of_day(found), time_of_day(wanted)
         if times[0] and times[1]:
             return same_time(times[0], times[1])
+        ratios = _pieces(found, _COLON), _pieces(wanted, _COLON)
+        if len(ratios[0]) > 1 and (len(ratios[1]) > 1 or len(ratios[0]) > 2):
+            return self._proportional(*ratios)
         (value, unit), (aim, wanted_unit) = quantity(found), quantity(wanted)
         return self._with_units(found, wanted, value, unit, aim, wanted_unit or self._unit)
+
+    def _proportional(self, one: list[str], two: list[str]) -> bool:
+        pairs = zip(one[1:], two[1:], strict=False)
+        return len(one) == len(two) and all(
+            self._expressions(_times(one[0], b), _times(two[0], a)) for a, b in pairs
+        )
 
     def _with_units(
         self, found: str, wanted: str, value: str, unit: Unit | None, aim: str, wanted_unit: Unit | None
@@ -239,10 +251,14 @@ class Comparison:
             part = either is not None and either.powers == {"percent": 1}
             if not (angle or part) or self._tolerance is not None:
                 return False
-            factor = "\\frac{\\pi}{180}" if angle else "\\frac{1}{100}"
+            factor = _RADIANS if angle else "\\frac{1}{100}"
             if angle and "\\pi" not in value + aim:
                 return False
             return self._expressions(_times(value, factor if unit else ""), _times(aim, "" if unit else factor))
+        if [*unit.powers] == ["degree"] and [*wanted_unit.powers] == ["radian"]:
+            return self._expressions(_times(value, _RADIANS), aim)
+        if [*unit.powers] == ["radian"] and [*wanted_unit.powers] == ["degree"]:
+            return self._expressions(value, _times(aim, _RADIANS))
         if contradict(unit, wanted_unit):
             return False
         if unit.scale == wanted_unit.scale or not unit.powers or not wanted_unit.powers:
@@ -497,8 +513,8 @@ def _fraction(unit: Unit) -> str:
 def _times(value: str, factor: str) -> str:
     if not factor:
         return value
-    one, two = number(squeezed(value)), number(factor)
+    one, two = number(squeezed(value)), number(squeezed(factor))
     if one is None or two is None:
-        return rf"({value}) \cdot {factor}"
+        return rf"({value}) \cdot ({factor})"
     product = one * two
     return str(product.numerator) if product.denominator == 1 else rf"\frac{{{product.numerator}}}{{{product.denominator}}}"

@@ -93,7 +93,9 @@ def _boxed(text: str, found: list[Box], several: bool) -> str:
 
 
 def _distinct(texts: list[str]) -> list[str]:
-    return list({squeezed(canonical(text)): text for text in texts}.values())
+    plain_texts = {text: squeezed(canonical(text)) for text in texts}
+    values = {text: number(one) for text, one in plain_texts.items()}
+    return list({plain_texts[text] if values[text] is None else values[text]: text for text in texts}.values())
 
 
 def _with_unit(text: str, box: Box) -> str:

@@ -63,7 +63,7 @@ _TEXTUAL = (
     "arcsin arccos arctan sinh cosh tanh sin cos tan sec csc cot ln log exp gcd lcm pi theta alpha "
     "beta gamma lambda infty"
 ).split()
-_BARE_WORD = re.compile(rf"(?<![\\A-Za-z{{])({'|'.join(_TEXTUAL)})(?![A-Za-z}}])|(?<=[\d)])(pi|sqrt)(?![A-Za-z])")
+_BARE_WORD = re.compile(rf"(?<![\\A-Za-z])({'|'.join(_TEXTUAL)})(?![A-Za-z])|(?<=[\d)])(pi|sqrt)(?![A-Za-z])")
 _BARE_INFINITY = re.compile(r"(?<![\\A-Za-z])(?:infinity|inf)(?![A-Za-z])", re.IGNORECASE)
 _ROOT_WORD = re.compile(r"\\?(?<![A-Za-z])(sqrt|cbrt)\s*(?=[(\d\w{\[])|√|∛")
 _ATOM = re.compile(r"\d+(?:\.\d+)?|\\[A-Za-z]+|[A-Za-z]")
@@ -179,6 +179,8 @@ def _plain_words(text: str) -> str:
         piece = piece.replace("**", "^").replace("*", r" \cdot ")
         pieces[place] = re.sub(r"\^(-?\d{2,}|-\d|-?[A-Za-z](?=\b))", r"^{\1}", piece)
     text = pieces[0] + "".join(one + piece for one, piece in zip(kept, pieces[1:], strict=True))
+    text = re.sub(r"(?<=\d) *[xX] *(?=10\^)", r"\\times ", text)
+    text = _bracketed(text, re.compile(r"(?<![\\A-Za-z])abs *(?=\()"), lambda _, inside: f"|{inside}|")
     text = _bracketed(text, _ROOT_WORD, _root)
     text = _bracketed(text, re.compile(r"\\exp *(?=[({])"), lambda _, inside: f"e^{{{inside}}}")
     return _bracketed(text, re.compile(r"\^ *(?=\()"), lambda _, inside: f"^{{{inside}}}")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-SIXTH = Fraction(1, 1_000_000)  # what rounding at the sixth digit changes
 NOISE = Fraction(1, 2**24)  # what arithmetic in float32 or better changes
 
 _NUMBER = re.compile(r"([-+]?)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?(?:[eE]\+?(-?\d{1,3}))?")
+_ENDLESS = re.compile(r"([-+]?)(\d{0,30})\.(\d{0,30})\\(?:overline|bar)\{?(\d{1,30})\}?")
 _TIMES_TEN = re.compile(r"(?:\\times|\\cdot|\*)10\^(?:\{([-+]?\d{1,3})\}|([-+]?\d))")
 _FRACTION = re.compile(
     r"([-+]?)(\d{1,50}(?=\\))?(?:\\frac\{([-+]?\d{1,50})\}\{(\d{1,50})\}|(\d{1,50})/(\d{1,50}))"
@@ -19,6 +19,10 @@ def number(text: str) -> Fraction | None:
     """The exact value of a squeezed decimal, scientific, vulgar or mixed number; None for anything else."""
     if len(text) > 200 or not text:
         return None
+    if "\\" in text and (endless := _ENDLESS.fullmatch(text)):
+        sign, whole, first, again = endless.groups()
+        value = Fraction(f"{whole or 0}.{first}") + Fraction(int(again), (10 ** len(again) - 1) * 10 ** len(first))
+        return -value if sign == "-" else value
     if text[0] == "(" and text[-1] == ")" and "(" not in text[1:]:
         text = text[1:-1]
     if fraction := _FRACTION.fullmatch(text):
@@ -44,8 +48,8 @@ def equal_numbers(one: str, two: str, tolerance: float | None = None) -> bool | 
     """Whether two squeezed numbers are equal; None if one is no number.
 
     Equal within the tolerance if there is one. Else exactly, but for what arithmetic does to a decimal
-    (0.30000000000000004 is 0.3), and rounding at the sixth digit or later where a value has no end
-    (0.333333 is 1/3) or both are given to six digits.
+    (0.30000000000000004 is 0.3), and for the last digit of a decimal with at least six, where the other value has
+    no end (0.333333 is 1/3) or is such a decimal too.
     """
     first, second = number(one), number(two)
     if first is None or second is None:
@@ -57,13 +61,10 @@ def equal_numbers(one: str, two: str, tolerance: float | None = None) -> bool | 
     decimals = [value for value in (one, two) if "." in value]
     if not decimals:
         return False
-    bound = NOISE
-    if all(digits(value) >= 6 for value in decimals) and (len(decimals) == 2 or not (has_end(first) and has_end(second))):
-        bound = SIXTH
-        finest = min(unit_in_the_last_place(value) for value in decimals if digits(value) >= 6)
-        if len(decimals) == 1 and abs(first - second) < finest:
-            return True
-    return abs(first - second) <= bound * min(1, abs(second))
+    bound = NOISE * min(1, abs(second))
+    if all(digits(value) >= 6 for value in decimals) and not (len(decimals) == 1 and has_end(first) and has_end(second)):
+        bound = max(bound, *(unit_in_the_last_place(value) for value in decimals))
+    return abs(first - second) <= bound
 
 
 def digits(text: str) -> int:

@@ -11,6 +11,7 @@ _RELATION = re.compile(r"\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])|(?<!
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "\\ne": "\\ne"}
 _VARIABLE = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?")
 _BELONGS = re.compile(r"\s*(\\?[A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?)\s*\\in(?![A-Za-z])\s*(.+)")
+_REAL = re.compile(r"\s*\\?[A-Za-z](?:_\w)?\s*\\in\s*\\mathbb\{R\}\s*")
 _BUILDER = re.compile(r"\\\{\s*(\\?[A-Za-z])(?:\s*\\in\s*\\mathbb\{R\})?\s*(?:\||:)\s*(.+?)\s*\\\}")
 _ALL = re.compile(r"\\mathbb\{R\}|(?:\\text\{)?(?:all )?reals?(?: numbers?)?\}?", re.IGNORECASE)
 _OR = re.compile(r"\\cup(?![A-Za-z])|\\text\{ *or *\}|(?<![A-Za-z\\])or(?![A-Za-z])")
@@ -88,6 +89,9 @@ def real_set(text: str) -> tuple[str | None, RealSet] | None:
     if builder := _BUILDER.fullmatch(text):
         inner = real_set(builder[2])
         return inner and (None, inner[1])
+    commas = split_outside(text, re.compile(r"[,;]"))
+    if len(commas) > 1 and (kept := [piece for piece in commas if not _REAL.fullmatch(piece)]) != commas:
+        return real_set(", ".join(kept)) if kept else None
     if belongs := _BELONGS.fullmatch(text):
         inner = real_set(belongs[2])
         if inner and inner[0] in (None, squeezed(belongs[1])):
@@ -97,7 +101,6 @@ def real_set(text: str) -> tuple[str | None, RealSet] | None:
         pieces = split_outside(text, pattern)
         if len(pieces) > 1:
             return _combined(how, pieces)
-    commas = split_outside(text, re.compile(r"[,;]"))
     if len(commas) > 1 and all(_RELATION.search(piece) for piece in commas):
         nots = all("\\ne" in piece for piece in commas)
         return _combined("and" if nots or _bounded(commas) else "or", commas)

@@ -80,7 +80,7 @@ _BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7,
                "eleven": 11, "twelve": 12, "sixteen": 16}  # fmt: skip
 _BASE = re.compile(
     r"\(?\s*(?:\\overline\{)?(?P<digits>-?[0-9A-Fa-f][0-9A-Fa-f. ,]*)\}?\s*\)?\s*"
-    r"(?:_ *\{?\s*(?:base\s*)?(?P<low>\d{1,2}|[a-z]{3,7})\s*\}?|,?\s*\(?\s*(?:in\s+)?base[\s-]*(?P<named>\d{1,2}|[a-z]{3,7})\s*\)?)"
+    r"(?:_ *\{?\s*(?:base\s*)?\(?(?P<low>\d{1,2}|[a-z]{3,7})\)?\s*\}?|,?\s*\(?\s*(?:in\s+)?base[\s-]*(?P<named>\d{1,2}|[a-z]{3,7})\s*\)?)"
 )
 _TIME = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?\s*(?:([ap])\.?\s*m\.?|(?:o'?clock|hours|h))?", re.IGNORECASE)
 
@@ -109,7 +109,8 @@ def quantity(text: str) -> tuple[str, Unit | None]:
     while tail and tail.start() > 0:
         value, unit = text[: tail.start()].strip(), text_unit(tail[0])
         after_letter = tail[0].lstrip().startswith("\\text") and re.search(r"[A-Za-z]$", value)
-        if unit and (after_letter or re.search(r"[\d})\]]$", value)):
+        power = re.match(r"\s*\^(?! *\{? *\\circ)", tail[0])  # of the value, no unit's
+        if unit and not power and (after_letter or re.search(r"[\d})\]]$", value)):
             letters = re.fullmatch(r"\s*[A-Za-z]+\s*", tail[0])
             spaced = tail[0][:1].isspace()
             if not (letters and not spaced and len(tail[0].strip()) < 2):
