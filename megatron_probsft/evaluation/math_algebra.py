@@ -86,8 +86,11 @@ class SympyAlgebra:
             decided = _same_values(first, second, found, wanted, tolerance)
             if decided is not None:
                 return decided
-        if isinstance(first, Eq) and isinstance(second, Eq) and (_proportional(first, second)):
-            return True
+        if isinstance(first, Eq) and isinstance(second, Eq):
+            if first.free_symbols != second.free_symbols:
+                return False
+            if _proportional(first, second):
+                return True
         return bool(verify(list(two), list(one), timeout_seconds=None))
 
     def same_sets(self, found: RealSet, wanted: RealSet) -> bool:

@@ -33,7 +33,7 @@ _STATED = re.compile(
 _MATHEMATICS = re.compile(r"\$\$(.{1,2000}?)\$\$|\$(.{1,500}?)(?<!\\)\$|\\\((.{1,500}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL)
 _PROSE = re.compile(r"(?<![\\A-Za-z])(?!and\b|or\b)[A-Za-z]{2,}")
 _CLOSING = re.compile(r"\bfinal answer\b[^.\n]{0,40}?(?:\bis\b|:)", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z(*]|\s*$)|\n|,? (?:because|not|rather than|instead of|since|as|so|which|where|for|when)\b|;(?=\s+[a-z])")
+_SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z(*]|\s*$)|\n|,? (?:because|not|rather than|instead of|since|as|so|which|where|for|when)\b|;(?=\s+[a-z])|\s\((?=[\w ,]*[a-z]{2})")
 
 
 def final_text(generation: str) -> str:
@@ -127,7 +127,8 @@ def _first_answer(rest: str, words: bool) -> str | None:
     mathematics = [*_MATHEMATICS.finditer(rest[:2000])]
     first = mathematics[0].start() if mathematics else len(rest)
     outside = _MATHEMATICS.sub(" ", sentence)
-    if not words and len(_PROSE.findall(outside)) > 2 and re.search(r"\d|\\|\$", sentence):
+    begins = re.match(r"[-−$\\(\[{√π\d½¼¾|]", sentence)
+    if not words and not begins and len(_PROSE.findall(outside)) > 2 and re.search(r"\d|\\|\$", sentence):
         verbs = [*re.finditer(r"\b(?:is|are|equals|=)\s+(?=\S)", _hidden(sentence))]
         if not verbs or not re.match(r"[-−$\\(\[{√π\d½¼¾|]|[a-z]\b", sentence[verbs[-1].end() :]):
             return None
