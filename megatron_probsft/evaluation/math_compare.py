@@ -8,18 +8,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from megatron_probsft.evaluation.math_bases import based, same_time, time_of_day
 from megatron_probsft.evaluation.math_notation import APART, canonical, inside_braces, squeezed, unwrapped
 from megatron_probsft.evaluation.math_numbers import equal_numbers, number
 from megatron_probsft.evaluation.math_sets import RealSet, flipped, is_set, real_set, split_outside
-from megatron_probsft.evaluation.math_units import (
-    Unit,
-    based,
-    contradict,
-    quantity,
-    same_time,
-    text_unit,
-    time_of_day,
-)
+from megatron_probsft.evaluation.math_units import Unit, contradict, quantity, text_unit
 
 _COMMA, _SEMICOLON, _COLON = re.compile(","), re.compile(";"), re.compile(":")
 _AND_OR = re.compile(

@@ -6,10 +6,11 @@ import re
 
 from megatron_probsft.data.boxed import Box, boxes
 from megatron_probsft.evaluation.markdown import plain
+from megatron_probsft.evaluation.math_bases import based
 from megatron_probsft.evaluation.math_compare import items
 from megatron_probsft.evaluation.math_notation import canonical, squeezed
 from megatron_probsft.evaluation.math_numbers import number
-from megatron_probsft.evaluation.math_units import based, quantity
+from megatron_probsft.evaluation.math_units import quantity
 
 _TAIL = 4000  # characters at the end of a generation in which an answer without a box is looked for
 
