@@ -21,6 +21,7 @@ from megatron_probsft.data.boxed import boxed
 from megatron_probsft.evaluation.markdown import plain
 from megatron_probsft.evaluation.math_found import final_text
 
+_TAIL = 20_000  # characters at the end of a generation that are read
 _ADVERB = (
     r"(?:the|option|choice|letter|therefore|thus|clearly|definitely|certainly|indeed|simply|most|likely|probably|best"
     r"|given|by|following)"
@@ -46,19 +47,27 @@ def chosen(generation: str, options: Mapping[str, str]) -> str | None:
     inside = boxed(generation)
     if inside and (letter := _in_box(plain(inside), options)):
         return letter
-    text = plain(re.sub(r"</?answer>", "\n", generation))
+    text = plain(re.sub(r"</?answer>", "\n", generation[-_TAIL:]))
     letters = "".join(re.escape(letter) for letter in options)
-    if alone := re.fullmatch(rf"\W*(?:(?i:option|choice|answer)\s+)?\W*([{letters}{letters.lower()}])\W*", text):
+    if alone := re.fullmatch(
+        rf"(?:(?i:option|choice|answer)\W+)?([{letters}{letters.lower()}])", _bare(text)
+    ):
         return alone[1].upper()
     if statement := _last_statement(text, options):
         return statement[0]
-    line = rf"^[\s*_#>-]*(?:\(([{letters}])\)|([{letters}])[.):]|([{letters}])\W*$)"
+    line = rf"^[ \t*_#>-]*(?:\(([{letters}])\)|([{letters}])[.):]|([{letters}])\W*$)"
     lines = [*re.finditer(line, text, re.MULTILINE)]
     listed = [next(group for group in one.groups() if group) for one in lines]
     if len(options) > 1 and listed[-len(options) :] == [*options]:  # all options, as the question lists them
         rest = text[lines[-1].end() :].partition("\n")[2]
         return _by_text(rest, options)
     return listed[-1] if listed else _by_text(text, options)
+
+
+def _bare(text: str) -> str:
+    """A text without what is no letter at both ends; of a long one nothing."""
+    text = text.strip()
+    return re.sub(r"^\W+|\W+$", "", text) if len(text) < 50 else ""
 
 
 def _last_statement(text: str, options: Mapping[str, str]) -> tuple[str | None] | None:

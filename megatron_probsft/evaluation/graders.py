@@ -31,6 +31,7 @@ from megatron_probsft.runtime.errors import UserError
 # place, for an answer that nothing could be equal to.
 Grader = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[Grade]]
 
+_TAIL = 20_000  # characters at the end of a generation in which its last number is looked for
 _INTEGER = r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+"
 _NUMBER = re.compile(  # a minus after a digit, a letter or a bracket is a subtraction
     rf"(?:(?<![\w.)])[-+−])?(?:(?:{_INTEGER})(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]{{1,3}})?"
@@ -94,11 +95,13 @@ def _number_in(generation: str) -> str | None:
         value = squeezed(quantity(text)[0])
         if exact_value(value) is not None:
             return value
-        if len(listed := items(text)) > 1 and all(exact_value(squeezed(quantity(one)[0])) is not None for one in listed):
+        if len(listed := items(text)) > 1 and all(
+            exact_value(squeezed(quantity(one)[0])) is not None for one in listed
+        ):
             return ", ".join(listed)
         if found := _numbers(said.rpartition("=")[2]):
             return found[0]
-    found = _numbers(plain(final_text(generation)))
+    found = _numbers(plain(final_text(generation)[-_TAIL:]))
     return found[-1] if found else None
 
 

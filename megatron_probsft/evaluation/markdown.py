@@ -8,7 +8,9 @@ import re
 _EMPHASIS = re.compile(
     r"(?<![\w*)\]}^\\])(\*{1,3}|_{1,3}|~~|`{1,3})(?=\S)([^\n]{0,300}?[^\s\\])\1(?![\w*({\[\\])"
 )
-_PAIRED_TAG = re.compile(r"<(b|strong|i|em|u|code|mark|span|p)\b[^<>]{0,80}>([^<>]{0,300})</\1>", re.IGNORECASE)
+_PAIRED_TAG = re.compile(
+    r"<(b|strong|i|em|u|code|mark|span|p)\b[^<>]{0,80}>([^<>]{0,300})</\1>", re.IGNORECASE
+)
 _RAISED = re.compile(r"<(sup|sub)>([^<>]{1,40})</\1>", re.IGNORECASE)
 _FENCE = re.compile(r"^[ \t]*```[\w+-]*[ \t]*$", re.MULTILINE)
 _HEADING = re.compile(r"^[ \t]{0,3}#{1,6}[ \t]+(.*?)[ \t]*#*$", re.MULTILINE)

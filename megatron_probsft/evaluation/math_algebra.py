@@ -146,9 +146,7 @@ class SympyAlgebra:
         if chain is None:
             raise Unparsable
         terms, signs = chain
-        parts = [
-            _relation(terms[place], sign, terms[place + 1]).as_set() for place, sign in enumerate(signs)
-        ]
+        parts = [_relation(terms[place], sign, terms[place + 1]).as_set() for place, sign in enumerate(signs)]
         return Intersection(Reals, *parts)
 
 
@@ -260,7 +258,9 @@ def _value_at(side: Expr, values: dict[Any, Any]) -> Any:
         return None
 
 
-def _agree(first: Expr, second: Expr, values: dict[Any, Any], one: Any, two: Any, bound: _Bound | None) -> bool:
+def _agree(
+    first: Expr, second: Expr, values: dict[Any, Any], one: Any, two: Any, bound: _Bound | None
+) -> bool:
     """Whether two sides, of about the values `one` and `two`, differ by at most the bound; None: not at all."""
     if bound is None:
         if abs(one - two) > _COARSE * max(abs(one), abs(two)):
@@ -316,7 +316,10 @@ def _may_be_words(first: Expr, second: Expr, found: str, wanted: str) -> bool:
     """Products of letters on both sides that were written apart, as east and seat, have no values."""
     return (
         "\\text" in found + wanted
-        and all(isinstance(side, Symbol) or (side.is_Mul and all(part.is_Symbol for part in side.args)) for side in (first, second))
+        and all(
+            isinstance(side, Symbol) or (side.is_Mul and all(part.is_Symbol for part in side.args))
+            for side in (first, second)
+        )
         and re.sub(r"\W", "", unwrapped(found)) != re.sub(r"\W", "", unwrapped(wanted))
     )
 
@@ -324,7 +327,11 @@ def _may_be_words(first: Expr, second: Expr, found: str, wanted: str) -> bool:
 def _proportional(one: Eq, two: Eq) -> bool:
     """Whether an equation is another's multiple: left minus right side, at some places."""
     first, second = (side.lhs - side.rhs for side in (one, two))
-    if not isinstance(first, Expr) or not isinstance(second, Expr) or first.free_symbols != second.free_symbols:
+    if (
+        not isinstance(first, Expr)
+        or not isinstance(second, Expr)
+        or first.free_symbols != second.free_symbols
+    ):
         return False
     symbols = sorted(first.free_symbols, key=str)
     ratio = None

@@ -12,6 +12,8 @@ from megatron_probsft.evaluation.math_compare import Comparison, items, word
 from megatron_probsft.evaluation.math_notation import canonical, squeezed
 from megatron_probsft.evaluation.math_sets import RealSet, is_set
 
+_DEEPEST = 60  # nested brackets of an answer: no benchmark's has ten
+
 
 @dataclass(frozen=True)
 class MathAnswer:
@@ -57,12 +59,23 @@ def in_words(text: str) -> bool:
 
 def decide(found: str, answer: MathAnswer) -> bool | None:
     """Whether an answer is right where text and numbers tell; None where algebra has to."""
+    if _depth(found) > _DEEPEST:
+        return False
     try:
         return Comparison(_Undecided(), answer.tolerance, answer.unit).equal(
             found, answer.text, several=answer.several
         )
     except (_AlgebraNeeded, RecursionError):
         return None
+
+
+def _depth(text: str) -> int:
+    """How deeply brackets are nested."""
+    depth = deepest = 0
+    for sign in text:
+        depth += (sign in "([{") - (sign in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 class _AlgebraNeeded(Exception):

@@ -12,7 +12,9 @@ _BASE = re.compile(
     r"\(?\s*(?:\\overline\{)?(?P<digits>-?[0-9A-Fa-f][0-9A-Fa-f. ,]*)\}?\s*\)?\s*"
     r"(?:_ *\{?\s*(?:base\s*)?\(?(?P<low>\d{1,2}|[a-z]{3,7})\)?\s*\}?|,?\s*\(?\s*(?:in\s+)?base[\s-]*(?P<named>\d{1,2}|[a-z]{3,7})\s*\)?)"
 )
-_TIME = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?\s*(?:([ap])\.?\s*m\.?|(?:o'?clock|hours|h))?", re.IGNORECASE)
+_TIME = re.compile(
+    r"(\d{1,2}):(\d\d)(?::(\d\d))?\s*(?:([ap])\.?\s*m\.?|(?:o'?clock|hours|h))?", re.IGNORECASE
+)
 
 
 def based(text: str) -> tuple[str, int] | None:
@@ -24,7 +26,7 @@ def based(text: str) -> tuple[str, int] | None:
     base = int(name) if name.isdigit() else _BASE_WORDS.get(name, 0)
     digits = re.sub(r"[ ,]", "", match["digits"]).upper()
     plain = digits.lstrip("-")
-    if not 2 <= base <= 36 or not re.search(r"\d", plain) or not plain[:1].isdigit() and len(plain) == 1:
+    if not 2 <= base <= 36 or not re.search(r"\d", plain) or (not plain[:1].isdigit() and len(plain) == 1):
         return None
     if any(int(one, 16) >= base for one in plain if one != "."):
         return None
@@ -41,7 +43,7 @@ def time_of_day(text: str) -> tuple[int, int, int, str] | None:
 
 def same_time(one: tuple[int, int, int, str], two: tuple[int, int, int, str]) -> bool:
     """Equal; where one does not say a.m. or p.m., as on a clock's face or on 24 hours."""
-    if one[3] and two[3] or not (one[3] or two[3]):
+    if (one[3] and two[3]) or not (one[3] or two[3]):
         return one == two
     said, other = (one, two) if one[3] else (two, one)
     hours = said[0] % 12 + (12 if said[3] == "p" else 0)

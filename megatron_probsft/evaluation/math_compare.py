@@ -21,7 +21,8 @@ _AND_OR = re.compile(
 _EQUALS = re.compile(r"(?<![<>!:])=(?!=)")
 _APPROXIMATELY = re.compile(r"\\approx(?![A-Za-z])")
 _MATRIX = re.compile(
-    r"[(\[]?\s*\\begin\{([pbB]?matrix|smallmatrix|array)\}\s*(?:\{[lcr| ]*\})?(.*)\\end\{\1\}\s*[)\]]?", re.DOTALL
+    r"[(\[]?\s*\\begin\{([pbB]?matrix|smallmatrix|array)\}\s*(?:\{[lcr| ]*\})?(.*)\\end\{\1\}\s*[)\]]?",
+    re.DOTALL,
 )
 _SYSTEM = re.compile(r"\\begin\{(cases|aligned|gathered)\}([^&]*)\\end\{\1\}", re.DOTALL)
 _EMPTY = re.compile(
@@ -41,7 +42,9 @@ _NAME = re.compile(
 )
 _LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
 _RADIANS = r"\frac{\pi}{180}"
-_SUM_OF_LETTERS = re.compile(r"-?[A-Za-z](?:\^\{?\d\}?)?(?:\s*[-+]?\s*[A-Za-z](?:_\{?\w\}?)?(?:\^\{?\d\}?)?)+")
+_SUM_OF_LETTERS = re.compile(
+    r"-?[A-Za-z](?:\^\{?\d\}?)?(?:\s*[-+]?\s*[A-Za-z](?:_\{?\w\}?)?(?:\^\{?\d\}?)?)+"
+)
 
 
 class Algebra(Protocol):
@@ -144,12 +147,16 @@ class Comparison:
             if inside and not _braces(found) and (inside[0] == "(" or len(inside[1]) > 2):
                 named = _names(name) if name else None
                 return self._in_order(_with_names(one, named), inside[1])
-            if _thousands(wanted) and (again := items(wanted, every_comma=True)) and _no_zeros(again):
-                two = again
-            elif name and (again := items(value)) and len(again) > 1:
+            if (_thousands(wanted) and (again := items(wanted, every_comma=True)) and _no_zeros(again)) or (
+                name and (again := items(value)) and len(again) > 1
+            ):
                 two = again
         if len(one) == 1 and len(two) == 1:
-            return None if not (_braces(found) or _braces(wanted)) else self._one_item(one[0], two[0], found, wanted)
+            return (
+                None
+                if not (_braces(found) or _braces(wanted))
+                else self._one_item(one[0], two[0], found, wanted)
+            )
         one, two = _shared_name(one), _shared_name(two)
         if len(one) > len(two) == len(_distinct(two)) or (_braces(found) and _braces(wanted)):
             one, two = _distinct(one), _distinct(two)
@@ -247,7 +254,9 @@ class Comparison:
             factor = _RADIANS if angle else "\\frac{1}{100}"
             if angle and "\\pi" not in value + aim:
                 return False
-            return self._expressions(_times(value, factor if unit else ""), _times(aim, "" if unit else factor))
+            return self._expressions(
+                _times(value, factor if unit else ""), _times(aim, "" if unit else factor)
+            )
         if [*unit.powers] == ["degree"] and [*wanted_unit.powers] == ["radian"]:
             return self._expressions(_times(value, _RADIANS), aim)
         if [*unit.powers] == ["radian"] and [*wanted_unit.powers] == ["degree"]:
@@ -463,8 +472,10 @@ def _shared_name(pieces: list[str]) -> list[str]:
     named = [_named(piece) for piece in pieces]
     names = {squeezed(name).lower() for name, _ in named if name}
     bare = [name is None for name, _ in named]
+    if not names:
+        return pieces
     indexed = len(names) == len(pieces) and {re.sub(r"_.*", "", name) for name in names} == {min(names)[:1]}
-    if len(names) == 1 and not bare[0] or (indexed and not any(bare)):
+    if (len(names) == 1 and not bare[0]) or (indexed and not any(bare)):
         return [value for _, value in named]
     return pieces
 
@@ -510,4 +521,8 @@ def _times(value: str, factor: str) -> str:
     if one is None or two is None:
         return rf"({value}) \cdot ({factor})"
     product = one * two
-    return str(product.numerator) if product.denominator == 1 else rf"\frac{{{product.numerator}}}{{{product.denominator}}}"
+    return (
+        str(product.numerator)
+        if product.denominator == 1
+        else rf"\frac{{{product.numerator}}}{{{product.denominator}}}"
+    )

@@ -14,8 +14,12 @@ from megatron_probsft.evaluation.math_units import quantity
 
 _TAIL = 4000  # characters at the end of a generation in which an answer without a box is looked for
 
-_THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning)>|<\|?/?channel\|?>final(?:<\|message\|>)?", re.IGNORECASE)
-_TURN_END = re.compile(r"(?<=\S)\s*(?:<\|(?:im_end|im_start|eot_id|end|endoftext|end_of_text)\|>|<end_of_turn>|</s>)")
+_THOUGHT = re.compile(
+    r"</(?:think|thinking|thought|reasoning)>|<\|?/?channel\|?>final(?:<\|message\|>)?", re.IGNORECASE
+)
+_TURN_END = re.compile(
+    r"(?<=\S)\s*(?:<\|(?:im_end|im_start|eot_id|end|endoftext|end_of_text)\|>|<end_of_turn>|</s>)"
+)
 _TAGGED = re.compile(r"<answer>(.{1,2000}?)</answer>", re.DOTALL | re.IGNORECASE)
 _NEXT_TO = re.compile(
     r"(?:[\s$,;.&]|\\\\|\\[,;:!() \[\]]|\\q?quad|\*\*|\\(?:text|textrm|mathrm|mbox)\{[\s,]*(?:and|or)[\s,]*\}|\band\b|\bor\b"
@@ -31,10 +35,14 @@ _STATED = re.compile(
     r"|\b(?:final answer|answer)[ \t]*(?=\n|$|\$|\\[(\[])|^####)[ \t]*:?(?:\s*(?:therefore|thus|simply|then|equal to)\b)?[ \t]*",
     re.IGNORECASE | re.MULTILINE,
 )
-_MATHEMATICS = re.compile(r"\$\$(.{1,2000}?)\$\$|\$(.{1,500}?)(?<!\\)\$|\\\((.{1,500}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL)
+_MATHEMATICS = re.compile(
+    r"\$\$(.{1,2000}?)\$\$|\$(.{1,500}?)(?<!\\)\$|\\\((.{1,500}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL
+)
 _PROSE = re.compile(r"(?<![\\A-Za-z])(?!and\b|or\b)[A-Za-z]{2,}")
 _CLOSING = re.compile(r"\bfinal answer\b[^.\n]{0,40}?(?:\bis\b|:)", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z(*]|\s*$)|\n|,? (?:because|not|rather than|instead of|since|as|so|which|where|for|when)\b|;(?=\s+[a-z])|\s\((?=[\w ,]*[a-z]{2})")
+_SENTENCE_END = re.compile(
+    r"[.!?](?=\s+[A-Z(*]|\s*$)|\n|,? (?:because|not|rather than|instead of|since|as|so|which|where|for|when)\b|;(?=\s+[a-z])|\s\((?=[\w ,]*[a-z]{2})"
+)
 
 
 def final_text(generation: str) -> str:
@@ -96,7 +104,9 @@ def _boxed(text: str, found: list[Box], several: bool) -> str:
 def _distinct(texts: list[str]) -> list[str]:
     plain_texts = {text: squeezed(canonical(text)) for text in texts}
     values = {text: number(one) for text, one in plain_texts.items()}
-    return list({plain_texts[text] if values[text] is None else values[text]: text for text in texts}.values())
+    return list(
+        {plain_texts[text] if values[text] is None else values[text]: text for text in texts}.values()
+    )
 
 
 def _with_unit(text: str, box: Box) -> str:
@@ -105,7 +115,9 @@ def _with_unit(text: str, box: Box) -> str:
     inside = canonical(box.inside)
     if not behind or number(squeezed(inside)) is None:
         return box.inside
-    together = canonical(f"{box.inside} {behind[1]}" if not behind[1].startswith("_") else f"{box.inside}{behind[1]}")
+    together = canonical(
+        f"{box.inside} {behind[1]}" if not behind[1].startswith("_") else f"{box.inside}{behind[1]}"
+    )
     unit = quantity(together)[1]
     known = based(together) or (unit and unit.powers and unit.certain)
     return f"{box.inside} {behind[1]}".replace(" _", "_").strip() if known else box.inside
@@ -134,7 +146,12 @@ def _first_answer(rest: str, words: bool) -> str | None:
         if not verbs or not re.match(r"[-−$\\(\[{√π\d½¼¾|]|[a-z]\b", sentence[verbs[-1].end() :]):
             return None
         return _first_answer(rest[verbs[-1].end() :], True)
-    if mathematics and first <= len(sentence) and not re.search(r"\d", rest[:first]) and len(rest[:first].split()) < 8:
+    if (
+        mathematics
+        and first <= len(sentence)
+        and not re.search(r"\d", rest[:first])
+        and len(rest[:first].split()) < 8
+    ):
         return _joined(rest, mathematics)
     line = sentence.strip().rstrip(".")
     return line if line and len(line) <= 300 and re.search(r"[\w∞∅]", line) else None
@@ -153,4 +170,6 @@ def _joined(rest: str, mathematics: list[re.Match[str]]) -> str:
             break
         last = one
     behind = re.match(r"\s*(?:%|percent\b)", rest[last.end() :])
-    return re.sub(r"\$+|\\[()\[\]]", "", rest[mathematics[0].start() : last.end()]).strip() + (" %" if behind else "")
+    return re.sub(r"\$+|\\[()\[\]]", "", rest[mathematics[0].start() : last.end()]).strip() + (
+        " %" if behind else ""
+    )

@@ -7,6 +7,7 @@ has a meaning is lost. Everything here takes time about linear in the text.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from megatron_probsft.evaluation.markdown import plain
 
@@ -34,7 +35,7 @@ _SIGNS = {
 }  # fmt: skip
 _ONE_BY_ONE = str.maketrans(
     _SIGNS | {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if code != 0xFF04}
-    | {space: " " for space in "\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"}
+    | dict.fromkeys("\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000", " ")
 )  # fmt: skip
 _RUN_RAISED = re.compile(f"[{''.join(_RAISED)}]+")
 _RUN_LOWERED = re.compile(f"[{''.join(_LOWERED)}]+")
@@ -59,10 +60,32 @@ _DELIMITERS = re.compile(r"\\[()\[\]]|\$+")
 _THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,)(?:\s*\\!\s*|(?<=\}))(?=\d{3}(?!\d))|(?<=\d)\{,\}(?=\d{3}(?!\d))")
 _APART = re.compile(r"(?<=\d)(?<![_^]\d) +(?=\d)(?!\d{3}(?!\d))")  # 5 6 is not 56, but 10 000 is 10000
 _MIXED = re.compile(r"(?<![\d.,/^_])(\d{1,9}) +(\d{1,9}) */ *(\d{1,9})(?![\d.])")
-_TEXTUAL = (
-    "arcsin arccos arctan sinh cosh tanh sin cos tan sec csc cot ln log exp gcd lcm pi theta alpha "
-    "beta gamma lambda infty"
-).split()
+_TEXTUAL = [
+    "arcsin",
+    "arccos",
+    "arctan",
+    "sinh",
+    "cosh",
+    "tanh",
+    "sin",
+    "cos",
+    "tan",
+    "sec",
+    "csc",
+    "cot",
+    "ln",
+    "log",
+    "exp",
+    "gcd",
+    "lcm",
+    "pi",
+    "theta",
+    "alpha",
+    "beta",
+    "gamma",
+    "lambda",
+    "infty",
+]
 _BARE_WORD = re.compile(rf"(?<![\\A-Za-z])({'|'.join(_TEXTUAL)})(?![A-Za-z])|(?<=[\d)])(pi|sqrt)(?![A-Za-z])")
 _BARE_INFINITY = re.compile(r"(?<![\\A-Za-z])(?:infinity|inf)(?![A-Za-z])", re.IGNORECASE)
 _ROOT_WORD = re.compile(r"\\?(?<![A-Za-z])(sqrt|cbrt)\s*(?=[(\d\w{\[])|√|∛")
@@ -90,6 +113,7 @@ _RELATIONS = (
 )  # fmt: skip
 
 
+@lru_cache(maxsize=16384)
 def canonical(text: str) -> str:
     """The answer in one notation, with single spaces, words and units in \\text{…}."""
     text = plain(text)
@@ -114,6 +138,7 @@ def canonical(text: str) -> str:
     text = _fractions(text)
     text = re.sub(r"\\frac\{ *(\\text\{[^{}]*\}) *\}\{ *(\\text\{[^{}]*\}) *\}", r"\1 / \2", text)
     text = _mixed(text)
+    text = re.sub(r"^ *\\text\{[^{}]*(?:\bis|\bare|\bequals|:|=)\} *(?=\S)", "", text)
     text = re.sub(r" {2,}", " ", _APART.sub(APART, text)).strip()
     return re.sub(r"(?<![\\.])[.,;:]+$|\\$", "", text).strip()
 
@@ -232,7 +257,9 @@ def _fractions(text: str) -> str:
             parts, rest = [], piece
         done += "\\frac" + "".join(parts) + rest
     # \frac{1}2: the second part follows the first one's brace
-    return re.sub(r"(\\frac *\{[^{}]*\}) *(\d|[A-Za-z])(?!\w)", r"\1{\2}", re.sub(r"\\frac +\{", r"\\frac{", done))
+    return re.sub(
+        r"(\\frac *\{[^{}]*\}) *(\d|[A-Za-z])(?!\w)", r"\1{\2}", re.sub(r"\\frac +\{", r"\\frac{", done)
+    )
 
 
 def _mixed(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-NOISE = Fraction(1, 2**24)  # what arithmetic in float32 or better changes
+NOISE = Fraction(1, 10**12)  # what arithmetic with sixteen digits changes
 
 _NUMBER = re.compile(r"([-+]?)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?(?:[eE]\+?(-?\d{1,3}))?")
 _ENDLESS = re.compile(r"([-+]?)(\d{0,30})\.(\d{0,30})\\(?:overline|bar)\{?(\d{1,30})\}?")
@@ -21,7 +21,9 @@ def number(text: str) -> Fraction | None:
         return None
     if "\\" in text and (endless := _ENDLESS.fullmatch(text)):
         sign, whole, first, again = endless.groups()
-        value = Fraction(f"{whole or 0}.{first}") + Fraction(int(again), (10 ** len(again) - 1) * 10 ** len(first))
+        value = Fraction(f"{whole or 0}.{first}") + Fraction(
+            int(again), (10 ** len(again) - 1) * 10 ** len(first)
+        )
         return -value if sign == "-" else value
     if text[0] == "(" and text[-1] == ")" and "(" not in text[1:]:
         text = text[1:-1]
@@ -49,7 +51,7 @@ def equal_numbers(one: str, two: str, tolerance: float | None = None) -> bool | 
 
     Equal within the tolerance if there is one. Else exactly, but for what arithmetic does to a decimal
     (0.30000000000000004 is 0.3), and for the last digit of a decimal with at least six, where the other value has
-    no end (0.333333 is 1/3) or is such a decimal too.
+    no end (0.333333 is 1/3) or is a longer decimal.
     """
     first, second = number(one), number(two)
     if first is None or second is None:
@@ -61,10 +63,15 @@ def equal_numbers(one: str, two: str, tolerance: float | None = None) -> bool | 
     decimals = [value for value in (one, two) if "." in value]
     if not decimals:
         return False
-    bound = NOISE * min(1, abs(second))
-    if all(digits(value) >= 6 for value in decimals) and not (len(decimals) == 1 and has_end(first) and has_end(second)):
-        bound = max(bound, *(unit_in_the_last_place(value) for value in decimals))
-    return abs(first - second) <= bound
+    difference = abs(first - second)
+    if difference <= NOISE * min(1, abs(second)):
+        return len(decimals) == 1 or min(map(digits, decimals)) < 12
+    if any(digits(value) < 6 for value in decimals) or (
+        len(decimals) == 1 and has_end(first) and has_end(second)
+    ):
+        return False
+    units = {unit_in_the_last_place(value) for value in decimals}
+    return difference < max(units) and (len(decimals) == 1 or len(units) == 2)
 
 
 def digits(text: str) -> int:

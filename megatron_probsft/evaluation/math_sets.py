@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from megatron_probsft.evaluation.math_notation import inside_braces, squeezed, unwrapped
 
-_RELATION = re.compile(r"\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])|(?<![\\-])<(?!-)|(?<!-)>")
+_RELATION = re.compile(r"\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])|(?<!\\)<|(?<!-)>")
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "\\ne": "\\ne"}
 _VARIABLE = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?")
 _BELONGS = re.compile(r"\s*(\\?[A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?)\s*\\in(?![A-Za-z])\s*(.+)")
@@ -16,7 +16,9 @@ _BUILDER = re.compile(r"\\\{\s*(\\?[A-Za-z])(?:\s*\\in\s*\\mathbb\{R\})?\s*(?:\|
 _ALL = re.compile(r"\\mathbb\{R\}|(?:\\text\{)?(?:all )?reals?(?: numbers?)?\}?", re.IGNORECASE)
 _OR = re.compile(r"\\cup(?![A-Za-z])|\\text\{ *or *\}|(?<![A-Za-z\\])or(?![A-Za-z])")
 _AND = re.compile(r"\\cap(?![A-Za-z])|\\text\{ *and *\}|(?<![A-Za-z\\])and(?![A-Za-z])")
-_MINUS = re.compile(r"\\setminus(?![A-Za-z])|\\(?=\\\{)|(?<=\\mathbb\{R\})\s*-\s*(?=\\\{)|(?<=[\])])\s*-\s*(?=\\\{)")
+_MINUS = re.compile(
+    r"\\setminus(?![A-Za-z])|\\(?=\\\{)|(?<=\\mathbb\{R\})\s*-\s*(?=\\\{)|(?<=[\])])\s*-\s*(?=\\\{)"
+)
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,11 @@ def _single(text: str) -> tuple[str | None, RealSet] | None:
 
 
 def _chain(text: str, terms: tuple[str, ...], signs: tuple[str, ...]) -> tuple[str | None, RealSet] | None:
-    places = [place for place, term in enumerate(terms) if _VARIABLE.fullmatch(unwrapped(term)) and term != "\\infty"]
+    places = [
+        place
+        for place, term in enumerate(terms)
+        if _VARIABLE.fullmatch(unwrapped(term)) and term != "\\infty"
+    ]
     if len(places) != 1 or any("=" in term for term in terms):
         if re.search(r"[A-Za-z] *\(", text):
             return None

@@ -120,11 +120,59 @@ UNITS: dict[str, tuple[str, dict[str, int]]] = {
     "mag magnitude": ("1", {"magnitude": 1}),
 }  # fmt: skip
 
-SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+SCALES = {
+    "hundred": 100,
+    "thousand": 1000,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "dozen": 12,
+}
 
 # Words beside numbers that say nothing about what is counted.
 IDLE_WORDS = frozenset(
-    "unit units of the a an in on at each total exactly about approximately only per is are was and away long tall"
-    " wide high deep old fast way ways number value possible different distinct such more less than times time".split()
+    [
+        "unit",
+        "units",
+        "of",
+        "the",
+        "a",
+        "an",
+        "in",
+        "on",
+        "at",
+        "each",
+        "total",
+        "exactly",
+        "about",
+        "approximately",
+        "only",
+        "per",
+        "is",
+        "are",
+        "was",
+        "and",
+        "away",
+        "long",
+        "tall",
+        "wide",
+        "high",
+        "deep",
+        "old",
+        "fast",
+        "way",
+        "ways",
+        "number",
+        "value",
+        "possible",
+        "different",
+        "distinct",
+        "such",
+        "more",
+        "less",
+        "than",
+        "times",
+        "time",
+    ]
 )
-WORDS_OF_FORMULAS = frozenset("pi if for when where mod and or in is to".split())
+WORDS_OF_FORMULAS = frozenset(["pi", "if", "for", "when", "where", "mod", "and", "or", "in", "is", "to"])

@@ -13,16 +13,21 @@ from fractions import Fraction
 from megatron_probsft.evaluation.math_notation import DOLLAR, unwrapped
 from megatron_probsft.evaluation.math_unit_table import IDLE_WORDS, SCALES, UNITS, WORDS_OF_FORMULAS
 
-_BY_NAME = {name: (Fraction(scale), powers) for names, (scale, powers) in UNITS.items() for name in names.split()}
+_BY_NAME = {
+    name: (Fraction(scale), powers) for names, (scale, powers) in UNITS.items() for name in names.split()
+}
 _LETTERS = r"[A-Za-zµμÅΩ$€£¥₹¢＄-]+\.?"
 _TOKEN = re.compile(
-    r"\s*(?:(?P<word>\\(?:AA|Omega|mu *(?:\\text\{)?[A-Za-z]?\}?)|\\text\{[^{}]*\}|%|\^\\circ|" + _LETTERS + r")"
+    r"\s*(?:(?P<word>\\(?:AA|Omega|mu *(?:\\text\{)?[A-Za-z]?\}?)|\\text\{[^{}]*\}|%|\^\\circ|"
+    + _LETTERS
+    + r")"
     r"|\^ *\{?(?P<power>-?\d)\}?|(?P<over>/)|\\cdot|\\times)"
 )
 _TAIL = re.compile(
     r"(?:\s*(?:\\text\{[^{}]*\}|(?<![\\A-Za-z])" + _LETTERS + r"|\\(?:AA|Omega|mu)(?![A-Za-z])|%|\^\\circ"
     r"|\^ *\{?-?\d\}?|/|\\cdot|\\times))+\s*$"
 )
+_OVER = re.compile(r"(?<=\d) *\\frac\{([A-Za-z]+)\}\{([A-Za-z]+)\}$")
 _POWER = re.compile(r"\^\{?(-?\d)\}?")
 _CURRENCY = re.compile(rf"([-+]?)\s*(?:US|U\.S\.)?([{DOLLAR}€£¥₹])\s*(.*)")
 
@@ -47,6 +52,8 @@ def quantity(text: str) -> tuple[str, Unit | None]:
         scale, powers = _BY_NAME[currency[2]]
         million = behind is not None and not behind.powers and not behind.words
         return currency[1] + value, Unit(scale * behind.scale if behind and million else scale, powers)
+    if (over := _OVER.search(text)) and _row(over[1]) and _row(over[2]):  # 60 \\frac{km}{h}
+        text = f"{text[: over.start()]} {over[1]} / {over[2]}"
     tail = _TAIL.search(text)
     while tail and tail.start() > 0:
         value, behind = text[: tail.start()].strip(), tail[0].lstrip()
@@ -133,7 +140,9 @@ class _Reader:
             self._multiply(*row)
         elif lower in IDLE_WORDS and (upright or (lower not in WORDS_OF_FORMULAS and len(lower) > 1)):
             self._said, self._last = True, (Fraction(1), {})
-        elif (upright and len(name) > 1) or (len(name) > 2 and name.isalpha() and lower not in WORDS_OF_FORMULAS):
+        elif (upright and len(name) > 1) or (
+            len(name) > 2 and name.isalpha() and lower not in WORDS_OF_FORMULAS
+        ):
             self._words.add(_singular(lower))
             self._said, self._last, self._next_power = True, (Fraction(1), {}), 1
         else:
@@ -160,9 +169,15 @@ class _Reader:
 def _may_follow(value: str, tail: str) -> bool:
     """Whether a unit can stand behind a value: 5 cm, 5cm, (1+x) cm and x\\text{ cm}, but not 5x and not 5^2."""
     behind = tail.lstrip()
-    if re.match(r"\^(?! *\{? *\\circ)", behind) or (len(behind.strip()) < 2 and behind.isalpha() and behind == tail):
+    if behind.startswith("^\\circ") and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", value):
         return False
-    return re.search(r"[\d})\]]$", value) is not None or (behind.startswith("\\text") and value[-1:].isalpha())
+    if re.match(r"\^(?! *\{? *\\circ)", behind) or (
+        len(behind.strip()) < 2 and behind.isalpha() and behind == tail
+    ):
+        return False
+    return re.search(r"[\d})\]]$", value) is not None or (
+        behind.startswith("\\text") and value[-1:].isalpha()
+    )
 
 
 def _row(name: str) -> tuple[Fraction, Mapping[str, int]] | None:
