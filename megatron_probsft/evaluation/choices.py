@@ -1,15 +1,15 @@
 """Which option a generation chooses. In this order, each from the last such place of the text:
 
 1. a \\boxed{…} that holds a letter, as B, (B), \\text{B} or B. aspirin, or an option's text
-2. a statement: "answer is B", "Answer: (B)", "the correct option is **B**", "B is correct", "I choose B", or with the
-   option's text
-3. a line that begins with a letter and a bracket or full stop, "(B) aspirin", or holds the letter alone; but not
-   where the text repeats the list of all options
+2. a statement: "answer is B", "Answer: (B)", "the correct option is **B**", "B is correct", "I choose B", or
+   with the option's text
+3. a line that begins with a letter and a bracket or full stop, "(B) aspirin", or holds the letter alone; but
+   not where the text repeats the list of all options
 4. the option whose text is found last; of options that contain each other the longest
 
-Letters count in upper case; in a box, alone or before a full stop or bracket after "answer" in either. "A" and "I"
-count not where they may be words ("the answer is A sign of" chooses nothing, "is A because" A). Several letters, as
-in "A or B", are no choice. Thoughts up to </think> and Markdown's marks are not read.
+Letters count in upper case; in a box, alone or before a full stop or bracket after "answer" in either. "A"
+and "I" count not where they may be words ("the answer is A sign of" chooses nothing, "is A because" A). Several
+letters, as in "A or B", are no choice. Thoughts up to </think> and Markdown's marks are not read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _STATEMENT = (
     r"(?i:\b(?:answer|option|choice|diagnosis)\b(?:\s+(?:option|choice|letter))?"
     r"(?:(?:[^.\n:;]{0,60}?)\s+(?:is|would be|should be|must be)"
     rf"(?:\s+{_ADVERB})*|\s*[:=→-]+(?:\s*{_ADVERB}\b)*|\s*(?=\n))\s*:?\s*"
-    r"|\b(?:I(?:'d| would| will|'ll)?|we)\s+(?:choose|select|pick|go with|answer)\s+(?:(?:option|choice|letter)\s+)?)"
+    r"|\b(?:I(?:'d| would| will|'ll)?|we)\s+(?:choose|select|pick|go with|answer)\s+"
+    r"(?:(?:option|choice|letter)\s+)?)"
     r"[\s*_\"'(\[{$]*(?:\\(?:text|textbf|mathrm|mathbf)\{)?[\s*_\"'(\[$]*"
 )
 _ENDS = r"(?=[\s)\].,:;!*_\"'$}]|$)"
@@ -81,7 +82,8 @@ def _last_statement(text: str, options: Mapping[str, str]) -> tuple[str | None] 
     stated += re.finditer(rf"(?<![\w'-])(?:(?i:option|choice|answer)\s+)?\(?([{letters}]){_RIGHT}", text)
     if stated:
         last = max(stated, key=lambda one: one.end())
-        also = rf"[)\]*\s]*(?:,|/|&|\bor\b|\band\b)\s*(?:\bor\b|\band\b)?\s*\(?[{letters}]\)?(?=\s*(?:$|[.,;)\n]))"
+        also = r"[)\]*\s]*(?:,|/|&|\bor\b|\band\b)\s*(?:\bor\b|\band\b)?\s*"
+        also += rf"\(?[{letters}]\)?(?=\s*(?:$|[.,;)\n]))"
         if re.compile(also, re.MULTILINE).match(text, last.end()):
             return (None,)
         return (next(group for group in last.groups() if group).upper(),)

@@ -1,9 +1,9 @@
 """Are these generations right? Graders by name; a grader is a pure function of generations and answers.
 
 exact    the same text, but for white space at both ends
-number   the number that the generation states, in a box or after "answer is", else its last number, equals the
-         answer ("1,234.0" equals "1234", "1/2" equals "0.5")
-math     the mathematical answer that the generation states is equal to the reference ("\\boxed{1/2}" and "0.5")
+number   the number that the generation states, in a box or after "answer is", else its last number, equals
+         the answer ("1,234.0" equals "1234", "1/2" equals "0.5")
+math     the mathematical answer that the generation states equals the reference ("\\boxed{1/2}" and "0.5")
 
 Thoughts up to </think> and what follows the end of the turn are no part of an answer.
 """
@@ -18,11 +18,11 @@ from fractions import Fraction
 
 from megatron_probsft.evaluation.markdown import plain
 from megatron_probsft.evaluation.math_answers import MathAnswer
-from megatron_probsft.evaluation.math_compare import items
 from megatron_probsft.evaluation.math_found import final_text, stated
 from megatron_probsft.evaluation.math_judge import judge_math
 from megatron_probsft.evaluation.math_notation import canonical, squeezed
 from megatron_probsft.evaluation.math_numbers import number as exact_value
+from megatron_probsft.evaluation.math_shapes import items
 from megatron_probsft.evaluation.math_units import quantity
 from megatron_probsft.evaluation.problems import Grade
 from megatron_probsft.runtime.errors import UserError

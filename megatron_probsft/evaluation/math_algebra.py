@@ -60,8 +60,9 @@ _COARSE = Float("1e-10")  # relative: values further apart need no second look
 # Values of the first symbol, and the steps to the others'. Positive ones come first: \sqrt{1/n} is 1/\sqrt{n}
 # there; elsewhere sides must agree where both are real.
 _PLACES = (
-    (Rational(37, 100), Rational(419, 1000)), (Rational(261, 100), Rational(733, 1000)), (Integer(5), Integer(4)),
-    (Integer(3), Integer(7)), (Rational(-143, 100), Rational(-391, 1000)), (Integer(-7), Integer(-3)),
+    (Rational(37, 100), Rational(419, 1000)), (Rational(261, 100), Rational(733, 1000)),
+    (Integer(5), Integer(4)), (Integer(3), Integer(7)),
+    (Rational(-143, 100), Rational(-391, 1000)), (Integer(-7), Integer(-3)),
 )  # fmt: skip
 _INFINITE = (oo, -oo)
 
@@ -74,7 +75,7 @@ class SympyAlgebra:
     """What `math_compare.Algebra` asks for."""
 
     def same(self, found: str, wanted: str, tolerance: float | None) -> bool:
-        """Equal in value where both have one, else as math-verify finds. Raises Unparsable for a found answer."""
+        """Equal in value where both have one, else as math-verify finds. Raises Unparsable for `found`."""
         one = _parsed(_plain_letters(found))
         if not one:
             raise Unparsable
@@ -245,7 +246,7 @@ def _same_values(first: Expr, second: Expr, found: str, wanted: str, tolerance: 
 
 
 def _evaluated(side: Expr) -> Expr:
-    side = side.replace(lambda part: isinstance(part, UnevaluatedExpr), lambda part: part.args[0])
+    side: Any = side.replace(lambda part: isinstance(part, UnevaluatedExpr), lambda part: part.args[0])
     return side.doit() if side.has(Sum, Product, Integral) else side
 
 
@@ -261,7 +262,7 @@ def _value_at(side: Expr, values: dict[Any, Any]) -> Any:
 def _agree(
     first: Expr, second: Expr, values: dict[Any, Any], one: Any, two: Any, bound: _Bound | None
 ) -> bool:
-    """Whether two sides, of about the values `one` and `two`, differ by at most the bound; None: not at all."""
+    """Whether sides of about the values `one` and `two` differ by at most the bound; None: not at all."""
     if bound is None:
         if abs(one - two) > _COARSE * max(abs(one), abs(two)):
             return False

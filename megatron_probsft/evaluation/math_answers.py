@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from megatron_probsft.evaluation.math_compare import Comparison, items, word
+from megatron_probsft.evaluation.math_compare import Comparison
 from megatron_probsft.evaluation.math_notation import canonical, squeezed
 from megatron_probsft.evaluation.math_sets import RealSet, is_set
+from megatron_probsft.evaluation.math_shapes import items, word
 
 _DEEPEST = 60  # nested brackets of an answer: no benchmark's has ten
 

@@ -6,11 +6,14 @@ import re
 
 from megatron_probsft.evaluation.math_notation import unwrapped
 
-_BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
-               "eleven": 11, "twelve": 12, "sixteen": 16}  # fmt: skip
+_BASE_WORDS = {
+    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
+    "eleven": 11, "twelve": 12, "sixteen": 16,
+}  # fmt: skip
 _BASE = re.compile(
     r"\(?\s*(?:\\overline\{)?(?P<digits>-?[0-9A-Fa-f][0-9A-Fa-f. ,]*)\}?\s*\)?\s*"
-    r"(?:_ *\{?\s*(?:base\s*)?\(?(?P<low>\d{1,2}|[a-z]{3,7})\)?\s*\}?|,?\s*\(?\s*(?:in\s+)?base[\s-]*(?P<named>\d{1,2}|[a-z]{3,7})\s*\)?)"
+    r"(?:_ *\{?\s*(?:base\s*)?\(?(?P<low>\d{1,2}|[a-z]{3,7})\)?\s*\}?"
+    r"|,?\s*\(?\s*(?:in\s+)?base[\s-]*(?P<named>\d{1,2}|[a-z]{3,7})\s*\)?)"
 )
 _TIME = re.compile(
     r"(\d{1,2}):(\d\d)(?::(\d\d))?\s*(?:([ap])\.?\s*m\.?|(?:o'?clock|hours|h))?", re.IGNORECASE
@@ -30,7 +33,7 @@ def based(text: str) -> tuple[str, int] | None:
         return None
     if any(int(one, 16) >= base for one in plain if one != "."):
         return None
-    return digits.replace("-", "-") if plain == "0" else _without_zeros(digits), base
+    return _without_zeros(digits), base
 
 
 def time_of_day(text: str) -> tuple[int, int, int, str] | None:
@@ -47,7 +50,7 @@ def same_time(one: tuple[int, int, int, str], two: tuple[int, int, int, str]) ->
         return one == two
     said, other = (one, two) if one[3] else (two, one)
     hours = said[0] % 12 + (12 if said[3] == "p" else 0)
-    return (other[0] in (said[0], hours)) and said[1:3] == other[1:3]
+    return other[0] in (said[0], hours) and said[1:3] == other[1:3]
 
 
 def _without_zeros(digits: str) -> str:

@@ -7,9 +7,9 @@ import re
 from megatron_probsft.data.boxed import Box, boxes
 from megatron_probsft.evaluation.markdown import plain
 from megatron_probsft.evaluation.math_bases import based
-from megatron_probsft.evaluation.math_compare import items
 from megatron_probsft.evaluation.math_notation import canonical, squeezed
 from megatron_probsft.evaluation.math_numbers import number
+from megatron_probsft.evaluation.math_shapes import items
 from megatron_probsft.evaluation.math_units import quantity
 
 _TAIL = 4000  # characters at the end of a generation in which an answer without a box is looked for
@@ -22,8 +22,8 @@ _TURN_END = re.compile(
 )
 _TAGGED = re.compile(r"<answer>(.{1,2000}?)</answer>", re.DOTALL | re.IGNORECASE)
 _NEXT_TO = re.compile(
-    r"(?:[\s$,;.&]|\\\\|\\[,;:!() \[\]]|\\q?quad|\*\*|\\(?:text|textrm|mathrm|mbox)\{[\s,]*(?:and|or)[\s,]*\}|\band\b|\bor\b"
-    r"|\\(?:lor|vee|cup)(?![A-Za-z])|(?P<name>\\?[A-Za-z](?:_\{?\w+\}?)?)\s*=)*"
+    r"(?:[\s$,;.&]|\\\\|\\[,;:!() \[\]]|\\q?quad|\*\*|\band\b|\bor\b"
+    r"|\\(?:text|textrm|mathrm|mbox)\{[\s,]*(?:and|or)[\s,]*\}|\\(?:lor|vee|cup)(?![A-Za-z])|(?P<name>\\?[A-Za-z](?:_\{?\w+\}?)?)\s*=)*"
 )
 _BEHIND = re.compile(
     r"\}*(?:\$|\\\)|\s|~|\\[,;: ]|\\q?quad|\{\s*\}|(?<=\})\s*)*"
@@ -32,7 +32,8 @@ _BEHIND = re.compile(
 )
 _STATED = re.compile(
     r"(?:\banswer\b(?:[^.\n:=]{0,80}?)(?:\bis\b|\bare\b|\bequals\b|\bwould be\b|\bmust be\b|:|=)"
-    r"|\b(?:final answer|answer)[ \t]*(?=\n|$|\$|\\[(\[])|^####)[ \t]*:?(?:\s*(?:therefore|thus|simply|then|equal to)\b)?[ \t]*",
+    r"|\b(?:final answer|answer)[ \t]*(?=\n|$|\$|\\[(\[])|^####)[ \t]*:?"
+    r"(?:\s*(?:therefore|thus|simply|then|equal to)\b)?[ \t]*",
     re.IGNORECASE | re.MULTILINE,
 )
 _MATHEMATICS = re.compile(
@@ -41,7 +42,8 @@ _MATHEMATICS = re.compile(
 _PROSE = re.compile(r"(?<![\\A-Za-z])(?!and\b|or\b)[A-Za-z]{2,}")
 _CLOSING = re.compile(r"\bfinal answer\b[^.\n]{0,40}?(?:\bis\b|:)", re.IGNORECASE)
 _SENTENCE_END = re.compile(
-    r"[.!?](?=\s+[A-Z(*]|\s*$)|\n|,? (?:because|not|rather than|instead of|since|as|so|which|where|for|when)\b|;(?=\s+[a-z])|\s\((?=[\w ,]*[a-z]{2})"
+    r"[.!?](?=\s+[A-Z(*]|\s*$)|\n|;(?=\s+[a-z])|\s\((?=[\w ,]*[a-z]{2})"
+    r"|,? (?:because|not|rather than|instead of|since|as|so|which|where|for|when)\b"
 )
 
 
@@ -64,8 +66,8 @@ def stated(generation: str, *, several: bool, words: bool = False) -> str | None
     """The answer that a generation states, in a box or after "answer"; None if it states none.
 
     Boxes with nothing but commas, "and" or "or" between them are one list. Where the reference has `several`
-    answers and the last box holds one, all boxes together are the answer. `words`: the reference is in words, so
-    that a whole sentence may be the answer. A "final answer" that is written after the last box goes before it.
+    answers and the last box holds one, all boxes together are the answer. `words`: the reference is in words,
+    so that a whole sentence may be the answer. A "final answer" after the last box goes before it.
     """
     text = final_text(generation)
     if found := boxes(text):

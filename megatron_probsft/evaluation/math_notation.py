@@ -1,7 +1,7 @@
 """One notation for mathematical answers: what people and models write, as plain LaTeX.
 
-Unicode, plain text ("sqrt(2)", "3 1/2", "x**2"), spaces, sizes and fonts are brought to one form; nothing that
-has a meaning is lost. Everything here takes time about linear in the text.
+Unicode, plain text ("sqrt(2)", "3 1/2", "x**2"), spaces, sizes and fonts are brought to one form; nothing
+that has a meaning is lost. Everything here takes time about linear in the text.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SIGNS = {
 }  # fmt: skip
 _ONE_BY_ONE = str.maketrans(
     _SIGNS | {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if code != 0xFF04}
-    | dict.fromkeys("\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000", " ")
+    | dict.fromkeys([*map(chr, range(0x2000, 0x200B)), *"\xa0\u1680\u202f\u205f\u3000"], " ")
 )  # fmt: skip
 _RUN_RAISED = re.compile(f"[{''.join(_RAISED)}]+")
 _RUN_LOWERED = re.compile(f"[{''.join(_LOWERED)}]+")
@@ -124,7 +124,7 @@ def canonical(text: str) -> str:
     text = _RUN_RAISED.sub(lambda run: f"^{{{''.join(_RAISED[one] for one in run[0])}}}", text)
     text = _RUN_LOWERED.sub(lambda run: f"_{{{''.join(_LOWERED[one] for one in run[0])}}}", text)
     text = re.sub(rf"(?<=\d)\s*{_VULGAR.pattern}", lambda one: f" {_FRACTIONS[one[0].strip()]}", text)
-    text = _VULGAR.sub(lambda one: r"\frac{%s}{%s}" % tuple(_FRACTIONS[one[0]].split("/")), text)
+    text = _VULGAR.sub(lambda one: rf"\frac{{{_FRACTIONS[one[0]].replace('/', '}{')}}}", text)
     text = text.translate(_ONE_BY_ONE)
     text = text.replace("\\$", DOLLAR).replace("\\%", "%").replace("\\#", "#")
     text = _THOUSANDS.sub("", text).replace("\\!", "").replace("{,}", ",")

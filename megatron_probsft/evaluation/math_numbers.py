@@ -50,8 +50,8 @@ def equal_numbers(one: str, two: str, tolerance: float | None = None) -> bool | 
     """Whether two squeezed numbers are equal; None if one is no number.
 
     Equal within the tolerance if there is one. Else exactly, but for what arithmetic does to a decimal
-    (0.30000000000000004 is 0.3), and for the last digit of a decimal with at least six, where the other value has
-    no end (0.333333 is 1/3) or is a longer decimal.
+    (0.30000000000000004 is 0.3), and for the last digit of a decimal with at least six, where the other
+    value has no end (0.333333 is 1/3) or is a longer decimal.
     """
     first, second = number(one), number(two)
     if first is None or second is None:

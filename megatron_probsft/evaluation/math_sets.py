@@ -62,17 +62,17 @@ def split_outside(text: str, pattern: re.Pattern[str]) -> list[str]:
             if end > 0:
                 place = end
                 continue
-        if match := pattern.match(text, place):
-            if match.end() > place:
-                pieces.append(text[begin:place])
-                begin = place = match.end()
-                continue
+        match = pattern.match(text, place)
+        if match and match.end() > place:
+            pieces.append(text[begin:place])
+            begin = place = match.end()
+            continue
         place += 1
     return [*pieces, text[begin:]]
 
 
 def is_set(text: str) -> bool:
-    """Whether a canonical text can only be read as a set of real numbers, which (1, 2) and {1, 2} need not be."""
+    """Whether a canonical text can only be read as a set of real numbers; (1, 2) and {1, 2} need not."""
     return bool(
         re.search(r"\\(?:cup|cap|setminus|le|ge|ne)(?![A-Za-z])|[<>]|\\mathbb\{R\}", text)
         or re.fullmatch(r"[(\[\]][^()\[\]]*\\infty *[)\]\[]|[(\[\]] *-\\infty[^()\[\]]*[)\]\[]", text)

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from megatron_probsft.evaluation.math_notation import DOLLAR, unwrapped
+from megatron_probsft.evaluation.math_notation import DOLLAR, squeezed, unwrapped
+from megatron_probsft.evaluation.math_numbers import number
 from megatron_probsft.evaluation.math_unit_table import IDLE_WORDS, SCALES, UNITS, WORDS_OF_FORMULAS
 
 _BY_NAME = {
@@ -75,13 +76,38 @@ def text_unit(text: str) -> Unit | None:
 
 
 def contradict(one: Unit, two: Unit) -> bool:
-    """Whether two units are not of one kind; nouns beside units are not compared, as in 5 dollars per apple."""
+    """Whether two units are not of one kind; nouns beside units, as in dollars per apple, count not."""
     kinds = one.powers, two.powers
     if {"degree": 1} in kinds and ({"celsius": 1} in kinds or {"fahrenheit": 1} in kinds):
         return False
     if one.powers or two.powers:
         return one.powers != two.powers and bool(one.powers or one.words) and bool(two.powers or two.words)
     return bool(one.words and two.words) and not one.words & two.words
+
+
+def scaled(unit: Unit | None, value: str) -> tuple[Unit | None, str]:
+    """3 million is 3000000: what is no unit but a number goes into the value."""
+    if unit is None or unit.powers:
+        return unit, value
+    if unit.scale != 1:
+        value = product(value, str(unit.scale))
+    return (Unit(Fraction(1), {}, unit.words) if unit.words else None), value
+
+
+def in_base_units(value: str, unit: Unit) -> str:
+    """The value times the unit's scale."""
+    return product(value, rf"\frac{{{unit.scale.numerator}}}{{{unit.scale.denominator}}}")
+
+
+def product(value: str, factor: str) -> str:
+    """A canonical product, in digits where both are numbers."""
+    one, two = number(squeezed(value)), number(squeezed(factor))
+    if one is None or two is None:
+        return rf"({value}) \cdot ({factor})"
+    both = one * two
+    if both.denominator == 1:
+        return str(both.numerator)
+    return rf"\frac{{{both.numerator}}}{{{both.denominator}}}"
 
 
 class _Reader:
@@ -167,7 +193,7 @@ class _Reader:
 
 
 def _may_follow(value: str, tail: str) -> bool:
-    """Whether a unit can stand behind a value: 5 cm, 5cm, (1+x) cm and x\\text{ cm}, but not 5x and not 5^2."""
+    """Whether a unit can stand behind a value: 5 cm, 5cm, (1+x) cm and x\\text{ cm}, but not 5x nor 5^2."""
     behind = tail.lstrip()
     if behind.startswith("^\\circ") and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", value):
         return False
