@@ -8,8 +8,8 @@
 4. the option whose text is found last; of options that contain each other the longest
 
 Letters count in upper case; in a box, alone or before a full stop or bracket after "answer" in either. "A"
-and "I" count not where they may be words ("the answer is A sign of" chooses nothing, "is A because" A). Several
-letters, as in "A or B", are no choice. Thoughts up to </think> and Markdown's marks are not read.
+and "I" count not where they may be words ("the answer is A sign of" chooses nothing, "is A because" A).
+Several letters, as in "A or B", are no choice. Thoughts up to </think> and Markdown's marks are not read.
 """
 
 from __future__ import annotations
