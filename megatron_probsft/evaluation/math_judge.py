@@ -33,9 +33,9 @@ _SHARE = 20  # comparisons that are worth one more process, which takes a second
 def judge_math(generations: Sequence[str], answers: Sequence[MathAnswer]) -> list[Grade]:
     """A grade for each generation; equal pairs of prediction and answer are judged once.
 
-    The prediction is what the last \\boxed{…} holds; without one, the last expression that math-verify finds
-    near the end. Verdicts: "unparsable" if there is none or math-verify cannot read it, "timeout" if
-    comparing it takes too long.
+    The prediction is what the generation states (`math_found.stated`): in its last box or boxes, or after
+    "answer"; without that, the last expression that math-verify finds near the end. Verdicts: "unparsable" if
+    there is none or math-verify cannot read it, "timeout" if comparing it takes too long.
     """
     grades: dict[tuple[str | None, str, MathAnswer], Grade] = {}
     asked = []

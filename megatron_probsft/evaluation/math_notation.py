@@ -90,6 +90,10 @@ _BARE_WORD = re.compile(rf"(?<![\\A-Za-z])({'|'.join(_TEXTUAL)})(?![A-Za-z])|(?<
 _BARE_INFINITY = re.compile(r"(?<![\\A-Za-z])(?:infinity|inf)(?![A-Za-z])", re.IGNORECASE)
 _ROOT_WORD = re.compile(r"\\?(?<![A-Za-z])(sqrt|cbrt)\s*(?=[(\d\w{\[])|√|∛")
 _ATOM = re.compile(r"\d+(?:\.\d+)?|\\[A-Za-z]+|[A-Za-z]")
+_LEAD = re.compile(  # what leads to an answer and is none
+    r"^ *(?:\\text\{[^{}]*(?:\bis|\bare|\bequals|:|=)\}"
+    r"|(?:\\text\{ *)?(?:about|approximately|roughly|nearly)\b *\}?) *(?=\S)"
+)
 _RELATIONS = (
     (re.compile(r"<=|=<|\\(?:leq?slant|leqq|leq|le)(?![A-Za-z])|&le;"), r"\\le "),
     (re.compile(r">=|=>|\\(?:geq?slant|geqq|geq|ge)(?![A-Za-z])|&ge;"), r"\\ge "),
@@ -138,7 +142,7 @@ def canonical(text: str) -> str:
     text = _fractions(text)
     text = re.sub(r"\\frac\{ *(\\text\{[^{}]*\}) *\}\{ *(\\text\{[^{}]*\}) *\}", r"\1 / \2", text)
     text = _mixed(text)
-    text = re.sub(r"^ *\\text\{[^{}]*(?:\bis|\bare|\bequals|:|=)\} *(?=\S)", "", text)
+    text = _LEAD.sub("", re.sub(r"\\text\{(-?\d[\d.,]*) +([^{}\d]+)\}", r"\1 \\text{\2}", text))
     text = re.sub(r" {2,}", " ", _APART.sub(APART, text)).strip()
     return re.sub(r"(?<![\\.])[.,;:]+$|\\$", "", text).strip()
 
