@@ -109,6 +109,6 @@ def _write(file: Path, content: dict[str, Any]) -> None:
 def _ends(settings: dict[str, Any], file: Path) -> list[int]:
     found = settings.get("eos_token_id")
     ends = found if isinstance(found, list) else [] if found is None else [found]
-    if not all(isinstance(one, int) for one in ends):
-        raise UserError(f"{file}: eos_token_id is {json.dumps(found)}, not a token id or a list of them")
+    if not all(type(one) is int for one in ends):  # true is none
+        raise UserError(f"{file}: eos_token_id must be a token's id or a list of them, got {found!r}")
     return ends

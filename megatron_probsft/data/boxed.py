@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 LONGEST = 2000  # characters of an answer: the longest of the paper's benchmarks has 223
 _BOXES = 50  # as many are looked into, from the last: a runaway generation opens thousands
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 
 
+@dataclass(frozen=True)
+class Box:
+    """`inside` is what a box holds; `start` and `end` are where the box stands in the text."""
+
+    inside: str
+    start: int
+    end: int
+
+
 def boxed(text: str) -> str | None:
     """What the last whole \\boxed{…} (or \\fbox, \\framebox) holds; None if there is none."""
+    found = boxes(text, most=1)
+    return found[0].inside if found else None
+
+
+def boxes(text: str, *, most: int = _BOXES) -> list[Box]:
+    """The last whole boxes of a text, at most `most`, in the text's order; of nested ones the innermost."""
+    found: list[Box] = []
     for opening in [*_BOX.finditer(text)][:-_BOXES:-1]:
         closing = _closing(text, opening.end(), min(len(text), opening.end() + LONGEST + 1))
-        if closing is not None:
-            return text[opening.end() : closing].strip()
-    return None
+        if closing is None or (found and closing >= found[-1].start):
+            continue
+        found.append(Box(text[opening.end() : closing].strip(), opening.start(), closing + 1))
+        if len(found) == most:
+            break
+    return found[::-1]
 
 
 def _closing(text: str, start: int, end: int) -> int | None:

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 
 import psutil
 
-from megatron_probsft.data.boxed import LONGEST, boxed
-from megatron_probsft.evaluation.math_answers import MathAnswer, decide, tail
+from megatron_probsft.data.boxed import LONGEST
+from megatron_probsft.evaluation.math_answers import MathAnswer, decide, in_words
+from megatron_probsft.evaluation.math_found import stated, tail
 from megatron_probsft.evaluation.problems import Grade
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.progress import tqdm
@@ -32,23 +33,22 @@ _SHARE = 20  # comparisons that are worth one more process, which takes a second
 def judge_math(generations: Sequence[str], answers: Sequence[MathAnswer]) -> list[Grade]:
     """A grade for each generation; equal pairs of prediction and answer are judged once.
 
-    The prediction is what the last \\boxed{…} holds; without one, the last expression that math-verify finds
-    near the end. Verdicts: "unparsable" if there is none or math-verify cannot read it, "timeout" if
-    comparing it takes too long.
+    The prediction is what the generation states (`math_found.stated`): in its last box or boxes, or after
+    "answer"; without that, the last expression that math-verify finds near the end. Verdicts: "unparsable" if
+    there is none or math-verify cannot read it, "timeout" if comparing it takes too long.
     """
     grades: dict[tuple[str | None, str, MathAnswer], Grade] = {}
     asked = []
     for generation, answer in zip(generations, answers, strict=True):
-        found = boxed(generation)
+        found = stated(generation, several=answer.several, words=in_words(answer.text))
         key = (found, tail(generation) if found is None else "", answer)
         asked.append(key)
         if key in grades:
             continue
-        decided = None if found is None else decide(found, answer)
-        if decided is not None:
-            grades[key] = Grade(found, "correct" if decided else "wrong")
-        elif found == "" or (found is None and not key[1].strip()):
+        if found == "" or (found is None and not key[1].strip()):
             grades[key] = Grade(None, "unparsable")
+        elif found is not None and (decided := decide(found, answer)) is not None:
+            grades[key] = Grade(found, "correct" if decided else "wrong")
     open_keys = [key for key in dict.fromkeys(asked) if key not in grades]
     grades |= _judge_by_algebra(open_keys)
     return [grades[key] for key in asked]

@@ -7,7 +7,10 @@ import time
 import pytest
 
 from megatron_probsft.evaluation import math_judge
+from megatron_probsft.evaluation.choices import chosen
 from megatron_probsft.evaluation.graders import get_grader
+from megatron_probsft.evaluation.math_answers import MathAnswer, decide
+from megatron_probsft.evaluation.math_found import stated
 from megatron_probsft.runtime.errors import UserError
 
 
@@ -49,6 +52,97 @@ def verdicts(name: str, generations: list[str], answer: str) -> list[str]:
 )
 def test_grades(name: str, generation: str, answer: str, verdict: str) -> None:
     assert verdicts(name, [generation], answer) == [verdict]
+
+
+@pytest.mark.parametrize(
+    ("generation", "answer", "right"),
+    [
+        ("The answer is 74. Let me check: 25 + 49 = 73, hmm 2 ways.", "74", True),
+        ("**74**", "74", True),
+        ("The answer is **1,234**.", "1234", True),
+        ("So \\boxed{74} (see step 3)", "74", True),
+        ("#### 74", "74", True),
+        ("blah 3\n#### 1,234\n", "1234", True),
+        ("The answer is 1/2", "2", False),
+        ("The answer is 1/2", "0.5", True),
+        ("\\frac{3}{4}", "4", False),
+        ("It is \\frac{3}{4}.", "0.75", True),
+        ("It is 3/4", "0.75", True),
+        ("It is 3/4", "4", False),
+        ("The answer is 50%", "50", True),
+        ("Total: $1,234.50", "1234.5", True),
+        ("It costs -$5", "-5", True),
+        ("It costs -$5", "5", False),
+        ("It is 10 000.", "10000", False),
+        ("It is 10\u202f000.", "10000", True),
+        ("１２", "12", True),
+        ("The answer is 5 or 7.", "7", False),
+        ("The answer is 5 or 7.", "5", False),
+        ("<think>74</think>The answer is 75", "74", False),
+        ("<think>The answer is 73</think>The answer is 74", "74", True),
+        ("Answer: 25 + 49 = 74", "74", True),
+        ("Answer: 74 apples (2 bags of 37)", "74", True),
+        ("The answer is -3.", "-3", True),
+        ("The answer is 3 cm", "3", True),
+        ("The answer is x = 5", "5", True),
+        ("Answer: 1e3", "1000", True),
+        ("Answer: $1.5\\times10^3$", "1500", True),
+        ("12<|im_end|>\n<|im_start|>user 13", "12", True),
+        ("The final answer is 1{,}234", "1234", True),
+        ("the result: 12.0", "12", True),
+        ("12.", "12", True),
+        ("Step 1. 3+4\nStep 2. 7", "7", True),
+        ("The answer is unknown: 7", "7", True),
+        ("- 12", "12", True),
+        ("- 12", "-12", False),
+        ("x_1 = 5", "5", True),
+        ("2^{10}", "10", False),
+        ("7 (seven)", "7", True),
+        ("The answer is three", "3", False),
+        ("1/3", "0.333333", False),
+        ("It lies in 3-5", "5", True),
+        ("The answer is 3 1/2", "3.5", True),
+        ("The answer is 3 1/2", "2", False),
+        ("half of 10 is 5", "5", True),
+        ("**Answer:** 5 km/h", "5", True),
+        ("\\boxed{5\\text{ m}}", "5", True),
+        ("\\boxed{x=5}", "5", True),
+        ("\\boxed{3, 5}", "5", False),
+        ("$12$", "12", True),
+        ("2023-05-06: 12", "12", True),
+    ],
+)
+def test_stated_numbers(generation: str, answer: str, right: bool) -> None:
+    assert (verdicts("number", [generation], answer) == ["correct"]) is right
+
+
+def test_exact_text_begins_behind_the_thoughts() -> None:
+    texts = ["<think>London?</think>\nParis", "Paris<|im_end|>\n", "<think>Paris", "Paris."]
+    assert verdicts("exact", texts, "Paris") == ["correct", "correct", "wrong", "wrong"]
+
+
+@pytest.mark.parametrize("grader", ["number", "math", "choice"])
+def test_hostile_text_is_read_in_a_bounded_time(grader: str) -> None:
+    hostile = [
+        "*" * 200_000, "*a " * 100_000, "$a " * 100_000, "`" * 200_000, "_a" * 100_000, "<b>" * 60_000,
+        "<think>" * 50_000, "the answer is " * 30_000, "Final answer: " * 40_000, "answer: x " * 40_000,
+        "\n" * 300_000 + "x", "#" * 300_000, "# a\n" * 100_000, "```\n" * 100_000, "\\" * 300_000,
+        "\\boxed{1}, " * 50_000, "<answer>" * 50_000, "9" * 1_000_000,
+        *(f"\\boxed{{{text}}}" for text in ("sqrt(" * 390, "(" * 990 + ")" * 990, "{" * 900 + "}" * 900,
+          "1," * 950, "x<" * 900 + "1", "x=" * 900 + "1", "5" + " m" * 900, "½" * 1900, "√" * 1900,
+          "(0,1)\\cup" * 190 + "(0,1)", "\\pm 1," * 250, "1:" * 900 + "1", "1" * 1900 + "_8")),
+    ]  # fmt: skip
+    started = time.process_time()
+    for text in hostile:
+        if grader == "choice":
+            chosen(text, {"A": "one", "B": "two"})
+        elif grader == "number":
+            verdicts("number", [text], "7")
+        else:
+            found = stated(text, several=True)
+            if found is not None:
+                decide(found, MathAnswer.of("1, 2"))
+    assert time.process_time() - started < 20
 
 
 def test_hostile_text_is_not_right_and_the_next_is_graded(monkeypatch: pytest.MonkeyPatch) -> None:

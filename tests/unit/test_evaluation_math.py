@@ -152,7 +152,7 @@ def test_which_text_is_judged() -> None:
 def test_parts() -> None:
     assert parts("1,234", several=False) == ["1,234"]
     assert parts("1,234", several=True) == ["1", "234"]
-    assert parts("(1, 2), [3, 4]", several=False) == ["(1, 2)", " [3, 4]"]
+    assert parts("(1, 2), [3, 4]", several=False) == ["(1, 2)", "[3, 4]"]
     assert decide("7", MathAnswer("x+7")) is None  # for algebra
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from megatron_probsft.evaluation.data_files import rows_of
-from megatron_probsft.evaluation.math_answers import normalise, number
+from megatron_probsft.evaluation.math_answers import normalise
 from megatron_probsft.evaluation.math_judge import judge_math
 from megatron_probsft.evaluation.math_layouts import read_row
+from megatron_probsft.evaluation.math_numbers import number
 from megatron_probsft.evaluation.problems import Grade, Problem
 from megatron_probsft.evaluation.tasks.task import Task
 
