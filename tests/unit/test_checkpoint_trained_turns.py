@@ -118,8 +118,11 @@ def test_a_model_that_was_not_trained_here_is_left_alone(tmp_path: Path) -> None
     [
         ('{"eos_token_id": ', "generation_config.json is not valid JSON"),
         ("[]", "generation_config.json must hold a JSON object"),
-        ('{"eos_token_id": "</s>"}', 'eos_token_id is "</s>", not a token id or a list'),
-        ('{"eos_token_id": [1, null]}', r"eos_token_id is \[1, null\], not a token id or a list"),
+        ('{"eos_token_id": "</s>"}', "eos_token_id must be a token's id or a list of them, got '</s>'"),
+        (
+            '{"eos_token_id": [1, null]}',
+            r"eos_token_id must be a token's id or a list of them, got \[1, None\]",
+        ),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, content: str, message: str) -> None:
