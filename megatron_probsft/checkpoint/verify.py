@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from megatron_probsft.checkpoint.hf_weights import load_hf_weights
 from megatron_probsft.checkpoint.torch_dist import load_model
-from megatron_probsft.models.build import HFModel, Parallelism, build_model, transformer_config
+from megatron_probsft.models.build import build_model, transformer_config
+from megatron_probsft.models.hf_model import HFModel
+from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.runtime.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -12,7 +12,6 @@ the character, and both decoded together have one space between them.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -20,10 +19,9 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from megatron_probsft.data.named_templates import NAMED_TEMPLATES
+from megatron_probsft.data.named_templates import NAMED_TEMPLATES, check_template_name
 from megatron_probsft.runtime.errors import UserError
 
-TEMPLATES = ("chat", "plain", *NAMED_TEMPLATES)
 _ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -59,14 +57,6 @@ def encode_messages(
     """
     check_template(tokenizer, template, conversations=True)
     return _joined(encode_segments(tokenizer, [split_messages(tokenizer, messages)])[0])
-
-
-def check_template_name(template: str) -> None:
-    """UserError unless there is such a template."""
-    if template not in TEMPLATES:
-        near = difflib.get_close_matches(template, TEMPLATES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"--template {template} is unknown: use one of {', '.join(TEMPLATES)}{hint}")
 
 
 def check_template(tokenizer: Any, template: str, *, conversations: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +16,13 @@ from megatron_probsft.evaluation.problems import Problem
 from megatron_probsft.runtime.errors import UserError
 
 _ENDS_OF_TURN = ("<|im_end|>", "<|eot_id|>")  # of ChatML and Llama 3: no EOS of their base models
-_SAMPLED = 1 << 16  # bytes at both ends of each weight file: training changes every one of them
 
 
 def load_model_files(model: Path) -> tuple[Any, Any, list[int]]:
-    """Tokenizer, text config and the tokens that end the model's texts, of a Hugging Face folder."""
-    if not (model / "config.json").is_file():
-        what = "has no config.json" if model.is_dir() else "is no folder"
-        raise UserError(f"--model {model} {what}: give a Hugging Face model folder")
+    """Tokenizer, text config and the tokens that end the model's texts, of a Hugging Face folder.
+
+    Raises UserError: transformers, or the tokenizers library, refuses it.
+    """
     try:
         config = AutoConfig.from_pretrained(model, local_files_only=True)
         tokenizer = load_tokenizer(model)
@@ -47,18 +45,6 @@ def ends_of_turn(tokenizer: Any, template: str) -> set[int]:
         text = NAMED_TEMPLATES[template].generation_text("") if template in NAMED_TEMPLATES else ""
     ids = {tokenizer.convert_tokens_to_ids(token) for token in _ENDS_OF_TURN if token in text}
     return ids - {None, tokenizer.unk_token_id}
-
-
-def fingerprint(model: Path) -> str:
-    """Tells models apart, also under one name: of the config and of parts of the weights."""
-    total = hashlib.blake2b((model / "config.json").read_bytes(), digest_size=8)
-    for file in sorted([*model.glob("*.safetensors"), *model.glob("*.bin")]):
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            total.update(f"{file.name}/{size}".encode() + stream.read(_SAMPLED))
-            stream.seek(max(0, size - _SAMPLED))
-            total.update(stream.read(_SAMPLED))
-    return total.hexdigest()
 
 
 def encode(

@@ -12,42 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from megatron_probsft.data.domains.templates import family_of, template_for
-from megatron_probsft.evaluation.model_files import encode, ends_of_turn, fingerprint, load_model_files
+from megatron_probsft.data.named_templates import check_template_name
+from megatron_probsft.evaluation.model_folder import check_model_folder, fingerprint
 from megatron_probsft.evaluation.problems import Problem, check_ids, cut, sample_seed
 from megatron_probsft.evaluation.results import scores, write_generations
 from megatron_probsft.evaluation.server import Server, served_engine
+from megatron_probsft.evaluation.settings import Settings
 from megatron_probsft.evaluation.tasks import get_task
 from megatron_probsft.evaluation.tasks.task import Task
 from megatron_probsft.evaluation.unfinished import Unfinished
 from megatron_probsft.evaluation.vllm_runner import Engine, Generation, Seconds, generate, kv_bytes_per_token
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import write_whole
-
-
-@dataclass
-class Settings:
-    """The flags of tools/evaluate.py; None where the task, the model or vLLM decides."""
-
-    model: Path
-    task: str
-    output: Path
-    data: list[str]
-    benchmarks: list[str] | None
-    grader: str
-    template: str | None
-    prompt_key: str
-    answer_key: str
-    limit: int | None
-    start: int | None
-    end: int | None
-    samples: int | None
-    temperature: float | None
-    max_new_tokens: int | None
-    seed: int
-    server: str | None
-    dtype: str
-    tensor_parallel_size: int
-    max_model_len: int | None
 
 
 @dataclass(frozen=True)
@@ -80,6 +56,9 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         task.load(settings.data, settings.benchmarks), settings.start, settings.end, settings.limit
     )
     check_ids(problems)
+    # Here: it imports transformers, which takes seconds, and most mistakes are found without it.
+    from megatron_probsft.evaluation.model_files import encode, ends_of_turn, load_model_files
+
     tokenizer, config, ends = load_model_files(settings.model)
     template = settings.template or _default_template(task, tokenizer)
     weights = fingerprint(settings.model)
@@ -245,5 +224,8 @@ def _check(settings: Settings) -> None:
             "--dtype, --tensor-parallel-size and --max-model-len are the server's own: leave them out with "
             "--server"
         )
+    if settings.template is not None:
+        check_template_name(settings.template)
     if (settings.output / "summary.json").exists():
         raise UserError(f"--output {settings.output} holds a finished evaluation: name another folder")
+    check_model_folder(settings.model)

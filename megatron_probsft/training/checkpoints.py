@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_probsft.checkpoint.hf_export import save_hf_weights
 from megatron_probsft.checkpoint.run_folder import checkpoint_folder, hf_folder_of, prune, remove_leftovers
 from megatron_probsft.checkpoint.saving import Save
-from megatron_probsft.models.build import HFModel
+from megatron_probsft.models.hf_model import HFModel
 from megatron_probsft.runtime import distributed
 from megatron_probsft.training.config import TrainConfig
 from megatron_probsft.training.resume import content_to_save
