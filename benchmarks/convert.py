@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import hardware, show, write_json
 from megatron_probsft.checkpoint.hf_weights import hf_shapes
 from megatron_probsft.checkpoint.safetensors_writer import SafetensorsWriter, TensorPlan
-from megatron_probsft.models.build import read_hf_model
+from megatron_probsft.models.hf_model import read_hf_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAUSE = 8  # seconds

@@ -9,7 +9,7 @@ On a CPU, without torchrun. Weights keep their dtype unless --dtype says otherwi
 holds a few of them. verify ends with 1 where the models differ by more than rounding.
 """
 
-from megatron_probsft.runtime import fast_imports  # noqa: F401  # isort: skip
+from __future__ import annotations
 
 import argparse
 import dataclasses
@@ -18,46 +18,71 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from megatron_probsft.checkpoint import inspection
-from megatron_probsft.checkpoint.convert import Conversion, hf_to_megatron, megatron_to_hf
-from megatron_probsft.checkpoint.run_folder import find_checkpoint
+from megatron_probsft.checkpoint.run_folder import check_unused, find_checkpoint, hf_folder_of
 from megatron_probsft.checkpoint.sample_text import SAMPLE_TEXT
-from megatron_probsft.checkpoint.verify import Verdict, sentence, verify
-from megatron_probsft.data.tokenizer_notes import tokenizer_notes
-from megatron_probsft.data.tokenizers import load_tokenizer
-from megatron_probsft.models.build import read_hf_model
-from megatron_probsft.runtime import distributed
+from megatron_probsft.models.hf_model import read_hf_model, read_raw_config
 from megatron_probsft.runtime.errors import UserError, one_line_errors
-from megatron_probsft.runtime.folders import check_writable
+from megatron_probsft.runtime.folders import check_is_new, check_writable
 from megatron_probsft.runtime.read_files import read_text
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+if TYPE_CHECKING:
+    from megatron_probsft.checkpoint.convert import Conversion
+    from megatron_probsft.checkpoint.verify import Verdict
+
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def main() -> None:
     args = _parser().parse_args()
     with one_line_errors():
-        if json_file := getattr(args, "json", None):
-            if json_file.is_dir():
-                raise UserError(f"--json {json_file} is a folder: name a file")
-            check_writable(json_file.parent, "--json")
+        _check(args)
+        # Here and in what runs then: torch and Megatron-Core take many seconds to import.
+        from megatron_probsft.runtime import fast_imports  # noqa: F401  # isort: skip
+
+        from megatron_probsft.runtime import distributed
+
         distributed.initialize()
         status = args.run(args)
         distributed.shutdown()
     sys.exit(status)
 
 
+def _check(args: argparse.Namespace) -> None:
+    """What flags and small files tell."""
+    if json_file := getattr(args, "json", None):
+        if json_file.is_dir():
+            raise UserError(f"--json {json_file} is a folder: name a file")
+        check_writable(json_file.parent, "--json")
+    if args.run in (_to_megatron, _to_hf) and args.workers < 1:
+        raise UserError(f"--workers must be more than 0, got {args.workers}")
+    if args.run is _to_megatron:
+        check_unused(args.megatron)
+    elif args.megatron:
+        checkpoint, _ = find_checkpoint(args.megatron, args.ckpt_step)
+        if args.run is _to_hf:
+            read_raw_config(hf_folder_of(checkpoint))
+    if args.run is _to_hf:
+        check_is_new(args.hf)
+    elif args.hf:
+        read_raw_config(args.hf)
+
+
 def _to_megatron(args: argparse.Namespace) -> int:
+    from megatron_probsft.checkpoint.convert import hf_to_megatron
+
     return _convert(hf_to_megatron, args.hf, args.megatron, args)
 
 
 def _to_hf(args: argparse.Namespace) -> int:
+    from megatron_probsft.checkpoint.convert import megatron_to_hf
+    from megatron_probsft.data.tokenizer_notes import tokenizer_notes
+    from megatron_probsft.data.tokenizers import load_tokenizer
+
     status = _convert(megatron_to_hf, args.megatron, args.hf, args, step=args.ckpt_step)
     if (args.hf / "tokenizer_config.json").exists():
         try:
@@ -70,10 +95,11 @@ def _to_hf(args: argparse.Namespace) -> int:
 
 
 def _convert(convert: Any, source: Path, target: Path, args: argparse.Namespace, **more: Any) -> int:
-    if args.workers < 1:
-        raise UserError(f"--workers must be more than 0, got {args.workers}")
+    import torch
+
+    dtype = getattr(torch, _DTYPES[args.dtype]) if args.dtype else None
     started = time.perf_counter()
-    done: Conversion = convert(source, target, dtype=_DTYPES.get(args.dtype), workers=args.workers, **more)
+    done: Conversion = convert(source, target, dtype=dtype, workers=args.workers, **more)
     seconds, gigabytes = time.perf_counter() - started, done.nbytes / 1e9
     for warning in done.warnings:
         print(f"warning: {warning}")
@@ -82,6 +108,9 @@ def _convert(convert: Any, source: Path, target: Path, args: argparse.Namespace,
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from megatron_probsft.checkpoint.verify import sentence, verify
+    from megatron_probsft.data.tokenizers import load_tokenizer
+
     hf = read_hf_model(args.hf)
     checkpoint = find_checkpoint(args.megatron, args.ckpt_step)[0] if args.megatron else None
     text = read_text(args.text, "--text") if args.text else SAMPLE_TEXT
@@ -106,6 +135,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    from megatron_probsft.checkpoint import inspection
+
     found = (
         inspection.inspect_hf(args.hf)
         if args.hf

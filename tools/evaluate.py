@@ -8,6 +8,15 @@ python tools/evaluate.py --task test.jsonl --grader number --model HF_FOLDER --o
 A task's defaults are the paper's: math 16 samples at temperature 1, 4096 new tokens; medical greedy, 8000;
 figfont greedy, 5. An interrupted evaluation is resumed by the same command.
 
+Columns of the data; where a row has several of those between "or", the first one counts:
+  FILE     prompt (--prompt-key) and answer (--answer-key)
+  math     extra_info.question or problem or question; reward_model.ground_truth or final_answer or answer or
+           solution, with the answer in its last \\boxed{}; an id, unique_id or idx if there is one
+  medical  extra_info.question, extra_info.options and reward_model.ground_truth; or prompt, or question, with
+           options and answer_idx
+  figfont  extra_info.question and extra_info.answer
+A row's data_source, or source (medical), names its benchmark; without it the file does.
+
 OUTPUT/generations.jsonl  one line per problem and sample: generation, prediction, verdict, correct, seed, …
 OUTPUT/summary.json       per benchmark and on average: mean@n with its 95 % interval, pass@k, majority@n, …
 OUTPUT/vllm.log           what vLLM printed
@@ -22,8 +31,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from megatron_probsft.data.templates import TEMPLATES
-from megatron_probsft.evaluation.run import Settings, evaluate
+from megatron_probsft.data.named_templates import TEMPLATES
+from megatron_probsft.evaluation.settings import Settings
 from megatron_probsft.runtime.errors import one_line_errors
 
 
@@ -33,15 +42,15 @@ def parse_arguments(arguments: list[str] | None = None) -> Settings:
     )
     add = parser.add_argument
     add("--model", type=Path, required=True, help="Hugging Face folder")
-    add("--task", required=True, help="math, medical, figfont, or a jsonl file with prompts and answers")
+    add("--task", required=True, help="math, medical, figfont, or FILE, a .jsonl with prompts and answers")
     add("--output", type=Path, required=True, help="new folder, or that of an interrupted evaluation")
     add("--data", nargs="+", default=[], help="files or folders (default: the hub's; medical: MedQA)")
     add("--benchmarks", nargs="+", help="these only (default: all there are)")
     add("--template", help=f"as in training: {', '.join(TEMPLATES)} (default: the domain's; chat for a file)")
     add("--template-date", help="YYYY-MM-DD that a chat template prints (default: as trained, or today)")
     add("--grader", default="exact", help="of a file: exact, number or math (default: exact)")
-    add("--prompt-key", default="prompt", help="of a file")
-    add("--answer-key", default="answer", help="of a file")
+    add("--prompt-key", default="prompt", help="of a file: the column of the prompt (default: prompt)")
+    add("--answer-key", default="answer", help="of a file: the column of the answer (default: answer)")
     add("--limit", type=int, help="first N problems of each benchmark only")
     add("--start", type=int, help="from this problem of each benchmark on, counted from 0")
     add("--end", type=int, help="to before this problem of each benchmark")
@@ -95,6 +104,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ends the engine, too
     with one_line_errors():
         settings = parse_arguments()
+        from megatron_probsft.evaluation.run import evaluate  # here: --help does without all that it imports
+
         print_table(evaluate(settings), settings.output)
 
 

@@ -14,8 +14,6 @@ and evaluate.py begin with --prepare- and --score- here (see --help).
 OUTPUT/<dataset>/<model>/ has <objective>-seed<k>/{megatron,hf,score}, base/score, probe, report, results.md
 """
 
-from megatron_probsft.runtime import fast_imports  # noqa: F401  # isort: skip
-
 import sys
 
 from rich.console import Console

@@ -7,24 +7,22 @@ Prints a table by source and writes OUTPUT/probe.json and OUTPUT/probe.png. Data
 are the trainer's.
 """
 
-from megatron_probsft.runtime import fast_imports  # noqa: F401  # isort: skip
+from __future__ import annotations
 
 import argparse
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from megatron_probsft.checkpoint.hf_weights import load_hf_weights
-from megatron_probsft.checkpoint.torch_dist import load_model
-from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError, one_line_errors
 from megatron_probsft.runtime.folders import check_writable
-from megatron_probsft.training import probe_report
+from megatron_probsft.runtime.launch import launched_rank
 from megatron_probsft.training.arguments import Parser, add_flags, check
 from megatron_probsft.training.config import TrainConfig
-from megatron_probsft.training.console import Console
-from megatron_probsft.training.inputs import check_inputs, token_stores
-from megatron_probsft.training.probe import Reading, probe
-from megatron_probsft.training.setup import build_gpt
+from megatron_probsft.training.start_checks import check_start
+
+if TYPE_CHECKING:
+    from megatron_probsft.training.probe import Reading
 
 _FLAGS = (
     "hf_model", "load", "ckpt_step", "data", "template", "template_date", "prompt_key", "response_key",
@@ -46,14 +44,19 @@ def main() -> None:
         output, most = given.pop("output"), given.pop("max_samples")
         if most < 1:
             raise UserError(f"--max-samples must be more than 0, got {most}")
-        if output and distributed.rank() == 0:
+        if output and launched_rank() == 0:
             check_writable(output, "--output")
         with tempfile.TemporaryDirectory() as nowhere:
             config = TrainConfig(
                 **({"finetune": given.get("load") is not None, "train_iters": 1} | given),
                 save=str(output or Path(nowhere) / "probe"),
             )
+            check(config)
+            check_start(config)
             readings = run(config, most)
+        from megatron_probsft.runtime import distributed
+        from megatron_probsft.training import probe_report
+
         if output and distributed.rank() == 0:
             probe_report.write(readings, output)
             print(f"wrote {output / 'probe.json'} and probe.png")
@@ -62,7 +65,18 @@ def main() -> None:
 
 def run(config: TrainConfig, most: int) -> list[Reading]:
     """Build the model at the configured layout, probe up to `most` samples of each source, print a table."""
-    check(config)
+    # Here: torch and Megatron-Core take many seconds to import, and mistakes are told without them.
+    from megatron_probsft.runtime import fast_imports  # noqa: F401  # isort: skip
+
+    from megatron_probsft.checkpoint.hf_weights import load_hf_weights
+    from megatron_probsft.checkpoint.torch_dist import load_model
+    from megatron_probsft.runtime import distributed
+    from megatron_probsft.training import probe_report
+    from megatron_probsft.training.console import Console
+    from megatron_probsft.training.inputs import check_inputs, token_stores
+    from megatron_probsft.training.probe import probe
+    from megatron_probsft.training.setup import build_gpt
+
     hf, checkpoint = check_inputs(config)
     distributed.initialize(
         config.tensor_model_parallel_size,

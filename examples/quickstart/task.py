@@ -16,8 +16,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from reasoning_gym import create_dataset
-
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import write_whole
 
@@ -61,6 +59,8 @@ def write_task(folder: Path, *, train: int, heldout: int = HELDOUT, seed: int = 
 
 
 def _different_items(tries: int, seed: int) -> Iterator[dict[str, str]]:
+    from reasoning_gym import create_dataset  # here: it takes seconds
+
     seen = set()
     for item in create_dataset("chain_sum", size=tries, seed=seed, **_CONFIG):
         response = f"{item['metadata']['expression']} = {item['answer']}"

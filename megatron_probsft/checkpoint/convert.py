@@ -22,7 +22,7 @@ from megatron_probsft.checkpoint.saving import Save
 from megatron_probsft.checkpoint.torch_dist import CONTENT, saved_name
 from megatron_probsft.checkpoint.torch_dist_reader import BlockReader, Place
 from megatron_probsft.checkpoint.trained_turns import fit_for_servers
-from megatron_probsft.models.build import read_hf_model
+from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import check_is_new, check_space, check_writable, new_folder
 from megatron_probsft.runtime.progress import ByteProgress
@@ -54,8 +54,7 @@ def hf_to_megatron(
             exists; too little space for it.
     """
     check_writable(run, "checkpoint folder")
-    if run.exists() and set(run.iterdir()) - set(run_folder.leftovers(run)):
-        raise UserError(f"{run} exists: choose another folder, or remove it")
+    run_folder.check_unused(run)
     hf = read_hf_model(hf_folder)
     reader = safetensors_folder.TensorReader(hf.folder)
     hf_weights.check_tensors(reader, hf)

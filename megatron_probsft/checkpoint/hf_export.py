@@ -15,7 +15,7 @@ from megatron_probsft.checkpoint import layouts, safetensors_folder
 from megatron_probsft.checkpoint.hf_weights import hf_shapes, matched_parameters
 from megatron_probsft.checkpoint.safetensors_writer import SafetensorsWriter, TensorPlan
 from megatron_probsft.checkpoint.trained_turns import TrainedTurns, add_record, fit_for_servers
-from megatron_probsft.models.build import HFModel
+from megatron_probsft.models.hf_model import HFModel
 from megatron_probsft.runtime import distributed, folders
 from megatron_probsft.runtime.errors import UserError
 

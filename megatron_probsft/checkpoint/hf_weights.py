@@ -11,8 +11,8 @@ from megatron.core.models.gpt import GPTModel
 
 from megatron_probsft.checkpoint import layouts
 from megatron_probsft.checkpoint.safetensors_folder import TensorReader
-from megatron_probsft.models.build import HFModel
 from megatron_probsft.models.family import WeightRule
+from megatron_probsft.models.hf_model import HFModel
 from megatron_probsft.runtime.errors import UserError
 
 _EMBEDDING = "embedding.word_embeddings.weight"

@@ -11,7 +11,7 @@ from megatron_probsft.checkpoint import run_folder
 from megatron_probsft.checkpoint.hf_weights import check_tensors
 from megatron_probsft.checkpoint.safetensors_folder import TensorReader
 from megatron_probsft.checkpoint.torch_dist_reader import BlockReader
-from megatron_probsft.models.build import HFModel, read_hf_model
+from megatron_probsft.models.hf_model import HFModel, read_hf_model
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.read_files import read_yaml_mapping
 

@@ -12,8 +12,10 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 
 from megatron_probsft.checkpoint import layouts, torch_dist
 from megatron_probsft.checkpoint.hf_weights import matched_parameters
-from megatron_probsft.models.build import HFModel, Parallelism, build_model, transformer_config
+from megatron_probsft.models.build import build_model, transformer_config
 from megatron_probsft.models.family import ModelShape, WeightRule
+from megatron_probsft.models.hf_model import HFModel
+from megatron_probsft.models.layout import Parallelism
 
 _BLOCK_BYTES = 128 * 2**20
 

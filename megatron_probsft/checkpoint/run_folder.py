@@ -55,6 +55,12 @@ def find_checkpoint(run_folder: Path, step: int | None = None) -> tuple[Path, in
     return folder, chosen
 
 
+def check_unused(run_folder: Path) -> None:
+    """UserError where there is more than what a killed run left over."""
+    if run_folder.exists() and set(run_folder.iterdir()) - set(leftovers(run_folder)):
+        raise UserError(f"{run_folder} exists: choose another folder, or remove it")
+
+
 def newest_step(run_folder: Path) -> int | None:
     """The step that the pointer names; without a pointer, the newest whole checkpoint's, or None.
 

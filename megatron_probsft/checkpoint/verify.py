@@ -16,7 +16,9 @@ from megatron_probsft.checkpoint.hf_weights import check_tensors, load_hf_weight
 from megatron_probsft.checkpoint.safetensors_folder import TensorReader
 from megatron_probsft.checkpoint.torch_dist import load_model
 from megatron_probsft.checkpoint.torch_dist_reader import BlockReader
-from megatron_probsft.models.build import HFModel, Parallelism, build_model, read_hf_model, transformer_config
+from megatron_probsft.models.build import build_model, transformer_config
+from megatron_probsft.models.hf_model import HFModel, read_hf_model
+from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.runtime.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

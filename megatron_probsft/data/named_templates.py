@@ -10,8 +10,11 @@ generates from another text than it trains on, or lets vLLM put the tokenizer's 
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
+
+from megatron_probsft.runtime.errors import UserError
 
 _BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 _ASSISTANT = "You are a helpful assistant."
@@ -110,3 +113,13 @@ NAMED_TEMPLATES = {
         _LLAMA_MATH.around(_LLAMA_FIGLET), _LLAMA_FIGLET, tokenizer_adds_bos=True
     ),
 }
+
+TEMPLATES = ("chat", "plain", *NAMED_TEMPLATES)
+
+
+def check_template_name(template: str) -> None:
+    """UserError unless there is such a template."""
+    if template not in TEMPLATES:
+        near = difflib.get_close_matches(template, TEMPLATES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"--template {template} is unknown: use one of {', '.join(TEMPLATES)}{hint}")

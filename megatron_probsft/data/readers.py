@@ -13,15 +13,15 @@ import zlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, DatasetDict
-from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from megatron_probsft.runtime.errors import UserError
+
+if TYPE_CHECKING:  # it takes seconds to import: `_library` does, where an item needs it
+    from datasets import Dataset, DatasetDict
 
 _HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+)(?=:))?(:(?P<split>[\w.-]+))?")
 
@@ -243,6 +243,7 @@ class _Folder(_Arrow):
         self._item, self._folder, self._split = item, folder, split
 
     def _open(self) -> Dataset:
+        datasets = _library()
         try:
             found = datasets.load_from_disk(self._folder)
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
@@ -250,7 +251,7 @@ class _Folder(_Arrow):
                 f"{self._item}: not a whole folder of Dataset.save_to_disk (of others name the .parquet or "
                 f".jsonl files): {str(error).splitlines()[0]}"
             ) from None
-        if isinstance(found, DatasetDict):
+        if isinstance(found, datasets.DatasetDict):
             return _one_split(found, self._item, self._folder, self._split)
         if self._split is not None:
             raise UserError(f"{self._item}: {self._folder} has no splits, give it without :{self._split}")
@@ -262,6 +263,8 @@ class _Hub(_Arrow):
         self._item, self._id, self._config, self._split = item, id, config, split
 
     def _open(self) -> Dataset:
+        datasets = _library()
+        errors = datasets.exceptions
         try:
             found = _load_from_hub(self._id, self._config, self._split)
         except ConnectionError as error:
@@ -269,11 +272,16 @@ class _Hub(_Arrow):
                 f"{self._item}: no such file or folder, and on the hub it cannot be reached: where there is "
                 f"a network keep it with Dataset.save_to_disk and give that folder: {error}"
             ) from None
-        except (DatasetsError, FileNotFoundError, ValueError, RuntimeError) as error:  # names what there is
-            reason = str(error.__cause__ if isinstance(error, DatasetGenerationError) else error)
+        except (
+            errors.DatasetsError,
+            FileNotFoundError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # names what there is
+            reason = str(error.__cause__ if isinstance(error, errors.DatasetGenerationError) else error)
             reason = " ".join(reason.partition("Example of usage")[0].split()).rstrip(".")
             raise UserError(f"{self._item}: {reason} (spelled owner/name:config:split)") from None
-        if isinstance(found, DatasetDict):
+        if isinstance(found, datasets.DatasetDict):
             base = self._item if self._config is None else f"{self._id}:{self._config}"
             return _one_split(found, self._item, base, self._split)
         return found
@@ -281,7 +289,7 @@ class _Hub(_Arrow):
 
 @lru_cache(maxsize=32)  # it asks the hub each time
 def _load_from_hub(name: str, config: str | None, split: str | None) -> Any:
-    return datasets.load_dataset(name, config, split=split)
+    return _library().load_dataset(name, config, split=split)
 
 
 def _one_split(found: DatasetDict, item: str, base: str, split: str | None) -> Dataset:
@@ -310,14 +318,12 @@ def _digest_of(files: Sequence[str]) -> str:
     return total.hexdigest()
 
 
-@contextlib.contextmanager
-def bars_for_people() -> Iterator[None]:
-    """The progress bars of `datasets` only where somebody sees them."""
-    quiet = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
-    if quiet:
+@lru_cache(maxsize=1)
+def _library() -> Any:
+    """`datasets`, imported late; its progress bars only where somebody sees them."""
+    import datasets
+    import datasets.exceptions
+
+    if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if quiet:
-            datasets.enable_progress_bars()
+    return datasets

@@ -13,7 +13,6 @@ model generates, decoded by itself, is then the response to the character.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
@@ -22,11 +21,10 @@ from typing import Any
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from megatron_probsft.data.chat import ChatTemplate, Conversation, Rendered
-from megatron_probsft.data.named_templates import NAMED_TEMPLATES
+from megatron_probsft.data.named_templates import NAMED_TEMPLATES, check_template_name
 from megatron_probsft.data.turn_ends import marker_tokens
 from megatron_probsft.runtime.errors import UserError
 
-TEMPLATES = ("chat", "plain", *NAMED_TEMPLATES)
 Segments = list[tuple[list[int], int]]
 """A sample's tokens, cut where what is trained changes; each part with its assistant turn from 1, or 0."""
 
@@ -72,14 +70,6 @@ def encode_messages(
     if len(samples) > 1:
         raise UserError(f"{len(samples)} samples instead of one: {'; '.join(notes)}")
     return _joined(encode_rendered(tokenizer, samples)[0][0])
-
-
-def check_template_name(template: str) -> None:
-    """UserError unless there is such a template."""
-    if template not in TEMPLATES:
-        near = difflib.get_close_matches(template, TEMPLATES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"--template {template} is unknown: use one of {', '.join(TEMPLATES)}{hint}")
 
 
 def check_template(tokenizer: Any, template: str, *, conversations: bool = False) -> None:

@@ -18,7 +18,7 @@ from megatron_probsft.data import templates
 from megatron_probsft.data.build_folder import build_folder
 from megatron_probsft.data.chat import prints_the_date
 from megatron_probsft.data.encoding import Encoded, Encoder, Truncation, encode
-from megatron_probsft.data.readers import bars_for_people, reader_of
+from megatron_probsft.data.readers import reader_of
 from megatron_probsft.data.sources import check_files, read_rows
 from megatron_probsft.data.store_files import write_store
 from megatron_probsft.data.tokenizers import tokenizer_identity
@@ -97,7 +97,6 @@ class TokenStore:
         return float(self.supervised[indices].sum() / self.weight_sums[indices].sum())
 
 
-@bars_for_people()
 def build_token_store(
     files: Sequence[str],
     tokenizer: Any,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_probsft.data.readers import bars_for_people, reader_of
+from megatron_probsft.data.readers import reader_of
 from megatron_probsft.runtime.errors import UserError
 
 _EXTENSIONS = (".jsonl", ".json", ".parquet")
@@ -67,8 +67,7 @@ def _rows(item: str, task: str, *, from_hub: bool) -> Iterator[tuple[str, dict[s
         return
     reader = reader_of(item)
     try:
-        with bars_for_people():
-            columns = list(reader.columns() or {})
+        columns = list(reader.columns() or {})
     except UserError as error:
         if from_hub:
             raise UserError(

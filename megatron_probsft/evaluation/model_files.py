@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,12 @@ from megatron_probsft.evaluation.problems import Problem
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.read_files import read_json_object
 
-_SAMPLED = 1 << 16  # bytes at both ends of each weight file: training changes every one of them
-
 
 def load_model_files(model: Path) -> tuple[Any, Any, list[int]]:
-    """Tokenizer, text config and the tokens at which a server stops, of a Hugging Face folder."""
-    if not (model / "config.json").is_file():
-        what = "has no config.json" if model.is_dir() else "is no folder"
-        raise UserError(f"--model {model} {what}: give a Hugging Face model folder")
+    """Tokenizer, text config and the tokens at which a server stops, of a Hugging Face folder.
+
+    Raises UserError: transformers, or the tokenizers library, refuses it.
+    """
     read_json_object(model / "config.json")
     try:
         config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
@@ -97,18 +94,6 @@ def template_date(model: Path, tokenizer: Any, template: str, unfinished: str | 
         return None
     record = read_record(model)
     return (record and record.date) or unfinished or datetime.date.today().isoformat()
-
-
-def fingerprint(model: Path) -> str:
-    """Tells models apart, also under one name: of the config and of parts of the weights."""
-    total = hashlib.blake2b((model / "config.json").read_bytes(), digest_size=8)
-    for file in sorted([*model.glob("*.safetensors"), *model.glob("*.bin")]):
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            total.update(f"{file.name}/{size}".encode() + stream.read(_SAMPLED))
-            stream.seek(max(0, size - _SAMPLED))
-            total.update(stream.read(_SAMPLED))
-    return total.hexdigest()
 
 
 def encode(

@@ -5,57 +5,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_probsft.data.domains.templates import family_of, template_for
-from megatron_probsft.evaluation.model_files import (
-    encode,
-    fingerprint,
-    load_model_files,
-    stop_tokens,
-    template_date,
-)
+from megatron_probsft.data.named_templates import check_template_name
+from megatron_probsft.evaluation.model_folder import check_model_folder, fingerprint
 from megatron_probsft.evaluation.problems import Problem, check_ids, cut, sample_seed
 from megatron_probsft.evaluation.results import scores, write_generations
 from megatron_probsft.evaluation.server import Server, served_engine
+from megatron_probsft.evaluation.settings import Settings, check_numbers
 from megatron_probsft.evaluation.tasks import get_task
 from megatron_probsft.evaluation.tasks.task import Task
 from megatron_probsft.evaluation.unfinished import Unfinished, settings_of
 from megatron_probsft.evaluation.vllm_runner import Engine, Generation, Seconds, generate, kv_bytes_per_token
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import check_writable, write_whole
-
-
-@dataclass
-class Settings:
-    """The flags of tools/evaluate.py; None where the task, the model or vLLM decides."""
-
-    model: Path
-    task: str
-    output: Path
-    data: list[str]
-    benchmarks: list[str] | None
-    grader: str
-    template: str | None
-    template_date: str | None
-    prompt_key: str
-    answer_key: str
-    limit: int | None
-    start: int | None
-    end: int | None
-    samples: int | None
-    temperature: float | None
-    max_new_tokens: int | None
-    seed: int
-    server: str | None
-    dtype: str
-    tensor_parallel_size: int
-    max_model_len: int | None
 
 
 @dataclass(frozen=True)
@@ -88,6 +55,9 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         task.load(settings.data, settings.benchmarks), settings.start, settings.end, settings.limit
     )
     check_ids(problems)
+    # Here: it imports transformers, which takes seconds, and most mistakes are found without it.
+    from megatron_probsft.evaluation.model_files import encode, load_model_files, stop_tokens, template_date
+
     tokenizer, config, ends = load_model_files(settings.model)
     template = settings.template or _default_template(task, tokenizer)
     heads = getattr(config, "num_attention_heads", None)
@@ -247,18 +217,6 @@ def _sampling(settings: Settings, task: Task) -> _Sampling:
     return _Sampling(samples, temperature, settings.max_new_tokens or task.max_new_tokens)
 
 
-def check_numbers(values: Mapping[str, Any], prefix: str = "") -> None:
-    """Settings by their names, those that are there. Raises UserError; flags begin with `prefix`."""
-    for name in ("limit", "samples", "max_new_tokens", "tensor_parallel_size", "max_model_len"):
-        value = values.get(name)
-        if value is not None and not 1 <= value < 2**31:
-            limit = "at least 1" if value < 1 else "below 2^31"
-            raise UserError(f"--{prefix}{name.replace('_', '-')} must be {limit}, got {value}")
-    temperature = values.get("temperature")
-    if temperature is not None and not 0 <= temperature < math.inf:
-        raise UserError(f"--{prefix}temperature must be a number of at least 0, got {temperature}")
-
-
 def _check(settings: Settings) -> None:
     check_numbers(vars(settings))
     if settings.start is not None and settings.start < 0:
@@ -271,8 +229,11 @@ def _check(settings: Settings) -> None:
             "--dtype, --tensor-parallel-size and --max-model-len are the server's own: leave them out with "
             "--server"
         )
+    if settings.template is not None:
+        check_template_name(settings.template)
     if (settings.output / "summary.json").exists():
         raise UserError(f"--output {settings.output} holds a finished evaluation: name another folder")
     if (settings.output / "generations.jsonl").is_dir():
         raise UserError(f"--output {settings.output}: its generations.jsonl is a folder: name another folder")
     check_writable(settings.output, "--output")
+    check_model_folder(settings.model)

@@ -9,15 +9,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from megatron_probsft.data.domains.examples import check_number
-from megatron_probsft.evaluation.run import check_numbers
-from megatron_probsft.experiments.models import MODELS, SMOLLM2, Model, named_model, other_model
+from megatron_probsft.evaluation.settings import check_numbers
+from megatron_probsft.experiments.models import MODELS, SMOLLM2, named_model, other_model
 from megatron_probsft.experiments.plan import Sweep, plan, prepare_flags, scores_own_test
 from megatron_probsft.experiments.settings import DATASETS
 from megatron_probsft.experiments.steps import ROOT
-from megatron_probsft.objectives.registry import ObjectiveError, get_objective
+from megatron_probsft.models.hf_model import read_raw_config
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import check_writable
 from megatron_probsft.training.arguments import Parser, add_flags, parse_arguments
@@ -26,7 +24,7 @@ from megatron_probsft.training.config import TrainConfig
 _OURS = (
     "hf_model", "load", "ckpt_step", "allow_changed", "finetune", "save", "save_hf", "save_hf_at_each_save",
     "data", "data_weights", "valid_data", "prompt_key", "response_key", "messages_key", "weight_key",
-    "data_cache_path", "objective", "dry_run", "seed",
+    "data_cache_path", "objective", "dry_run", "verbose", "seed",
 )  # fmt: skip
 """Flags of the trainer that a sweep gives itself."""
 _TRAINER = "megatron_probsft.train"
@@ -53,17 +51,14 @@ def read_request(argv: Sequence[str], description: str) -> Request:
 
     if args.dataset not in DATASETS:
         raise UserError(f"--dataset {args.dataset} is unknown: {_meant(args.dataset, DATASETS)}")
-    for name in args.trainer_objective_trans:
-        try:
-            get_objective(name)
-        except ObjectiveError as error:
-            raise UserError(f"--trainer-objective-trans: {error}") from None
     for flag in ("trainer_objective_trans", "seed"):
         values = getattr(args, flag)
         for value in values:
             if values.count(value) > 1:
                 raise UserError(f"--{flag.replace('_', '-')} names {value} more than once")
-    model = _model(args)
+    _check_model(args)
+    _check_objectives(args.trainer_objective_trans)
+    model = named_model(args.model_save_name) if args.model is None else other_model(args.model)
     if args.paper and model.name == SMOLLM2:
         raise UserError(f"--paper trains as the paper's code does, and {SMOLLM2} is no model of the paper's")
     gpus = _gpus(args)
@@ -90,6 +85,8 @@ def read_request(argv: Sequence[str], description: str) -> Request:
             raise UserError(
                 f"--trainer-objective-trans: {other} and {objective} would share the folder {folder}"
             )
+    import torch  # which `_gpus` has imported
+
     if gpus == torch.cuda.device_count():  # else the script is for another machine
         for step in plan(sweep):
             if _TRAINER in step.words:
@@ -120,14 +117,32 @@ def _hyphens(word: str) -> str:
     return name.replace("_", "-") + equals + value
 
 
-def _model(args: argparse.Namespace) -> Model:
+def _check_model(args: argparse.Namespace) -> None:
     if (args.model_save_name is None) == (args.model is None):
         raise UserError(f"give one of --model-save-name ({', '.join(MODELS)}) and --model PATH_OR_ID")
-    return named_model(args.model_save_name) if args.model is None else other_model(args.model)
+    if args.model is None:
+        named_model(args.model_save_name)
+    else:
+        read_raw_config(args.model)
+
+
+# Below, torch is imported late: it takes seconds, and --help and most mistakes do without it.
+
+
+def _check_objectives(names: Sequence[str]) -> None:
+    from megatron_probsft.objectives.registry import ObjectiveError, get_objective
+
+    for name in names:
+        try:
+            get_objective(name)
+        except ObjectiveError as error:
+            raise UserError(f"--trainer-objective-trans: {error}") from None
 
 
 def _gpus(args: argparse.Namespace) -> int:
     """How many GPUs the runs have: those named, else those of this machine; 0 without any."""
+    import torch
+
     there = torch.cuda.device_count()
     if args.cuda_visible_devices is None:
         return there

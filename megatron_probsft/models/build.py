@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,145 +13,10 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transfor
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-from transformers import AutoConfig, PretrainedConfig
 
-from megatron_probsft.models.families import family_of
-from megatron_probsft.models.family import Experts, Family, ModelShape
+from megatron_probsft.models.family import Experts, ModelShape
+from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.models.local_layers import PackedRotary, local_block_spec
-from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.runtime.read_files import read_json_object
-
-
-@dataclass(frozen=True)
-class Parallelism:
-    """The layout of a run, under Megatron's names."""
-
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    sequence_parallel: bool = False
-    context_parallel_size: int = 1
-    decoder_first_pipeline_num_layers: int | None = None
-    decoder_last_pipeline_num_layers: int | None = None
-    num_virtual_stages_per_pipeline_rank: int | None = None
-    expert_model_parallel_size: int = 1
-
-
-@dataclass(frozen=True)
-class HFModel:
-    """A Hugging Face model folder, read: its config, its family and its sizes."""
-
-    folder: Path
-    config: PretrainedConfig
-    family: Family
-    shape: ModelShape
-
-
-def read_hf_model(folder: str | Path) -> HFModel:
-    """Read config.json of a Hugging Face folder (or of a hub id, through transformers' cache).
-
-    Raises:
-        UserError: no config.json, an unsupported architecture or an unsupported field.
-    """
-    path = Path(folder)
-    if not (path / "config.json").is_file():
-        if path.exists() or str(folder).startswith((".", "/")) or str(folder).count("/") != 1:
-            raise UserError(f"{folder} is not a Hugging Face model folder: it has no config.json")
-        path = _download(str(folder))
-    architectures = read_json_object(path / "config.json").get("architectures") or ["(none)"]
-    if not isinstance(architectures, list):
-        raise UserError(f"{path / 'config.json'}: architectures must be a list, got {architectures!r}")
-    family = family_of(str(architectures[0]))
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # each config class has checks, and errors, of its own
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path / 'config.json'} is refused by transformers: {reason}") from None
-    return HFModel(path, config, family, family.shape(config))
-
-
-def parallelism_problems(shape: ModelShape, layout: Parallelism, world_size: int) -> Iterator[str]:
-    """A line for each thing that Megatron-Core would refuse late, or in riddles, with what would be right.
-
-    Sizes below 1, which the settings' own check refuses, are passed over.
-    """
-    tp, pp, cp = (
-        layout.tensor_model_parallel_size,
-        layout.pipeline_model_parallel_size,
-        layout.context_parallel_size,
-    )
-    if min(tp, pp, cp, layout.expert_model_parallel_size) < 1:
-        return
-    if world_size % (tp * pp * cp):
-        yield (
-            f"{world_size} processes do not divide into tensor × pipeline × context parallel groups of "
-            f"{tp} × {pp} × {cp}: start a multiple of {tp * pp * cp} with torchrun --nproc-per-node"
-        )
-    for name, size in (
-        ("attention heads", shape.num_attention_heads),
-        ("key/value heads", shape.num_query_groups),
-        ("MLP columns", shape.ffn_hidden_size),
-    ):
-        if size % tp:
-            fits = [n for n in range(1, shape.num_query_groups + 1) if not _tp_problem(shape, n)]
-            yield (
-                f"the model's {size} {name} do not divide by --tensor-model-parallel-size {tp}; "
-                f"possible: {', '.join(map(str, fits))}"
-            )
-            break
-    yield from _stage_problems(shape.num_layers, layout)
-    yield from _expert_problems(shape, layout, world_size)
-    if layout.sequence_parallel and tp == 1:
-        yield "--sequence-parallel needs --tensor-model-parallel-size of 2 or more"
-
-
-def _expert_problems(shape: ModelShape, layout: Parallelism, world_size: int) -> Iterator[str]:
-    ep, tp = layout.expert_model_parallel_size, layout.tensor_model_parallel_size
-    count = shape.experts.count if shape.experts else 1
-    if count % ep:
-        fits = [n for n in range(1, count + 1) if count % n == 0]
-        yield (
-            f"the model's {count} expert(s) do not divide by --expert-model-parallel-size {ep}; possible: "
-            f"{', '.join(map(str, fits))}"
-        )
-    if ep > 1 and world_size // layout.pipeline_model_parallel_size % (tp * ep):
-        yield (
-            f"the {world_size // layout.pipeline_model_parallel_size} processes of a pipeline stage do not "
-            f"divide into tensor × expert parallel groups of {tp} × {ep}"
-        )
-    if shape.experts and tp > 1 and not layout.sequence_parallel:
-        yield "mixture-of-experts models need --sequence-parallel with tensor parallelism"
-
-
-def _stage_problems(layers: int, layout: Parallelism) -> Iterator[str]:
-    pp = layout.pipeline_model_parallel_size
-    first, last = layout.decoder_first_pipeline_num_layers, layout.decoder_last_pipeline_num_layers
-    given = [count for count in (first, last) if count is not None]
-    if not given and layers % pp:
-        fits = [n for n in range(1, layers + 1) if layers % n == 0]
-        yield (
-            f"the model's {layers} layers do not divide by --pipeline-model-parallel-size {pp}; "
-            f"possible: {', '.join(map(str, fits))}; or say how many the first or the last stage takes: "
-            "--decoder-first-pipeline-num-layers, --decoder-last-pipeline-num-layers"
-        )
-        return
-    stages, rest = pp - len(given), layers - sum(given)
-    if given and (pp < 2 or min(given) < 1 or rest < stages or (rest % stages if stages else rest)):
-        yield (
-            f"{layers} layers with {first if first is not None else 'as many'} on the first and "
-            f"{last if last is not None else 'as many'} on the last of {pp} pipeline stages leave {rest} for "
-            f"the other {stages}: they must divide evenly, at least one each"
-        )
-        return
-    virtual = layout.num_virtual_stages_per_pipeline_rank
-    if virtual is None:
-        return
-    flag = f"--num-virtual-stages-per-pipeline-rank {virtual}"
-    if pp < 2 or virtual < 2:
-        yield f"{flag} must be 2 or more, and needs --pipeline-model-parallel-size of 2 or more"
-        return
-    for count in {*given, *([rest // stages] if stages else [])}:
-        if count % virtual:
-            yield f"{flag} does not divide the {count} layers of a pipeline stage"
 
 
 def padded_vocab_size(shape: ModelShape, tp: int) -> int:
@@ -291,22 +153,3 @@ def _block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerB
             qk_layernorm=config.qk_layernorm,
         )
     return local_block_spec(config, vp_stage)
-
-
-def _tp_problem(shape: ModelShape, tp: int) -> bool:
-    return any(
-        size % tp for size in (shape.num_attention_heads, shape.num_query_groups, shape.ffn_hidden_size)
-    )
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"{hub_id!r} is neither a folder with config.json nor a model the hub could give "
-            f"({type(error).__name__}); give a local folder or check the network"
-        ) from error

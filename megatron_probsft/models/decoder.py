@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from transformers import PretrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from typing import TYPE_CHECKING, Any
 
 from megatron_probsft.models.family import Experts, ModelShape, WeightRule
 from megatron_probsft.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _LAYER = "decoder.layers.{layer}."
 _HF_LAYER = "model.layers.{layer}."
@@ -159,6 +158,10 @@ def _positions(config: PretrainedConfig) -> int:
 
 def _rope_frequencies(config: PretrainedConfig, head_dim: int) -> tuple[float, ...]:
     """By transformers' own functions."""
+    # Here: which architectures there are is asked before anything that takes seconds is imported.
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
     rope = dict(getattr(config, "rope_parameters", None) or {})
     kind = rope.get("rope_type", "default")
     if rope.get("partial_rotary_factor", 1.0) != 1.0:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from transformers import PretrainedConfig
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 Layout = Literal["replicated", "row", "vocab", "qkv", "gated"]
 """How a Megatron parameter is cut over tensor-parallel ranks, and made of its Hugging Face sources.

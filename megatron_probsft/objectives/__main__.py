@@ -1,4 +1,4 @@
-"""List the objectives and draw them: python -m megatron_probsft.objectives [NAME …] [--output FILE.png]
+"""List the objectives, and draw them: python -m megatron_probsft.objectives [NAME …] [--output FILE.png]
 
 Without names, every registered one, drawn with example parameters; a name may be `package.module:function`.
 """
@@ -10,52 +10,47 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from megatron_probsft.objectives.families import FAMILIES
-from megatron_probsft.objectives.plot import plot_objectives
-from megatron_probsft.objectives.registry import Objective, ObjectiveError, get_objective
+from megatron_probsft.runtime.errors import UserError, one_line_errors
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m megatron_probsft.objectives", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--output", type=Path, default=Path("objectives.png"), help="objectives.png")
+    parser = argparse.ArgumentParser(
+        prog="python -m megatron_probsft.objectives", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("names", nargs="*", metavar="NAME", help="as GeneralFamily-8 (default: all)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="draw them into this .png, .pdf or .svg")
     arguments = parser.parse_args()
-    if arguments.output.suffix not in (".png", ".pdf", ".svg"):
-        parser.error(f"--output must end in .png, .pdf or .svg, got {str(arguments.output)!r}")
+    with one_line_errors():
+        output = arguments.output
+        if output and output.suffix not in (".png", ".pdf", ".svg"):
+            raise UserError(f"--output must end in .png, .pdf or .svg, got {str(output)!r}")
+        _run(arguments.names, output)
+
+
+def _run(names: list[str], output: Path | None) -> None:
+    # Here: torch takes seconds to import, and matplotlib is needed for --output only.
+    from megatron_probsft.objectives import listing
+    from megatron_probsft.objectives.families import FAMILIES
+    from megatron_probsft.objectives.registry import ObjectiveError, get_objective
+
     try:
-        _run(arguments.names, arguments.output)
+        objectives = [get_objective(name) for name in names or [family.example for family in FAMILIES]]
     except ObjectiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"error: --output {arguments.output} cannot be written: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
-
-
-def _run(names: list[str], output: Path) -> None:
-    objectives = [get_objective(name) for name in names or [family.example for family in FAMILIES]]
+        raise UserError(str(error)) from None
     # A file or pipe has no width of its own: one line per objective.
     console = Console(width=None if sys.stdout.isatty() else 200, markup=False)
-    console.print(_table(objectives) if names else _families())
-    output.parent.mkdir(parents=True, exist_ok=True)
-    plot_objectives(objectives, output)
-    print(f"wrote {output.resolve()}")
+    console.print(listing.table(objectives) if names else listing.families())
+    if output:
+        from megatron_probsft.objectives.plot import plot_objectives
 
-
-def _families() -> Table:
-    table = Table("name", "loss f", "gradient weight s = −f′(p)·p", "range", "source")
-    for family in FAMILIES:
-        table.add_row(family.pattern, family.formula, family.weight, family.range, family.citation)
-    return table
-
-
-def _table(objectives: list[Objective]) -> Table:
-    table = Table("name", "loss f", "gradient weight s = −f′(p)·p", "source")
-    for objective in objectives:
-        table.add_row(objective.name, objective.formula, objective.weight, objective.citation)
-    return table
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            plot_objectives(objectives, output)
+        except OSError as error:
+            raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
+        print(f"wrote {output.resolve()}")
 
 
 if __name__ == "__main__":

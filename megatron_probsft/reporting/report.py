@@ -6,9 +6,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_probsft.reporting import html, markdown
-from megatron_probsft.reporting.content import build
-from megatron_probsft.reporting.figures import draw
 from megatron_probsft.reporting.load import load_runs
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import write_whole
@@ -24,6 +21,11 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
         UserError: a run cannot be read (`load_runs`), or the folder cannot be written.
     """
     read = load_runs(runs)
+    # Here: torch and matplotlib take seconds to import, and what cannot be read is told without them.
+    from megatron_probsft.reporting import html, markdown
+    from megatron_probsft.reporting.content import build
+    from megatron_probsft.reporting.figures import draw
+
     figures = output / _FIGURES
     try:
         figures.mkdir(parents=True, exist_ok=True)

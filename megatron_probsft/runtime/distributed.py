@@ -10,6 +10,7 @@ from megatron.core import parallel_state, tensor_parallel
 from torch._C._distributed_c10d import HashStore
 
 from megatron_probsft.runtime import cpu
+from megatron_probsft.runtime.launch import launched_rank, launched_world_size
 
 
 def initialize(
@@ -77,12 +78,12 @@ def data_group() -> dist.ProcessGroup:
 
 def rank() -> int:
     """The global rank; 0 outside a distributed run."""
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+    return dist.get_rank() if dist.is_initialized() else launched_rank()
 
 
 def world_size() -> int:
     """The number of processes, known before `initialize` too."""
-    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+    return dist.get_world_size() if dist.is_initialized() else launched_world_size()
 
 
 def barrier() -> None:

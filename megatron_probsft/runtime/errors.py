@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
+
+from megatron_probsft.runtime.launch import launched_rank
+
+_PATIENCE = 5.0  # seconds in which rank 0, which meets most mistakes too, tells them first
 
 
 class UserError(Exception):
@@ -18,25 +25,41 @@ def one_line_errors() -> Iterator[None]:
     """Wrap a program's main: a `UserError` becomes `error: …` on stderr and exit status 2.
 
     So does what the system says of a file or folder by name (no permission, a full disk). Ctrl-C ends with
-    `interrupted` and 130, a reader that went away (`… | head`) with 141 and no word. Under torchrun only rank
-    0 prints, since every rank meets the same mistake.
+    `interrupted` and 130, a reader that went away (`… | head`) with 141 and no word.
+
+    Of several processes rank 0 tells it, since every rank meets the same mistake. Under torchrun the line
+    ends torchrun's report on the failure, which comes after all that a process prints itself; and a rank that
+    torchrun does not end, after what rank 0 told, met a mistake of its own, and tells it with its number.
     """
     try:
         yield
     except UserError as error:
-        _end(f"error: {error}", 2)
+        _fail(str(error))
     except KeyboardInterrupt:
-        _end("interrupted", 130)
+        if launched_rank() == 0:
+            print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in stdout's buffer has nowhere to go
         sys.exit(141)
     except OSError as error:
         if error.filename is None:
             raise
-        _end(f"error: {os.fsdecode(error.filename)}: {error.strerror}", 2)
+        _fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
 
 
-def _end(text: str, status: int) -> NoReturn:
-    if os.environ.get("RANK", "0") == "0":
-        print(text, file=sys.stderr, flush=True)
-    sys.exit(status)
+def _fail(message: str) -> NoReturn:
+    rank, report = launched_rank(), os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if report:
+        if rank:
+            time.sleep(_PATIENCE)
+        _tell_torchrun(Path(report), f"error: rank {rank}: {message}" if rank else f"error: {message}")
+    elif rank == 0:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _tell_torchrun(report: Path, line: str) -> None:
+    """As torch's `record` does, without importing torch; the line break sets the line apart in the report."""
+    message = {"message": f"\n{line}", "extraInfo": {"timestamp": str(int(time.time()))}}
+    report.write_text(json.dumps({"message": message}), encoding="utf-8")

@@ -14,10 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
-from megatron_probsft.data.templates import check_template_name
-from megatron_probsft.objectives.registry import ObjectiveError, get_objective, hidden_threshold
+from megatron_probsft.data.named_templates import check_template_name
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.read_files import read_yaml_mapping
 from megatron_probsft.training.config import CHANGEABLE, TrainConfig
@@ -44,7 +41,7 @@ def parse_arguments(argv: list[str] | None = None) -> TrainConfig:
 
 
 def check(config: TrainConfig) -> None:
-    """Refuse settings that are wrong whatever the model and the data are.
+    """Refuse settings that are wrong whatever the model, the data and the objective are.
 
     Raises:
         UserError: the first problem found.
@@ -53,15 +50,37 @@ def check(config: TrainConfig) -> None:
         raise UserError(problem)
 
 
+def objective_problems(config: TrainConfig) -> list[str]:
+    """A line if --objective names none, or one that should not be minimised."""
+    # Here: torch takes seconds to import, and other mistakes are found without it.
+    from megatron_probsft.objectives.registry import ObjectiveError, get_objective, hidden_threshold
+
+    try:
+        objective = get_objective(config.objective)
+        p = None if config.loss_denominator == "tokens" else hidden_threshold(objective)
+    except ObjectiveError as error:
+        return [str(error)]
+    if p is None:
+        return []
+    return [
+        f"--loss-denominator {config.loss_denominator} counts the tokens that the objective keeps, but "
+        f"{config.objective} does not say that its gradient is cut off at p = {p:.3g}: give the function an "
+        "attribute keeps, like f.keeps = lambda log_p: log_p.exp() >= 0.2"
+    ]
+
+
 def problems_of(config: TrainConfig) -> list[str]:
-    """Everything that is wrong with the settings, whatever the model and the data are; a line each."""
+    """What `check` refuses; a line each."""
     problems: list[str] = []
 
     def require(condition: bool, message: str) -> None:
         if not condition:
             problems.append(message)
 
-    require(bool(config.save), "--save is missing: the folder for this run's checkpoints and metrics")
+    require(
+        bool(config.save) or config.dry_run,
+        "--save is missing: the folder for this run's checkpoints and metrics",
+    )
     require(bool(config.data), "--data is missing: .jsonl or .parquet files to train on")
     require(
         config.hf_model is not None or config.load is not None,
@@ -74,6 +93,7 @@ def problems_of(config: TrainConfig) -> list[str]:
         "--hf-model and --load together (resume what is there, or start) need --load to be the same as "
         "--save, without --finetune",
     )
+    require(config.dry_run or not config.verbose, "--verbose belongs to --dry-run")
     for flag in ("finetune", "ckpt_step", "allow_changed"):
         value = getattr(config, flag)
         given = value not in (None, []) and value is not False  # step 0 is one
@@ -166,7 +186,7 @@ def problems_of(config: TrainConfig) -> list[str]:
         "--recompute-granularity full needs --recompute-method and --recompute-num-layers, and only it does",
     )
     require(
-        config.loss_kernels != "triton" or torch.cuda.is_available(),
+        config.loss_kernels != "triton" or _has_cuda(),
         "--loss-kernels triton needs a CUDA device: leave it at auto here",
     )
     for flag in ("wandb_exp_name", "wandb_entity", "wandb_save_dir"):
@@ -179,17 +199,6 @@ def problems_of(config: TrainConfig) -> list[str]:
         "--wandb-project needs the package wandb: pip install wandb",
     )
     try:
-        objective = get_objective(config.objective)
-        p = None if config.loss_denominator == "tokens" else hidden_threshold(objective)
-        if p is not None:
-            problems.append(
-                f"--loss-denominator {config.loss_denominator} counts the tokens that the objective keeps, "
-                f"but {config.objective} does not say that its gradient is cut off at p = {p:.3g}: give the "
-                "function an attribute keeps, like f.keeps = lambda log_p: log_p.exp() >= 0.2"
-            )
-    except ObjectiveError as error:
-        problems.append(str(error))
-    try:
         check_template_name(config.template)
     except UserError as error:
         problems.append(str(error))
@@ -198,6 +207,12 @@ def problems_of(config: TrainConfig) -> list[str]:
     except ValueError:
         problems.append(f"--template-date {config.template_date} is no date: write YYYY-MM-DD")
     return problems
+
+
+def _has_cuda() -> bool:
+    import torch  # here: see `objective_problems`
+
+    return torch.cuda.is_available()
 
 
 def add_flags(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from megatron_probsft.checkpoint.run_folder import checkpoint_folder, hf_folder_
 from megatron_probsft.checkpoint.saving import Save
 from megatron_probsft.checkpoint.trained_turns import TrainedTurns
 from megatron_probsft.data.token_store import TokenStore
-from megatron_probsft.models.build import HFModel
+from megatron_probsft.models.hf_model import HFModel
 from megatron_probsft.runtime import distributed
 from megatron_probsft.training.config import TrainConfig
 from megatron_probsft.training.resume import content_to_save

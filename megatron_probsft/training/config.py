@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from megatron_probsft.data.named_templates import NAMED_TEMPLATES
+from megatron_probsft.models.layout import Parallelism
 
 Denominator = Literal["tokens", "kept-tokens", "microbatch-mean", "microbatch-sum"]
 
@@ -144,6 +146,7 @@ class TrainConfig:
     clip_grad: float = flag(1.0, "gradient norm limit; 0: off")
 
     dry_run: bool = flag(False, "check everything, print sizes and statistics, and build nothing large")
+    verbose: bool = flag(False, "with --dry-run: print all settings, not only those that are not the default")
 
     # Rhythm.
     eval_interval: int | None = flag(None, "validate every so many steps (always at the start and the end)")
@@ -171,6 +174,11 @@ class TrainConfig:
     wandb_entity: str | None = flag(None, "the user or team that the project belongs to")
     wandb_save_dir: str | None = flag(None, "where W&B keeps its files (default: the run folder)")
     seed: int = flag(1234, "of data order and random generators")
+
+    def layout(self) -> Parallelism:
+        """How the model is spread over processes."""
+        names = (one.name for one in dataclasses.fields(Parallelism))
+        return Parallelism(**{name: getattr(self, name) for name in names})
 
     def may_change(self, name: str) -> bool:
         """Whether --allow-changed names this setting (or "data"), in either spelling."""

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_probsft.checkpoint.run_folder import find_checkpoint, hf_folder_of, newest_step
 from megatron_probsft.checkpoint.trained_turns import generation_ends, read_record
 from megatron_probsft.data.chat import prints_the_date
 from megatron_probsft.data.token_store import TokenStore, build_token_store
 from megatron_probsft.data.tokenizer_notes import tokenizer_notes
 from megatron_probsft.data.tokenizers import load_tokenizer
-from megatron_probsft.models.build import HFModel, parallelism_problems, read_hf_model
+from megatron_probsft.models.hf_model import HFModel, read_hf_model
+from megatron_probsft.models.layout import parallelism_problems
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.runtime.folders import check_writable
 from megatron_probsft.runtime.read_files import read_yaml_mapping
+from megatron_probsft.training.compare_runs import compare_runs
 from megatron_probsft.training.config import TrainConfig
-from megatron_probsft.training.resume import compare_runs
-from megatron_probsft.training.setup import layout_of
+from megatron_probsft.training.start_checks import find_start, folder_problems, length_problems
 
 
 @dataclass(frozen=True)
@@ -57,44 +55,21 @@ def look_at_inputs(config: TrainConfig) -> tuple[tuple[HFModel, Path | None] | N
     Problems: a folder that exists or is missing, a damaged checkpoint or generation config, a resume under
     other settings, an unsupported model, a layout that does not divide, samples longer than the model takes.
     """
-    problems = list(_folder_problems(config))
-    checkpoint = None
+    problems = list(folder_problems(config))
+    if config.hf_model is None and config.load is None:  # which the settings' own check tells
+        return None, problems
     try:
-        if config.load and (config.hf_model is None or _holds_checkpoint(Path(config.load))):
-            checkpoint, _ = find_checkpoint(Path(config.load), config.ckpt_step)
-        hf = read_hf_model(hf_folder_of(checkpoint) if checkpoint else str(config.hf_model))
+        checkpoint, folder = find_start(config)
+        hf = read_hf_model(folder)
         generation_ends(hf.folder), read_record(hf.folder)  # what exports will add to
     except UserError as error:
         return None, [*problems, str(error)]
     if checkpoint is not None and not config.finetune:
         _, changed = compare_runs(checkpoint, config)
         problems += changed
-    problems += parallelism_problems(hf.shape, layout_of(config), distributed.world_size())
-    positions = hf.shape.max_position_embeddings
-    if config.seq_length > positions:
-        problems.append(
-            f"--seq-length {config.seq_length} is more than the model's {positions} positions (its context, "
-            "or the sliding window within which its attention is full)"
-        )
+    problems += parallelism_problems(hf.shape, config.layout(), distributed.world_size())
+    problems += length_problems(config, hf.shape.max_position_embeddings)
     return (hf, checkpoint), problems
-
-
-def _folder_problems(config: TrainConfig) -> Iterator[str]:
-    save = Path(config.save)
-    resuming_here = config.load is not None and Path(config.load).resolve() == save.resolve()
-    if config.save and save.exists() and not resuming_here:
-        yield f"--save {save} exists: choose a new folder, or resume it with --load {save}"
-    grows = config.save_hf_at_each_save and resuming_here  # those of earlier checkpoints are in it
-    if config.save_hf and Path(config.save_hf).exists() and not grows:
-        yield f"--save-hf {config.save_hf} exists: choose a new folder"
-    if distributed.rank() == 0:
-        for flag in ("save", "save_hf", "data_cache_path"):
-            folder = getattr(config, flag)
-            try:
-                if folder:
-                    check_writable(Path(folder), f"--{flag.replace('_', '-')}")
-            except UserError as error:
-                yield str(error)
 
 
 def token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenStore | None]:
@@ -108,7 +83,7 @@ def token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenSto
         dist.broadcast_object_list(day, src=0)  # it may be midnight
         config.template_date = day[0]
         distributed.say(f"the chat template prints today's date: in this run always {config.template_date}")
-    cache = Path(config.data_cache_path or Path(config.save).with_name("data_cache"))
+    cache = Path(config.data_cache_path or Path(config.save).absolute().parent / "data_cache")
 
     def build(files: list[str]) -> TokenStore:
         return build_token_store(
@@ -152,7 +127,3 @@ def _date(config: TrainConfig, hf: HFModel) -> str:
     own = read_yaml_mapping(before) if config.load == config.save and before.is_file() else {}
     record = read_record(hf.folder)
     return own.get("template_date") or (record and record.date) or datetime.date.today().isoformat()
-
-
-def _holds_checkpoint(run_folder: Path) -> bool:
-    return run_folder.is_dir() and newest_step(run_folder) is not None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import yaml
@@ -16,10 +18,10 @@ from megatron_probsft.data.sources import check_files
 from megatron_probsft.data.token_store import TokenStore
 from megatron_probsft.data.tokenizers import load_tokenizer
 from megatron_probsft.data.turn_ends import turn_ends
-from megatron_probsft.models.build import HFModel
+from megatron_probsft.models.hf_model import HFModel
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.training.arguments import problems_of
+from megatron_probsft.training.arguments import objective_problems, problems_of
 from megatron_probsft.training.batches import Batches
 from megatron_probsft.training.config import TrainConfig
 from megatron_probsft.training.inputs import look_at_inputs, token_stores
@@ -33,26 +35,57 @@ _SAMPLES_SHOWN = 2
 
 
 def dry_run(config: TrainConfig) -> None:
-    """Print the model's and the data's sizes, memory per rank, steps and packs, and the resolved settings.
+    """Print the model's and the data's sizes, memory per rank, steps and packs, and what is not the default.
 
     One process. The layout is that of WORLD_SIZE processes, or of the fewest that the flags ask for. Reads
-    no weights; tokenizes the data (into the same cache as the run will use).
+    no weights; tokenizes the data, into the same cache as the run will use, or without --save and
+    --data-cache-path into none that stays.
 
     Raises:
         UserError: with all problems found, not only the first.
     """
+    console = Console(width=None if os.isatty(1) else 110)
+    with _data_cache(config) as cached:
+        _show(cached, _prepare(cached), console)
+    console.print(_settings(config), markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """What a run would start with."""
+
+    hf: HFModel
+    train: TokenStore
+    valid: TokenStore | None
+    batches: Batches
+    world: int
+    dp: int
+
+
+@contextlib.contextmanager
+def _data_cache(config: TrainConfig) -> Iterator[TrainConfig]:
+    """The settings with a folder for tokenized data, a temporary one where nothing says which."""
+    if config.save or config.data_cache_path:
+        yield config
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield dataclasses.replace(config, data_cache_path=folder)
+
+
+def _prepare(config: TrainConfig) -> _Prepared:
+    """Raises UserError: all problems."""
     stage = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
     model_parallel = stage * config.context_parallel_size
     # Experts are shared by processes that see different samples, or different parts of them.
     fewest = stage * math.lcm(config.context_parallel_size, config.expert_model_parallel_size)
     os.environ.setdefault("WORLD_SIZE", str(max(fewest, 1)))
-    console = Console(width=None if os.isatty(1) else 110)
-    problems = problems_of(config)
+    problems = [*problems_of(config), *objective_problems(config)]
     found, of_inputs = look_at_inputs(config)
     problems += [problem for problem in of_inputs if problem not in problems]
     world = distributed.world_size()
     os.environ.pop("RANK", None)  # from here on this one process
-    readable = _collect(problems, lambda: check_files([*config.data, *config.valid_data]) or True)
+    files = [*config.data, *config.valid_data]
+    readable = config.data and _collect(problems, lambda: check_files(files) or True)
     stores = _collect(problems, lambda: _stores(config, found[0])) if found and readable else None
     dp = max(world // max(model_parallel, 1), 1)
     batches = None
@@ -69,30 +102,45 @@ def dry_run(config: TrainConfig) -> None:
     assert found is not None
     assert stores is not None
     assert batches is not None
-    hf, train = found[0], stores[0]
+    return _Prepared(found[0], *stores, batches, world, dp)
+
+
+def _show(config: TrainConfig, run: _Prepared, console: Console) -> None:
+    hf, batches, dp = run.hf, run.batches, run.dp
+    epochs = batches.total_samples() / len(run.train)
     looked_at = min(max(batches.train_iters(), 1), _STEPS_LOOKED_AT)
     plans = [batches.training_plan(step * config.global_batch_size) for step in range(looked_at)]
     lengths = [max(plan.lengths) for plan in plans]
     most = max(len(plan.packs) for plan in plans)
     tokenizer = load_tokenizer(hf.folder)
-    show_samples(train, tokenizer, config.show_samples or _SAMPLES_SHOWN, console)
-    console.print(_data_table(train, stores[1]))
-    console.print(turn_ends(train, tokenizer).describe(tokenizer), markup=False, highlight=False)
+    show_samples(run.train, tokenizer, config.show_samples or _SAMPLES_SHOWN, console)
+    console.print(_data_table(run.train, run.valid))
+    console.print(turn_ends(run.train, tokenizer).describe(tokenizer), markup=False, highlight=False)
     efficiency = np.mean([plan.efficiency for plan in plans])
     console.print(
         f"{batches.train_iters():,} steps of {config.global_batch_size} samples, "
-        f"{batches.total_samples() / len(train):.2f} epochs; in the first {len(plans)} steps up to {most} "
+        f"{epochs:.2f} epochs; in the first {len(plans)} steps up to {most} "
         f"micro-batch(es) of up to {max(lengths):,} tokens on each of {dp} data-parallel rank(s), "
         f"{efficiency:.1%} of their tokens real"
     )
     stages = stage_memory(config, hf.family, hf.shape, dp, most, max(lengths))
     console.print(
-        f"{parameter_count(hf.family, hf.shape):,} parameters ({hf.family.name}) on {world} process(es): "
+        f"{parameter_count(hf.family, hf.shape):,} parameters ({hf.family.name}) on {run.world} process(es): "
         f"TP {config.tensor_model_parallel_size} × PP {config.pipeline_model_parallel_size} "
         f"× CP {config.context_parallel_size} × DP {dp}"
     )
     console.print(_memory_table(stages))
-    console.print(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True))
+
+
+def _settings(config: TrainConfig) -> str:
+    """As YAML, which --config reads: those that are not the default, or all."""
+    values, usual = dataclasses.asdict(config), dataclasses.asdict(TrainConfig())
+    if config.verbose:
+        title = "all settings"
+    else:
+        title = "settings that are not the default (--verbose: all)"
+        values = {name: value for name, value in values.items() if value != usual[name] and name != "dry_run"}
+    return f"{title}:\n\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
 
 
 def _collect[T](problems: list[str], work: Callable[[], T]) -> T | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,7 +16,8 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_probsft.models.build import HFModel, Parallelism, build_model, transformer_config
+from megatron_probsft.models.build import build_model, transformer_config
+from megatron_probsft.models.hf_model import HFModel
 from megatron_probsft.runtime.optimizer_repairs import repair
 from megatron_probsft.training.config import TrainConfig
 from megatron_probsft.training.guards import skip_non_finite_gradients
@@ -49,16 +49,11 @@ class TrainState:
                 chunk.start_param_sync(force_sync=True)
 
 
-def layout_of(config: TrainConfig) -> Parallelism:
-    names = (field.name for field in dataclasses.fields(Parallelism))
-    return Parallelism(**{name: getattr(config, name) for name in names})
-
-
 def build_gpt(config: TrainConfig, hf: HFModel) -> list[GPTModel]:
     """This rank's part of the model, in chunks, its weights not yet filled."""
     megatron = transformer_config(
         hf.shape,
-        layout_of(config),
+        config.layout(),
         torch.bfloat16 if config.bf16 else torch.float32,
         finalize_model_grads_func=finalize_model_grads,
         recompute_granularity=config.recompute_granularity,

@@ -20,7 +20,9 @@ from safetensors.torch import load_file, save_file
 from megatron_probsft.checkpoint import pieces, run_folder
 from megatron_probsft.checkpoint.convert import Conversion, hf_to_megatron, megatron_to_hf
 from megatron_probsft.checkpoint.torch_dist import load_model, model_state
-from megatron_probsft.models.build import Parallelism, build_model, read_hf_model, transformer_config
+from megatron_probsft.models.build import build_model, transformer_config
+from megatron_probsft.models.hf_model import read_hf_model
+from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.runtime import distributed, folders
 from megatron_probsft.runtime.errors import UserError
 from tests.ranks import run_ranks

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from megatron_probsft.checkpoint.convert import Conversion, hf_to_megatron, megatron_to_hf
-from megatron_probsft.models.build import Parallelism
+from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
 from tests.ranks import run_ranks

@@ -15,8 +15,10 @@ from megatron_probsft.checkpoint.convert import hf_to_megatron, megatron_to_hf
 from megatron_probsft.checkpoint.hf_export import save_hf_weights
 from megatron_probsft.checkpoint.saving import Save
 from megatron_probsft.checkpoint.torch_dist import load_model, model_state
-from megatron_probsft.models.build import Parallelism, build_model, read_hf_model, transformer_config
+from megatron_probsft.models.build import build_model, transformer_config
 from megatron_probsft.models.families import families
+from megatron_probsft.models.hf_model import read_hf_model
+from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.runtime import distributed
 from tests.ranks import run_ranks
 from tests.tiny_families import CASES, save_tiny_family

@@ -17,7 +17,9 @@ from megatron_probsft.checkpoint.hf_export import save_hf_weights
 from megatron_probsft.checkpoint.hf_weights import load_hf_weights
 from megatron_probsft.checkpoint.safetensors_folder import TensorReader
 from megatron_probsft.checkpoint.safetensors_writer import SafetensorsWriter
-from megatron_probsft.models.build import Parallelism, build_model, read_hf_model, transformer_config
+from megatron_probsft.models.build import build_model, transformer_config
+from megatron_probsft.models.hf_model import read_hf_model
+from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.runtime import distributed, folders
 from megatron_probsft.runtime.errors import UserError
 from tests.ranks import run_ranks

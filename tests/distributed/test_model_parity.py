@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_probsft.checkpoint.hf_export import save_hf_weights
 from megatron_probsft.checkpoint.hf_weights import load_hf_weights
-from megatron_probsft.models.build import Parallelism, build_model, read_hf_model, transformer_config
+from megatron_probsft.models.build import build_model, transformer_config
+from megatron_probsft.models.hf_model import read_hf_model
+from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.runtime import distributed
 from tests.ranks import run_ranks
 from tests.tiny_models import save_tiny_model

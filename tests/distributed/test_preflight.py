@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import sys
@@ -12,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from megatron.core import parallel_state
 from safetensors.torch import load_file
 
 from megatron_probsft import train
-from megatron_probsft.models.build import read_hf_model
+from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.runtime import distributed
 from megatron_probsft.training.config import TrainConfig
 from megatron_probsft.training.memory_estimate import parameter_count, stage_memory
@@ -171,6 +173,55 @@ def test_dry_run_of_a_layout_that_this_machine_has_not(tiny_llama: Path, tmp_pat
     assert "objective: p" in output
     assert "trained turns end with <|im_end|> (100.0%)" in output
     assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_without_a_run_folder_leaves_nothing(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "a" / "b"  # the cache of a run would be beside its folder
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    data = write_pairs(tmp_path / "train.jsonl", 20)
+    before = {*tmp_path.rglob("*"), tmp_path / "output"}
+    flags = ["--hf-model", str(tiny_llama), "--data", str(data), "--train-iters", "2", "--seq-length", "128"]
+    for _ in range(2):
+        status, output = _dry_run(tmp_path, *flags)
+        assert status == 0, output
+        assert "tokenized 20 samples" in output
+        assert {*tmp_path.rglob("*")} == before
+    status, output = _dry_run(tmp_path, *flags, "--data-cache-path", str(tmp_path / "cache"))
+    assert status == 0, output
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_settings_that_are_not_the_default_or_all(tiny_llama: Path, tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "train.jsonl", 20)
+    flags = [
+        "--hf-model", str(tiny_llama), "--data", str(data), "--train-epochs", "2", "--seq-length", "128",
+        "--global-batch-size", "8", "--no-packing", "--objective", "original",  # which is the default
+    ]  # fmt: skip
+
+    def shown(*more: str) -> dict[str, Any]:
+        status, output = _dry_run(tmp_path, *flags, *more)
+        assert status == 0, output
+        return yaml.safe_load(output.partition("settings")[2].partition(":\n\n")[2])
+
+    assert shown() == {
+        "hf_model": str(tiny_llama), "data": [str(data)], "train_epochs": 2.0, "seq_length": 128,
+        "global_batch_size": 8, "packing": False,
+    }  # fmt: skip
+    everything = shown("--verbose")
+    assert everything.keys() == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert everything["objective"] == "original"
+    assert everything["lr"] == 5e-5
+
+
+def test_the_least_of_settings_is_no_riddle(tmp_path: Path) -> None:
+    status, output = _dry_run(tmp_path)
+    assert status == 2
+    assert "3 problem(s)" in output
+    for text in ("--data is missing", "give --hf-model", "give one of --train-iters and --train-epochs"):
+        assert text in output
 
 
 def test_truncations_are_shown_also_of_data_from_the_cache(tiny_llama: Path, tmp_path: Path) -> None:

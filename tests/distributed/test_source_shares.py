@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from megatron_probsft.models.build import read_hf_model
+from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.arguments import parse_arguments

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_probsft.models.build import read_hf_model
+from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training import loop, reporting
 from megatron_probsft.training.console import Console

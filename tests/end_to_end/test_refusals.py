@@ -167,15 +167,52 @@ def test_unknown_yaml_keys_and_wrong_types(tiny_llama: Path, data: Path, tmp_pat
         _refused(tmp_path, message, _flags(tmp_path, tiny_llama, data, "--config", str(recipe)))
 
 
-def test_under_torchrun_one_rank_speaks(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
-    """Real torchrun, an error found by rank 0 while the others wait for the data."""
-    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "response": ""}\n')
+def _torchrun(processes: int, *words: str) -> str:
+    """What real torchrun leaves on the screen, its own report on the failure included."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--nnodes", "1",
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "megatron_probsft.train",
-        "--tensor-model-parallel-size", "2", *_flags(tmp_path, tiny_llama, tmp_path / "bad.jsonl"),
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--nnodes", "1",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", *words,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
     assert done.returncode != 0
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")], done.stderr
-    assert "Traceback" not in done.stderr.split("error: ")[0]
+    return done.stdout
+
+
+def _last_words(screen: str) -> str:
+    """The last line, but for the frame around torchrun's report."""
+    return [line.strip() for line in screen.splitlines() if line.strip(" =")][-1]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_under_torchrun_a_mistake_is_the_last_that_is_said(
+    processes: int, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    """Every rank meets it; one tells it."""
+    flags = _flags(tmp_path, tiny_llama, data, "--tensor-model-parallel-size", str(processes), "--lr", "-1")
+    screen = _torchrun(processes, "-m", "megatron_probsft.train", *flags)
+    assert _last_words(screen) == "error: --lr must be more than 0, got -1.0"
+    assert screen.count("--lr must be") == 1
+
+
+def test_under_torchrun_one_rank_speaks(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+    """An error found by rank 0 while the others wait for the data: the sample is too long."""
+    flags = _flags(tmp_path, tiny_llama, data, "--tensor-model-parallel-size", "2", "--seq-length", "8")
+    screen = _torchrun(2, "-m", "megatron_probsft.train", *flags)
+    assert _last_words(screen).startswith(f"error: {data}:")
+    assert "--truncation" in _last_words(screen)
+    assert screen.count("error: ") == 1
+
+
+def test_under_torchrun_a_mistake_of_one_rank_alone_is_told_with_its_number(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, time\n"
+        "from megatron_probsft.runtime.errors import UserError, one_line_errors\n"
+        "with one_line_errors():\n"
+        "    if os.environ['RANK'] == '1':\n"
+        "        raise UserError('the disk is full')\n"
+        "    time.sleep(60)\n"
+    )
+    screen = _torchrun(2, str(program))
+    assert _last_words(screen) == "error: rank 1: the disk is full"
+    assert screen.count("the disk is full") == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_probsft.data.templates import TEMPLATES
+from megatron_probsft.data.named_templates import TEMPLATES
 from megatron_probsft.experiments.arguments import read_request
 from megatron_probsft.experiments.plan import Sweep, plan
 from megatron_probsft.runtime.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from megatron_probsft.models.build import HFModel, read_hf_model
+from megatron_probsft.models.hf_model import HFModel, read_hf_model
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.config import TrainConfig
 from megatron_probsft.training.inputs import check_inputs

@@ -242,6 +242,14 @@ def test_the_listing_and_its_picture(tmp_path: Path) -> None:
     assert (tmp_path / "tmp.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_listing_writes_no_file_unasked(tmp_path: Path) -> None:
+    result = _program(tmp_path, "original", "GeneralFamily-8")
+    assert result.returncode == 0, result.stderr
+    assert "GeneralFamily-8" in result.stdout
+    assert "wrote" not in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_program_refuses_a_wrong_name_in_one_line(tmp_path: Path) -> None:
     result = _program(tmp_path, "original", "Focal-x")
     assert result.returncode == 2

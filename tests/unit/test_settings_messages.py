@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_probsft.models.build import Parallelism, parallelism_problems, read_hf_model
+from megatron_probsft.models.hf_model import read_hf_model
+from megatron_probsft.models.layout import Parallelism, parallelism_problems
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.arguments import parse_arguments
 from tests.tiny_families import save_tiny_family
@@ -39,6 +40,7 @@ CASES: dict[str, str] = {
     "--lr inf": "--lr must be a finite number, got inf",
     "--lr nan": "--lr must be more than 0, got nan",
     "--weight-decay inf": "--weight-decay must be a finite number, got inf",
+    "--verbose": "--verbose belongs to --dry-run",
     "--min-lr 1": "--min-lr 1.0 is above --lr 5e-05",
     "--clip-grad -1": "--clip-grad must not be negative, got -1.0",
     "--max-skipped-steps 0": "--max-skipped-steps must be more than 0, got 0",

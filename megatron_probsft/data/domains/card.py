@@ -11,8 +11,6 @@ from tqdm import tqdm
 
 from megatron_probsft.data.domains.examples import Example
 from megatron_probsft.data.domains.templates import family_of, template_for
-from megatron_probsft.data.templates import encode_pairs
-from megatron_probsft.data.tokenizers import load_tokenizer
 
 _ROWS = 500  # at once
 
@@ -22,6 +20,10 @@ def token_statistics(domain: str, folder: str, parts: dict[str, Sequence[Example
 
     Raises UserError: no tokenizer in `folder`, or one of no known family.
     """
+    # Here: transformers takes seconds to import, and few ask for these numbers.
+    from megatron_probsft.data.templates import encode_pairs
+    from megatron_probsft.data.tokenizers import load_tokenizer
+
     tokenizer = load_tokenizer(folder)
     template = template_for(domain, family_of(tokenizer))
     statistics: dict[str, Any] = {"tokenizer": folder, "template": template}

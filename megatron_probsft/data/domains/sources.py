@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from megatron_probsft.data.domains.examples import Domain, Example, Shape, texts_of
-from megatron_probsft.data.readers import bars_for_people, reader_of
+from megatron_probsft.data.readers import reader_of
 from megatron_probsft.runtime.errors import UserError
 
 
-@bars_for_people()
 def read_examples(
     domain: Domain, items: Sequence[str], most: int | None
 ) -> tuple[list[Example], dict[str, int], int]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING
 
 from megatron_probsft.models.decoder import decoder_rules, decoder_shape
 from megatron_probsft.models.family import Family, ModelShape
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def _shape(config: PretrainedConfig) -> ModelShape:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING
 
 from megatron_probsft.models.decoder import decoder_rules, decoder_shape, expert_rules
 from megatron_probsft.models.family import Experts, Family, ModelShape, WeightRule
 from megatron_probsft.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def _shape(config: PretrainedConfig) -> ModelShape:
