@@ -17,7 +17,7 @@ from examples.quickstart import run as quickstart
 from megatron_probsft.checkpoint.run_folder import find_checkpoint
 from megatron_probsft.evaluation.model_files import load_model_files
 from megatron_probsft.evaluation.unfinished import Unfinished
-from megatron_probsft.models.build import read_hf_model
+from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.reporting.report import write_report
 from megatron_probsft.runtime.errors import UserError, one_line_errors
 from megatron_probsft.runtime.folders import check_writable
