@@ -51,6 +51,15 @@ class QuickStart:
     """The steps of the quick start; each runs a command of the project and reads what it wrote."""
 
     def __init__(self, args: argparse.Namespace) -> None:
+        for name, least in _LEAST.items():
+            if (value := getattr(args, name)) < least:
+                raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+        if len(set(args.objectives)) < len(args.objectives):
+            raise UserError(f"--objectives names one more than once: {' '.join(args.objectives)}")
+        self.folder = Path(args.output).resolve()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"--output {self.folder} is no folder")
+        check_writable(self.folder.parent, "--output")
         if args.model != SMOLLM2:
             read_raw_config(args.model)
         # Here: torch takes seconds to import, and --help does without it.
@@ -61,21 +70,12 @@ class QuickStart:
                 get_objective(objective)
             except ObjectiveError as error:
                 raise UserError(str(error)) from None
-        for name, least in _LEAST.items():
-            if (value := getattr(args, name)) < least:
-                raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-        if len(set(args.objectives)) < len(args.objectives):
-            raise UserError(f"--objectives names one more than once: {' '.join(args.objectives)}")
         self.args = args
         self.console = Console()
-        self.folder = Path(args.output).resolve()
         self.commands: list[str] = []
         self.started = time.perf_counter()
 
     def run(self) -> None:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"--output {self.folder} is no folder")
-        check_writable(self.folder.parent, "--output")
         from examples.quickstart import summary  # here, as matplotlib takes a second
 
         if self.folder.exists():  # nothing that an earlier run wrote is lost
