@@ -113,6 +113,10 @@ class ChatTemplate:
                 if conversation.weights is None or conversation.weights[turn[2] - 1]:
                     _, marks = self._render_with_marks(conversation, messages[: index + 1])
                     samples.append(Rendered(text[: turn[1]], _marked([turn], marks), True, bool(marks)))
+        if {turn for one in samples for _, _, turn in one.turns} < {turn for _, _, turn in turns} and marks:
+            notes.append(
+                "turns that the chat template's {% generation %} marks leave out: they are not trained"
+            )
         shown = whole if len(samples) == 1 else "".join(sample.text for sample in samples)
         return samples, [*notes, *self._rewritten(messages, shown)]
 
