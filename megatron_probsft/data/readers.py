@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import hashlib
-import io
-import json
 import re
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from megatron_probsft.data.json_files import PACKED, JsonFile, digest_of
 from megatron_probsft.runtime.errors import UserError
 
 if TYPE_CHECKING:  # it takes seconds to import: `_library` does, where an item needs it
@@ -63,7 +58,7 @@ def reader_of(item: str) -> Reader:
     Raises UserError: no such file, an empty one, or one of another extension.
     """
     path = Path(item)
-    packed = path.suffix if path.suffix in _OPEN else ""
+    packed = path.suffix if path.suffix in PACKED else ""
     suffix = path.with_suffix("").suffix if packed else path.suffix
     known = suffix in _READERS and not (packed and _READERS[suffix] is _Parquet)
     if path.is_file():
@@ -84,93 +79,6 @@ def reader_of(item: str) -> Reader:
     if known or not on_hub:
         raise UserError(f"{item}: no such data file or folder (of the hub: owner/name:config:split)")
     return _Hub(item, **on_hub.groupdict())
-
-
-class _Json:
-    columnar = False
-
-    def __init__(self, file: str) -> None:
-        self._file = file
-
-    def form(self) -> str:
-        packed = "packed, " * (Path(self._file).suffix in _OPEN)
-        return (
-            f"{packed}one JSON array" if self._array() is not None else packed + "JSON lines" * bool(packed)
-        )
-
-    def columns(self) -> dict[str, Any] | None:
-        return next((row for _, row in self.rows(())), None)
-
-    def rows(self, keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Numbered by line, blank ones passed over; in an array by its items."""
-        for number, row in self._items():
-            if not isinstance(row, dict):
-                raise UserError(f"{self._file}:{number}: is of type {type(row).__name__}, not a JSON object")
-            yield number, row
-
-    def count(self) -> int:
-        if self._array() is not None:
-            return sum(1 for _ in self._items())
-        with self._stream() as stream:
-            return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
-
-    def digest(self) -> str:
-        return _digest_of([self._file])
-
-    def _items(self) -> Iterator[tuple[int, Any]]:
-        array = self._array()
-        if array is not None:
-            yield from enumerate(array, start=1)
-            return
-        with self._stream() as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield number, self._parsed(line, f"{self._file}:{number}", "one object per line")
-
-    def _array(self) -> list[Any] | None:
-        """The file's rows where it is one array: then nothing but that array is in it."""
-        with self._stream() as stream:
-            start = stream.read(1 << 10).lstrip(b"\xef\xbb\xbf \t\r\n")
-            if not start.startswith(b"["):
-                return None
-        with self._stream() as stream:
-            first = stream.readline()
-            rest = stream.read()
-        if rest.strip():
-            with contextlib.suppress(ValueError):
-                json.loads(first)
-                return None  # one value per line, if the wrong one
-        return self._parsed(first + rest, self._file, "an array of objects")
-
-    @contextlib.contextmanager
-    def _stream(self) -> Iterator[Any]:
-        try:
-            with _OPEN.get(Path(self._file).suffix, _open_plain)(self._file) as stream:
-                yield stream
-        except (EOFError, zlib.error, OSError) as error:
-            if Path(self._file).suffix not in _OPEN:
-                raise
-            raise UserError(f"{self._file}: damaged, it cannot be unpacked: {error}") from None
-
-    @staticmethod
-    def _parsed(text: bytes, where: str, wanted: str) -> Any:
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{where}: not valid JSON, {wanted}: {str(error).splitlines()[0]}") from None
-        except RecursionError:
-            raise UserError(f"{where}: not valid JSON, {wanted}: it is nested too deeply") from None
-
-
-def _open_plain(file: str) -> Any:
-    return open(file, "rb")
-
-
-def _open_zstd(file: str) -> Any:
-    return io.BufferedReader(pa.input_stream(file, compression="zstd"))  # type: ignore[arg-type]
-
-
-_OPEN: dict[str, Any] = {".gz": gzip.open, ".zst": _open_zstd}
 
 
 class _Parquet:
@@ -196,7 +104,7 @@ class _Parquet:
         return self._open().metadata.num_rows
 
     def digest(self) -> str:
-        return _digest_of([self._file])
+        return digest_of([self._file])
 
     def _open(self) -> pq.ParquetFile:
         try:
@@ -205,8 +113,8 @@ class _Parquet:
             raise UserError(f"{self._file}: not a parquet file: {str(error).splitlines()[0]}") from None
 
 
-_READERS: dict[str, type[_Json | _Parquet]] = {
-    ".jsonl": _Json, ".json": _Json, ".parquet": _Parquet,
+_READERS: dict[str, type[JsonFile | _Parquet]] = {
+    ".jsonl": JsonFile, ".json": JsonFile, ".parquet": _Parquet,
 }  # fmt: skip
 
 
@@ -232,7 +140,7 @@ class _Arrow:
         return len(self._open())
 
     def digest(self) -> str:
-        return _digest_of([file["filename"] for file in self._open().cache_files])
+        return digest_of([file["filename"] for file in self._open().cache_files])
 
     def _open(self) -> Dataset:
         raise NotImplementedError
@@ -307,15 +215,6 @@ def _columns_of(keys: Sequence[str], names: Sequence[str]) -> list[str]:
 def _nested(fields: Any) -> dict[str, Any]:
     """A schema's names, nested as in one of its rows."""
     return {f.name: _nested(f.type) if pa.types.is_struct(f.type) else None for f in fields}
-
-
-def _digest_of(files: Sequence[str]) -> str:
-    """Hash of the files' bytes."""
-    total = hashlib.blake2b(digest_size=16)
-    for file in files:
-        with open(file, "rb") as stream:
-            total.update(hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest())
-    return total.hexdigest()
 
 
 @lru_cache(maxsize=1)

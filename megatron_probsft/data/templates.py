@@ -14,14 +14,13 @@ model generates, decoded by itself, is then the response to the character.
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from megatron_probsft.data.chat import ChatTemplate, Conversation, Rendered
 from megatron_probsft.data.named_templates import NAMED_TEMPLATES, check_template_name
+from megatron_probsft.data.token_ids import token_ids
+from megatron_probsft.data.token_places import with_places
 from megatron_probsft.data.turn_ends import marker_tokens
 from megatron_probsft.runtime.errors import UserError
 
@@ -36,11 +35,11 @@ def encode_prompt(tokenizer: Any, prompt: str, template: str, *, date: str | Non
     check_template(tokenizer, template)
     if template == "chat":
         chat = Conversation([{"role": "user", "content": prompt}])
-        return _token_ids(tokenizer, [ChatTemplate(tokenizer, date).prompt(chat)], rendered=True)[0]
+        return token_ids(tokenizer, [ChatTemplate(tokenizer, date).prompt(chat)], rendered=True)[0]
     if template in NAMED_TEMPLATES:
         named = NAMED_TEMPLATES[template]
         text = [named.generation_text(prompt)]
-        return _token_ids(tokenizer, text, add_special_tokens=named.tokenizer_adds_bos, rendered=True)[0]
+        return token_ids(tokenizer, text, add_special_tokens=named.tokenizer_adds_bos, rendered=True)[0]
     return _trained_prompts(tokenizer, [prompt], template)[0]
 
 
@@ -106,7 +105,7 @@ def encode_pairs(
     return [
         [(start, 0), ([*end, tokenizer.eos_token_id], 1)]
         for start, end in zip(
-            _trained_prompts(tokenizer, prompts, template), _token_ids(tokenizer, responses), strict=True
+            _trained_prompts(tokenizer, prompts, template), token_ids(tokenizer, responses), strict=True
         )
     ]
 
@@ -125,7 +124,7 @@ def encode_rendered(tokenizer: Any, samples: Sequence[Rendered]) -> list[tuple[S
     """
     markers, eos = marker_tokens(tokenizer), tokenizer.eos_token_id
     encoded = []
-    for sample, (ids, spans) in zip(samples, _with_places(tokenizer, samples), strict=True):
+    for sample, (ids, spans) in zip(samples, with_places(tokenizer, samples), strict=True):
         if not sample.marked:
             spans = [(start, _stop(ids, end, markers), turn) for start, end, turn in spans]
         add_eos = sample.ends_with_turn and not sample.marked and ids[-1] not in markers
@@ -149,42 +148,6 @@ def _segments(ids: list[int], spans: list[tuple[int, int, int]]) -> Segments:
     return [segment for segment in segments if segment[0]]
 
 
-def _with_places(
-    tokenizer: Any, samples: Sequence[Rendered]
-) -> list[tuple[list[int], list[tuple[int, int, int]]]]:
-    """Token ids, and the samples' turns as ranges of tokens instead of characters."""
-    texts = [sample.text for sample in samples]
-    if _is_fast(tokenizer):
-        library = _library(tokenizer, split=False)
-        found = []
-        for sample, one in zip(samples, library.encode_batch(texts, add_special_tokens=False), strict=True):
-            offsets = one.offsets
-            turns = [
-                (
-                    bisect_right(offsets, start, key=lambda place: place[1]),
-                    bisect_left(offsets, end, key=lambda place: place[0]),
-                    turn,
-                )
-                for start, end, turn in sample.turns
-            ]
-            found.append((one.ids, turns))
-        return found
-    found = []
-    for sample, ids in zip(samples, _token_ids(tokenizer, texts, rendered=True), strict=True):
-        edges = [edge for start, end, _ in sample.turns for edge in (start, end)]
-        starts = _token_ids(tokenizer, [sample.text[:edge] for edge in edges], rendered=True)
-        counts = [_common(ids, start) for start in starts]
-        turns = [(counts[2 * i], counts[2 * i + 1], turn) for i, (_, _, turn) in enumerate(sample.turns)]
-        found.append((ids, turns))
-    return found
-
-
-def _common(first: list[int], second: list[int]) -> int:
-    """How many tokens both begin with."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
-
-
 def _joined(segments: Segments) -> tuple[list[int], list[bool]]:
     tokens, marks = zip(*((tokens, [turn > 0] * len(tokens)) for tokens, turn in segments), strict=True)
     return list(itertools.chain(*tokens)), list(itertools.chain(*marks))
@@ -193,8 +156,8 @@ def _joined(segments: Segments) -> tuple[list[int], list[bool]]:
 def _trained_prompts(tokenizer: Any, prompts: Sequence[str], template: str) -> list[list[int]]:
     if template in NAMED_TEMPLATES:
         texts = map(NAMED_TEMPLATES[template].training_text, prompts)
-        return _token_ids(tokenizer, texts, rendered=True)
-    ids = _token_ids(tokenizer, prompts, add_special_tokens=True)
+        return token_ids(tokenizer, texts, rendered=True)
+    ids = token_ids(tokenizer, prompts, add_special_tokens=True)
     appended = _appended(tokenizer)
     return [one[: len(one) - appended] for one in ids]
 
@@ -203,34 +166,3 @@ def _appended(tokenizer: Any) -> int:
     """How many special tokens (EOS) the tokenizer puts after a text: generation starts before them."""
     mask = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
     return mask[::-1].index(0) if 0 in mask else 0
-
-
-def _token_ids(
-    tokenizer: Any, texts: Iterable[str], *, add_special_tokens: bool = False, rendered: bool = False
-) -> list[list[int]]:
-    """With `rendered`, special tokens that the text spells are tokens; else as the tokenizer has it."""
-    texts = list(texts)
-    if not texts:
-        return []
-    split = False if rendered else tokenizer.split_special_tokens
-    if _is_fast(tokenizer):
-        # what its class does, without the offsets in the text, which cost about a quarter of the time
-        library = _library(tokenizer, split=split)
-        return [one.ids for one in library.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
-    return tokenizer(
-        texts, add_special_tokens=add_special_tokens, split_special_tokens=split,
-        return_attention_mask=False, verbose=False,
-    )["input_ids"]  # fmt: skip
-
-
-def _is_fast(tokenizer: Any) -> bool:
-    """Whether the tokenizers library does all of the work."""
-    return type(tokenizer)._encode_plus is TokenizersBackend._encode_plus
-
-
-def _library(tokenizer: Any, *, split: bool) -> Any:
-    library = tokenizer.backend_tokenizer
-    library.no_truncation()
-    library.no_padding()
-    library.encode_special_tokens = split
-    return library

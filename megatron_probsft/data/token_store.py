@@ -16,7 +16,7 @@ import numpy as np
 
 from megatron_probsft.data import templates
 from megatron_probsft.data.build_folder import build_folder
-from megatron_probsft.data.chat import prints_the_date
+from megatron_probsft.data.chat_source import prints_the_date
 from megatron_probsft.data.encoding import Encoded, Encoder, Truncation, encode
 from megatron_probsft.data.readers import reader_of
 from megatron_probsft.data.sources import check_files, read_rows

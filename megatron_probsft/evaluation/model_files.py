@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from megatron_probsft.checkpoint.trained_turns import generation_ends, read_record
-from megatron_probsft.data.chat import prints_the_date
+from megatron_probsft.data.chat_source import prints_the_date
 from megatron_probsft.data.named_templates import NAMED_TEMPLATES
 from megatron_probsft.data.templates import check_template, encode_prompt
 from megatron_probsft.data.tokenizers import load_tokenizer

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_probsft.checkpoint.trained_turns import generation_ends, read_record
-from megatron_probsft.data.chat import prints_the_date
+from megatron_probsft.data.chat_source import prints_the_date
 from megatron_probsft.data.token_store import TokenStore, build_token_store
 from megatron_probsft.data.tokenizer_notes import tokenizer_notes
 from megatron_probsft.data.tokenizers import load_tokenizer

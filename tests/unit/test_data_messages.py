@@ -16,7 +16,17 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from megatron_probsft.data import chat, encoding, messages, readers, sources, templates, token_store
+from megatron_probsft.data import (
+    chat,
+    chat_source,
+    encoding,
+    json_files,
+    messages,
+    readers,
+    sources,
+    templates,
+    token_store,
+)
 from megatron_probsft.data.templates import encode_messages
 from megatron_probsft.data.token_store import build_token_store
 from megatron_probsft.runtime.errors import UserError
@@ -24,7 +34,7 @@ from tests.tiny_models import CHATML, VOCAB_SIZE, save_tiny_tokenizer
 
 PAIR = {"prompt": "one", "response": "two"}
 USER, ANSWER = {"role": "user", "content": "one?"}, {"role": "assistant", "content": "it is"}
-COVERED = (messages, sources, readers, chat, encoding, templates, token_store)
+COVERED = (messages, sources, json_files, readers, chat, chat_source, encoding, templates, token_store)
 
 
 class World:
@@ -234,6 +244,9 @@ CASES: dict[str, Callable[[World, pytest.MonkeyPatch], Any]] = {
     "a.jsonl:1: the chat template marks nothing of the assistant's turns": lambda w, _: _changed(
         w, chat_template="{% generation %}{{ 'start' }}{% endgeneration %}" + CHATML
     ).rows(PAIR),
+    "--template-date tomorrow is no date: write YYYY-MM-DD": lambda w, _: _changed(
+        w, chat_template="{{ strftime_now('%d') }}" + CHATML
+    ).rows(PAIR, template_date="tomorrow"),
     "the chat template is no Jinja template, line 2: ": lambda w, _: _changed(
         w, chat_template="\n{% for m in %}"
     ).rows(PAIR),
