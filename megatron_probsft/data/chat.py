@@ -90,7 +90,8 @@ class ChatTemplate:
         calls that it does not show; a turn that cannot be found in the rendering.
         """
         check_messages(conversation.messages)
-        assert self._shows_answers
+        if not self._shows_answers:
+            raise UserError("the chat template does not show what assistants say")
         messages = conversation.messages
         places = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         whole, marks = self._render_with_marks(conversation, messages)
@@ -160,19 +161,22 @@ class ChatTemplate:
 
     def _header(self, conversation: Conversation, messages: Sequence[dict[str, Any]]) -> str:
         """The rendering up to where an assistant's content begins."""
+        return os.path.commonprefix([*self._answered(conversation, messages)])
+
+    def _answered(self, conversation: Conversation, messages: Sequence[dict[str, Any]]) -> tuple[str, str]:
+        """The messages with one answer after them, and with another."""
         first, second = (
             self._render(conversation, [*messages, {"role": "assistant", "content": content}])
             for content in _PROBES
         )
-        if first == second:
-            raise UserError("the chat template does not show what assistants say")
-        return os.path.commonprefix([first, second])
+        return first, second
 
     @cached_property
     def _shows_answers(self) -> bool:
-        """True. Raises UserError: the template shows nothing of what assistants say (or images only)."""
+        """Whether what assistants say is in a rendering at all; of some templates only images are."""
         bare = Conversation([{"role": "user", "content": "A1"}])
-        return bool(self._header(bare, bare.messages))
+        first, second = self._answered(bare, bare.messages)
+        return first != second
 
     @cached_property
     def _has_prompt(self) -> bool:

@@ -9,6 +9,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,7 @@ class JsonFile:
 
     def form(self) -> str:
         packed = "packed, " * (Path(self._file).suffix in PACKED)
-        return (
-            f"{packed}one JSON array" if self._array() is not None else packed + "JSON lines" * bool(packed)
-        )
+        return f"{packed}one JSON array" if self._array is not None else packed + "JSON lines" * bool(packed)
 
     def columns(self) -> dict[str, Any] | None:
         return next((row for _, row in self.rows(())), None)
@@ -42,7 +41,7 @@ class JsonFile:
             yield number, row
 
     def count(self) -> int:
-        if self._array() is not None:
+        if self._array is not None:
             return sum(1 for _ in self._items())
         with self._stream() as stream:
             return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
@@ -51,7 +50,7 @@ class JsonFile:
         return digest_of([self._file])
 
     def _items(self) -> Iterator[tuple[int, Any]]:
-        array = self._array()
+        array = self._array
         if array is not None:
             yield from enumerate(array, start=1)
             return
@@ -60,6 +59,7 @@ class JsonFile:
                 if line.strip():
                     yield number, self._parsed(line, f"{self._file}:{number}", "one object per line")
 
+    @cached_property
     def _array(self) -> list[Any] | None:
         """The file's rows where it is one array: then nothing but that array is in it."""
         with self._stream() as stream:

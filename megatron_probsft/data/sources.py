@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from megatron_probsft.data.messages import MISSING, check_unicode, kind_of, normalised, text_of
-from megatron_probsft.data.readers import reader_of
+from megatron_probsft.data.readers import Reader, reader_of
 from megatron_probsft.runtime.errors import UserError
 
 EXTRAS = ("system", "tools", "chat_template_kwargs")
@@ -63,15 +63,16 @@ def read_rows(
     """
     check_files(files)
     keys = (prompt_key, response_key, messages_key, weight_key)
-    forms = [_form(file, keys) for file in files]
+    readers = [reader_of(file) for file in files]
+    forms = [_form(file, reader, keys) for file, reader in zip(files, readers, strict=True)]
     kinds = [form.kind for form in forms]
     if len(set(kinds)) > 1:
         other = files[kinds.index("messages" if kinds[0] == "pairs" else "pairs")]
         raise UserError(f"{files[0]} holds {kinds[0]} but {other} does not: give files of one kind")
-    for file, form in zip(files, forms, strict=True):
-        if said := "; ".join(filter(None, (reader_of(file).form(), form.name))):
+    for file, reader, form in zip(files, readers, forms, strict=True):
+        if said := "; ".join(filter(None, (reader.form(), form.name))):
             log(f"{file}: {said}")
-    return _all_rows(files, forms)
+    return _all_rows(files, readers, forms)
 
 
 def check_files(files: Sequence[str]) -> None:
@@ -82,10 +83,11 @@ def check_files(files: Sequence[str]) -> None:
         reader_of(file)
 
 
-def _all_rows(files: Sequence[str], forms: Sequence[_Form]) -> Iterator[dict[str, Any]]:
-    for source, (file, form) in enumerate(zip(files, forms, strict=True)):
+def _all_rows(
+    files: Sequence[str], readers: Sequence[Reader], forms: Sequence[_Form]
+) -> Iterator[dict[str, Any]]:
+    for source, (file, reader, form) in enumerate(zip(files, readers, forms, strict=True)):
         keys = (*form.columns, form.input, form.history, form.weight, *form.extras)
-        reader = reader_of(file)
         for number, row in reader.rows([key for key in keys if key is not None]):
             where = f"{file}:{number}"
             extras = _extras(row, form.extras, where, reader.columnar)
@@ -193,10 +195,9 @@ def _number(row: dict[str, Any], key: str, where: str) -> float:
     return float(value)
 
 
-def _form(file: str, keys: tuple[str, str, str, str | None]) -> _Form:
+def _form(file: str, reader: Reader, keys: tuple[str, str, str, str | None]) -> _Form:
     """What a file holds, by its first row or its schema."""
     prompt_key, response_key, messages_key, weight_key = keys
-    reader = reader_of(file)
     first = reader.columns()
     if first is None:
         raise UserError(f"{file}: there are no rows")

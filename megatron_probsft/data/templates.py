@@ -29,18 +29,27 @@ Segments = list[tuple[list[int], int]]
 
 
 def encode_prompt(tokenizer: Any, prompt: str, template: str, *, date: str | None = None) -> list[int]:
-    """Token ids up to where generation starts; date: as for `ChatTemplate`. Raises UserError as
-    `check_template` does.
+    """`encode_prompts` of one."""
+    return encode_prompts(tokenizer, [prompt], template, date=date)[0]
+
+
+def encode_prompts(
+    tokenizer: Any, prompts: Sequence[str], template: str, *, date: str | None = None
+) -> list[list[int]]:
+    """Token ids up to where generation starts, of each; one call of the tokenizer.
+
+    date: as for `ChatTemplate`. Raises UserError as `check_template` does.
     """
     check_template(tokenizer, template)
     if template == "chat":
-        chat = Conversation([{"role": "user", "content": prompt}])
-        return token_ids(tokenizer, [ChatTemplate(tokenizer, date).prompt(chat)], rendered=True)[0]
+        chat = ChatTemplate(tokenizer, date)
+        texts = [chat.prompt(Conversation([{"role": "user", "content": prompt}])) for prompt in prompts]
+        return token_ids(tokenizer, texts, rendered=True)
     if template in NAMED_TEMPLATES:
         named = NAMED_TEMPLATES[template]
-        text = [named.generation_text(prompt)]
-        return token_ids(tokenizer, text, add_special_tokens=named.tokenizer_adds_bos, rendered=True)[0]
-    return _trained_prompts(tokenizer, [prompt], template)[0]
+        texts = map(named.generation_text, prompts)
+        return token_ids(tokenizer, texts, add_special_tokens=named.tokenizer_adds_bos, rendered=True)
+    return _trained_prompts(tokenizer, prompts, template)
 
 
 def encode_pair(tokenizer: Any, prompt: str, response: str, template: str) -> tuple[list[int], list[bool]]:

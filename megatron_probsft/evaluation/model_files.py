@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from megatron_probsft.checkpoint.trained_turns import generation_ends, read_record
 from megatron_probsft.data.chat_source import prints_the_date
 from megatron_probsft.data.named_templates import NAMED_TEMPLATES
-from megatron_probsft.data.templates import check_template, encode_prompt
+from megatron_probsft.data.templates import encode_prompts
 from megatron_probsft.data.tokenizers import load_tokenizer
 from megatron_probsft.data.turn_ends import marker_tokens
 from megatron_probsft.evaluation.problems import Problem
@@ -109,11 +109,11 @@ def encode(
 
     date: what a chat template shows as today's.
     """
-    check_template(tokenizer, template)
     if max_model_len and positions and max_model_len > positions:
         raise UserError(f"--max-model-len {max_model_len} exceeds the model's {positions} positions")
     room = max_model_len or positions
-    prompts = [encode_prompt(tokenizer, problem.prompt, template, date=date) for problem in problems]
+    texts = [problem.prompt for problem in problems]
+    prompts = encode_prompts(tokenizer, texts, template, date=date)
     for problem, tokens in zip(problems, prompts, strict=True):
         if not tokens:
             raise UserError(f"{problem.where}: the prompt is empty")

@@ -66,10 +66,7 @@ class Unfinished:
             try:
                 self._take(json.loads(line), settings, output)
             except (ValueError, TypeError, KeyError, AttributeError):
-                raise UserError(
-                    f"{self._file} line {number} is not what an evaluation writes: remove the file, or name "
-                    "another folder with --output"
-                ) from None
+                raise _damaged(self._file, number) from None
 
     def _take(self, line: dict[str, Any], settings: dict[str, Any], output: Path) -> None:
         if "settings" in line:
@@ -83,13 +80,26 @@ class Unfinished:
 
 
 def settings_of(output: Path) -> dict[str, Any]:
-    """The settings of the unfinished evaluation in this folder; empty where there is none."""
+    """The settings of the unfinished evaluation in this folder; empty where there is none.
+
+    Raises UserError: its first line is something else.
+    """
     file = output / NAME
     if not file.is_file():
         return {}
     with file.open("rb") as stream:
         first = stream.readline()
-    return json.loads(first).get("settings", {}) if first.endswith(b"\n") else {}
+    try:
+        return {**json.loads(first)["settings"]} if first.endswith(b"\n") else {}
+    except (ValueError, TypeError, KeyError):
+        raise _damaged(file, 1) from None
+
+
+def _damaged(file: Path, line: int) -> UserError:
+    return UserError(
+        f"{file} line {line} is not what an evaluation writes: remove the file, or name another folder with "
+        "--output"
+    )
 
 
 def _compare(old: dict[str, Any], new: dict[str, Any], output: Path) -> None:

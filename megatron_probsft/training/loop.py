@@ -58,7 +58,7 @@ def run(config: TrainConfig) -> TrainState:
         seed=config.seed,
     )
     inputs = Inputs(hf, checkpoint, *token_stores(config, hf))
-    if distributed.rank() == 0:
+    if config.show_samples and distributed.rank() == 0:
         show_samples(inputs.train, load_tokenizer(hf.folder), config.show_samples, Console(soft_wrap=True))
     resumed = None if config.finetune else checkpoint
     saved = look_at(resumed, config, inputs.train) if resumed else None
