@@ -103,7 +103,12 @@ class ChatTemplate:
         if all(whole.startswith(text[:end]) for text, _, end in found):
             ends = messages[-1]["role"] == "assistant"
             text = whole[: turns[-1][1]] if ends else whole
-            samples = [Rendered(text, _marked(turns, marks), ends, bool(marks))]
+            marked = _marked(turns, marks)
+            if len({turn for _, _, turn in marked}) < len(turns):
+                notes.append(
+                    "turns that the chat template's {% generation %} marks leave out: they are not trained"
+                )
+            samples = [Rendered(text, marked, ends, bool(marks))]
         else:
             notes.append(
                 "split into one sample per assistant turn, since the chat template renders earlier turns "
@@ -114,10 +119,6 @@ class ChatTemplate:
                 if conversation.weights is None or conversation.weights[turn[2] - 1]:
                     _, marks = self._render_with_marks(conversation, messages[: index + 1])
                     samples.append(Rendered(text[: turn[1]], _marked([turn], marks), True, bool(marks)))
-        if {turn for one in samples for _, _, turn in one.turns} < {turn for _, _, turn in turns} and marks:
-            notes.append(
-                "turns that the chat template's {% generation %} marks leave out: they are not trained"
-            )
         shown = whole if len(samples) == 1 else "".join(sample.text for sample in samples)
         return samples, [*notes, *self._rewritten(messages, shown)]
 

@@ -51,6 +51,11 @@ def difference_to_transformers(folder: Path, tokenizer: Any) -> str | None:
     named = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
     if named in _PLAIN and (folder / "tokenizer.json").exists():
         return None
+    return compare_with_transformers(folder, tokenizer)
+
+
+def compare_with_transformers(folder: Path, tokenizer: Any) -> str | None:
+    """`difference_to_transformers`, whatever class the folder names."""
     try:
         other: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         check_reading(other, reading_of(tokenizer, probe_texts(added_tokens(tokenizer))), "")

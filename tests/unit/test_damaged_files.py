@@ -16,7 +16,7 @@ from examples.continuum import run as continuum
 from examples.quickstart import run as quickstart
 from megatron_probsft.checkpoint.run_folder import find_checkpoint
 from megatron_probsft.evaluation.model_files import load_model_files
-from megatron_probsft.evaluation.unfinished import Unfinished
+from megatron_probsft.evaluation.unfinished import Unfinished, settings_of
 from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.reporting.report import write_report
 from megatron_probsft.runtime.errors import UserError, one_line_errors
@@ -89,6 +89,7 @@ def test_a_pointer_that_is_no_text(tmp_path: Path) -> None:
 def test_an_unfinished_evaluation(damage: str, tmp_path: Path) -> None:
     (tmp_path / "unfinished.jsonl").write_bytes(DAMAGE[damage].replace(b"\n", b"") + b"\n")
     assert "line 1 is not what an evaluation writes" in _message(lambda: Unfinished(tmp_path, {"a": 1}))
+    assert "line 1 is not what an evaluation writes" in _message(lambda: settings_of(tmp_path))
 
 
 RUN_FILES = ["megatron/train_config.yaml", "megatron/summary.json", "score/summary.json"]
