@@ -27,8 +27,8 @@ from transformers import LlamaConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import hardware, show, write_json
-from megatron_probsft.checkpoint.hf_weights import hf_shapes
-from megatron_probsft.checkpoint.safetensors_writer import SafetensorsWriter, TensorPlan
+from megatron_probsft.checkpoint.hf.safetensors_writer import SafetensorsWriter, TensorPlan
+from megatron_probsft.checkpoint.hf.weights import hf_shapes
 from megatron_probsft.models.hf_model import read_hf_model
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -35,7 +35,7 @@ from benchmarks.peers import OURS, peers
 from megatron_probsft.objectives.registry import get_objective
 from megatron_probsft.runtime import distributed
 from megatron_probsft.vocab_parallel.head import HeadOptions, supervised_loss
-from tests.ranks import run_ranks
+from tests.support.ranks import run_ranks
 
 COLUMNS = {
     "implementation": "{implementation}",

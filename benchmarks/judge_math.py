@@ -22,7 +22,7 @@ from math_verify import parse, verify
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import hardware, show, write_json
-from megatron_probsft.evaluation.problems import Problem
+from megatron_probsft.domains.benchmarks.problems import Problem
 from megatron_probsft.evaluation.tasks import TASKS
 
 COLUMNS = {

@@ -33,8 +33,8 @@ from benchmarks.measure import (
 from benchmarks.peers import BASELINE, OURS, peers
 from megatron_probsft.objectives.registry import get_objective
 from megatron_probsft.runtime import distributed
-from tests.collectives import CollectiveRecorder
-from tests.ranks import run_ranks
+from tests.support.collectives import CollectiveRecorder
+from tests.support.ranks import run_ranks
 
 COLUMNS = {
     "implementation": "{implementation}",

@@ -19,8 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import hardware, interleaved_medians, show, timed, write_json
-from megatron_probsft.data.token_store import build_token_store
-from megatron_probsft.data.tokenizers import load_tokenizer
+from megatron_probsft.data.store.token_store import build_token_store
+from megatron_probsft.data.tokenizers.load import load_tokenizer
 
 COLUMNS = {
     "implementation": "{implementation}",

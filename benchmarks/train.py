@@ -23,14 +23,14 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import hardware, show, write_json
-from megatron_probsft.checkpoint.hf_weights import load_hf_weights
+from megatron_probsft.checkpoint.hf.weights import load_hf_weights
 from megatron_probsft.data.order import sample_indices
 from megatron_probsft.objectives.registry import get_objective
 from megatron_probsft.runtime import distributed
 from megatron_probsft.training.batches import Batches
-from megatron_probsft.training.config import TrainConfig
-from megatron_probsft.training.inputs import check_inputs, token_stores
-from megatron_probsft.training.setup import build_gpt, build_train_state, data_parallel
+from megatron_probsft.training.config.config import TrainConfig
+from megatron_probsft.training.start.inputs import check_inputs, token_stores
+from megatron_probsft.training.state import build_gpt, build_train_state, data_parallel
 from megatron_probsft.training.step import Criterion, train_step
 
 COLUMNS = {

@@ -7,9 +7,9 @@ torchrun --nproc-per-node 3 -m megatron_probsft.train --tensor-model-parallel-si
 
 from megatron_probsft.runtime.errors import one_line_errors
 from megatron_probsft.runtime.launch import launched_rank
-from megatron_probsft.training.arguments import parse_arguments
-from megatron_probsft.training.config import TrainConfig
-from megatron_probsft.training.start_checks import check_start
+from megatron_probsft.training.config.arguments import parse_arguments
+from megatron_probsft.training.config.config import TrainConfig
+from megatron_probsft.training.start.start_checks import check_start
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
 def _dry_run(config: TrainConfig) -> None:
     from megatron_probsft.runtime import fast_imports  # noqa: F401  # isort: skip
 
-    from megatron_probsft.training.preflight import dry_run
+    from megatron_probsft.training.start.dry_run import dry_run
 
     dry_run(config)
 

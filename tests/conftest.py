@@ -23,8 +23,8 @@ del os.environ["TRITON_INTERPRET"]
 import pytest
 import torch
 
-from megatron_probsft.training import curves  # noqa: F401  (runs import it late: once here)
-from tests.tiny_models import save_tiny_model
+from megatron_probsft.training.log import curves  # noqa: F401  (runs import it late: once here)
+from tests.support.tiny_models import save_tiny_model
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from megatron_probsft.checkpoint.run_folder import check_unused, find_checkpoint, hf_folder_of
+from megatron_probsft.checkpoint.megatron.run_folder import check_unused, find_checkpoint, hf_folder_of
 from megatron_probsft.checkpoint.sample_text import SAMPLE_TEXT
 from megatron_probsft.models.hf_model import read_hf_model, read_raw_config
 from megatron_probsft.runtime.errors import UserError, one_line_errors
@@ -80,8 +80,8 @@ def _to_megatron(args: argparse.Namespace) -> int:
 
 def _to_hf(args: argparse.Namespace) -> int:
     from megatron_probsft.checkpoint.convert import megatron_to_hf
-    from megatron_probsft.data.tokenizer_notes import tokenizer_notes
-    from megatron_probsft.data.tokenizers import load_tokenizer
+    from megatron_probsft.data.tokenizers.load import load_tokenizer
+    from megatron_probsft.data.tokenizers.notes import tokenizer_notes
 
     status = _convert(megatron_to_hf, args.megatron, args.hf, args, step=args.ckpt_step)
     if (args.hf / "tokenizer_config.json").exists():
@@ -109,7 +109,7 @@ def _convert(convert: Any, source: Path, target: Path, args: argparse.Namespace,
 
 def _verify(args: argparse.Namespace) -> int:
     from megatron_probsft.checkpoint.verify import sentence, verify
-    from megatron_probsft.data.tokenizers import load_tokenizer
+    from megatron_probsft.data.tokenizers.load import load_tokenizer
 
     hf = read_hf_model(args.hf)
     checkpoint = find_checkpoint(args.megatron, args.ckpt_step)[0] if args.megatron else None

@@ -31,7 +31,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from megatron_probsft.data.named_templates import TEMPLATES
+from megatron_probsft.data.text.named_templates import TEMPLATES
 from megatron_probsft.evaluation.settings import Settings
 from megatron_probsft.runtime.errors import one_line_errors
 

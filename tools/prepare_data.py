@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megatron_probsft.data.domains.templates import DOMAINS
+from megatron_probsft.domains.templates import DOMAINS
 from megatron_probsft.runtime.errors import one_line_errors
 
 
@@ -43,8 +43,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     # Here: --help does without numpy, pyarrow and all.
-    from megatron_probsft.data.domains import card as cards
-    from megatron_probsft.data.domains.preparation import prepare
+    from megatron_probsft.domains.preparing import card as cards
+    from megatron_probsft.domains.preparing.preparation import prepare
 
     with one_line_errors():
         card = prepare(

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 from megatron_probsft.runtime.errors import UserError, one_line_errors
 from megatron_probsft.runtime.folders import check_writable
 from megatron_probsft.runtime.launch import launched_rank
-from megatron_probsft.training.arguments import Parser, add_flags, check
-from megatron_probsft.training.config import TrainConfig
-from megatron_probsft.training.start_checks import check_start
+from megatron_probsft.training.config.arguments import Parser, add_flags, check
+from megatron_probsft.training.config.config import TrainConfig
+from megatron_probsft.training.start.start_checks import check_start
 
 if TYPE_CHECKING:
-    from megatron_probsft.training.probe import Reading
+    from megatron_probsft.probing.probe import Reading
 
 _FLAGS = (
     "hf_model", "load", "ckpt_step", "data", "template", "template_date", "prompt_key", "response_key",
@@ -54,8 +54,8 @@ def main() -> None:
             check(config)
             check_start(config)
             readings = run(config, most)
+        from megatron_probsft.probing import report as probe_report
         from megatron_probsft.runtime import distributed
-        from megatron_probsft.training import probe_report
 
         if output and distributed.rank() == 0:
             probe_report.write(readings, output)
@@ -68,14 +68,14 @@ def run(config: TrainConfig, most: int) -> list[Reading]:
     # Here: torch and Megatron-Core take many seconds to import, and mistakes are told without them.
     from megatron_probsft.runtime import fast_imports  # noqa: F401  # isort: skip
 
-    from megatron_probsft.checkpoint.hf_weights import load_hf_weights
-    from megatron_probsft.checkpoint.torch_dist import load_model
+    from megatron_probsft.checkpoint.hf.weights import load_hf_weights
+    from megatron_probsft.checkpoint.megatron.torch_dist import load_model
+    from megatron_probsft.probing import report as probe_report
+    from megatron_probsft.probing.probe import probe
     from megatron_probsft.runtime import distributed
-    from megatron_probsft.training import probe_report
-    from megatron_probsft.training.console import Console
-    from megatron_probsft.training.inputs import check_inputs, token_stores
-    from megatron_probsft.training.probe import probe
-    from megatron_probsft.training.setup import build_gpt
+    from megatron_probsft.training.log.console import Console
+    from megatron_probsft.training.start.inputs import check_inputs, token_stores
+    from megatron_probsft.training.state import build_gpt
 
     hf, checkpoint = check_inputs(config)
     distributed.initialize(

@@ -31,7 +31,7 @@ from examples.quickstart.smollm2 import build_hf_folder  # noqa: E402
 from megatron_probsft.models.hf_model import read_hf_model, read_raw_config  # noqa: E402
 from megatron_probsft.runtime.errors import UserError, one_line_errors  # noqa: E402
 from megatron_probsft.runtime.folders import check_writable  # noqa: E402
-from megatron_probsft.training.metrics_file import read_records  # noqa: E402
+from megatron_probsft.training.log.metrics_file import read_records  # noqa: E402
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 GLOBAL_BATCH_SIZE = 24

@@ -15,13 +15,15 @@ from pathlib import Path
 import torch
 from megatron.core.dist_checkpointing import load_content_metadata
 
-from megatron_probsft.checkpoint import hf_weights, run_folder, safetensors_folder
+from megatron_probsft.checkpoint.hf import safetensors_folder
+from megatron_probsft.checkpoint.hf import weights as hf_weights
+from megatron_probsft.checkpoint.hf.safetensors_writer import SafetensorsWriter, TensorPlan
+from megatron_probsft.checkpoint.hf.trained_turns import fit_for_servers
+from megatron_probsft.checkpoint.megatron import run_folder
+from megatron_probsft.checkpoint.megatron.saving import Save
+from megatron_probsft.checkpoint.megatron.torch_dist import CONTENT, saved_name
+from megatron_probsft.checkpoint.megatron.torch_dist_reader import BlockReader, Place
 from megatron_probsft.checkpoint.pieces import Piece, cut_vocabulary, pieces_of
-from megatron_probsft.checkpoint.safetensors_writer import SafetensorsWriter, TensorPlan
-from megatron_probsft.checkpoint.saving import Save
-from megatron_probsft.checkpoint.torch_dist import CONTENT, saved_name
-from megatron_probsft.checkpoint.torch_dist_reader import BlockReader, Place
-from megatron_probsft.checkpoint.trained_turns import fit_for_servers
 from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import check_is_new, check_space, check_writable, new_folder

@@ -7,10 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from megatron_probsft.checkpoint import run_folder
-from megatron_probsft.checkpoint.hf_weights import check_tensors
-from megatron_probsft.checkpoint.safetensors_folder import TensorReader
-from megatron_probsft.checkpoint.torch_dist_reader import BlockReader
+from megatron_probsft.checkpoint.hf.safetensors_folder import TensorReader
+from megatron_probsft.checkpoint.hf.weights import check_tensors
+from megatron_probsft.checkpoint.megatron import run_folder
+from megatron_probsft.checkpoint.megatron.torch_dist_reader import BlockReader
 from megatron_probsft.models.hf_model import HFModel, read_hf_model
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.read_files import read_yaml_mapping

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
-from megatron_probsft.checkpoint import layouts, torch_dist
-from megatron_probsft.checkpoint.hf_weights import matched_parameters
+from megatron_probsft.checkpoint import layouts
+from megatron_probsft.checkpoint.hf.weights import matched_parameters
+from megatron_probsft.checkpoint.megatron import torch_dist
 from megatron_probsft.models.build import build_model, transformer_config
 from megatron_probsft.models.family import ModelShape, WeightRule
 from megatron_probsft.models.hf_model import HFModel

@@ -12,10 +12,10 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from transformers import AutoModelForCausalLM
 
-from megatron_probsft.checkpoint.hf_weights import check_tensors, load_hf_weights
-from megatron_probsft.checkpoint.safetensors_folder import TensorReader
-from megatron_probsft.checkpoint.torch_dist import load_model
-from megatron_probsft.checkpoint.torch_dist_reader import BlockReader
+from megatron_probsft.checkpoint.hf.safetensors_folder import TensorReader
+from megatron_probsft.checkpoint.hf.weights import check_tensors, load_hf_weights
+from megatron_probsft.checkpoint.megatron.torch_dist import load_model
+from megatron_probsft.checkpoint.megatron.torch_dist_reader import BlockReader
 from megatron_probsft.models.build import build_model, transformer_config
 from megatron_probsft.models.hf_model import HFModel, read_hf_model
 from megatron_probsft.models.layout import Parallelism

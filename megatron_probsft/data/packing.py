@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_probsft.data.token_store import TokenStore
+from megatron_probsft.data.store.token_store import TokenStore
 
 IGNORED = -100
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from megatron_probsft.checkpoint.trained_turns import generation_ends, read_record
-from megatron_probsft.data.chat_source import prints_the_date
-from megatron_probsft.data.named_templates import NAMED_TEMPLATES
-from megatron_probsft.data.templates import encode_prompts
-from megatron_probsft.data.tokenizers import load_tokenizer
-from megatron_probsft.data.turn_ends import marker_tokens
-from megatron_probsft.evaluation.problems import Problem
+from megatron_probsft.checkpoint.hf.trained_turns import generation_ends, read_record
+from megatron_probsft.data.store.turn_ends import marker_tokens
+from megatron_probsft.data.text.chat_source import prints_the_date
+from megatron_probsft.data.text.named_templates import NAMED_TEMPLATES
+from megatron_probsft.data.text.templates import encode_prompts
+from megatron_probsft.data.tokenizers.load import load_tokenizer
+from megatron_probsft.domains.benchmarks.problems import Problem
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.read_files import read_json_object
 

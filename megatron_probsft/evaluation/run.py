@@ -10,17 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_probsft.data.domains.templates import family_of, template_for
-from megatron_probsft.data.named_templates import check_template_name
+from megatron_probsft.data.text.named_templates import check_template_name
+from megatron_probsft.domains.benchmarks.problems import Problem, check_ids, cut, sample_seed
+from megatron_probsft.domains.templates import family_of, template_for
+from megatron_probsft.evaluation.engines.server import Server, served_engine
+from megatron_probsft.evaluation.engines.vllm_runner import (
+    Engine,
+    Generation,
+    Seconds,
+    generate,
+    kv_bytes_per_token,
+)
 from megatron_probsft.evaluation.model_folder import check_model_folder, fingerprint
-from megatron_probsft.evaluation.problems import Problem, check_ids, cut, sample_seed
-from megatron_probsft.evaluation.results import scores, write_generations
-from megatron_probsft.evaluation.server import Server, served_engine
+from megatron_probsft.evaluation.scoring.results import scores, write_generations
 from megatron_probsft.evaluation.settings import Settings, check_numbers
 from megatron_probsft.evaluation.tasks import get_task
 from megatron_probsft.evaluation.tasks.task import Task
 from megatron_probsft.evaluation.unfinished import Unfinished, settings_of
-from megatron_probsft.evaluation.vllm_runner import Engine, Generation, Seconds, generate, kv_bytes_per_token
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import check_writable, write_whole
 

@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megatron_probsft.evaluation.problems import Problem
-from megatron_probsft.evaluation.vllm_runner import Generation
+from megatron_probsft.domains.benchmarks.problems import Problem
+from megatron_probsft.evaluation.engines.vllm_runner import Generation
 from megatron_probsft.runtime.errors import UserError
 
 NAME = "unfinished.jsonl"

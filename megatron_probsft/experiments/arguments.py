@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_probsft.data.domains.examples import check_number
+from megatron_probsft.domains.domain import check_number
 from megatron_probsft.evaluation.settings import check_numbers
 from megatron_probsft.experiments.models import MODELS, SMOLLM2, named_model, other_model
 from megatron_probsft.experiments.plan import Sweep, plan, prepare_flags, scores_own_test
@@ -18,8 +18,8 @@ from megatron_probsft.experiments.steps import ROOT
 from megatron_probsft.models.hf_model import read_raw_config
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import check_writable
-from megatron_probsft.training.arguments import Parser, add_flags, parse_arguments
-from megatron_probsft.training.config import TrainConfig
+from megatron_probsft.training.config.arguments import Parser, add_flags, parse_arguments
+from megatron_probsft.training.config.config import TrainConfig
 
 _OURS = (
     "hf_model", "load", "ckpt_step", "allow_changed", "finetune", "save", "save_hf", "save_hf_at_each_save",

@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_probsft.data.domains.templates import family_of
+from megatron_probsft.domains.templates import family_of
 from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.runtime.errors import UserError
 
@@ -61,7 +61,9 @@ def other_model(source: str) -> Model:
         UserError: neither folder nor reachable id, or a tokenizer of no family that templates are for.
     """
     hf = read_hf_model(source)
-    from megatron_probsft.data.tokenizers import load_tokenizer  # here: it takes seconds, as transformers do
+    from megatron_probsft.data.tokenizers.load import (
+        load_tokenizer,  # here: it takes seconds, as transformers do
+    )
 
     family = family_of(load_tokenizer(hf.folder))
     name = Path(source).name.lower()

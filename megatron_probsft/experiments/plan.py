@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_probsft.data.domains.templates import template_for
+from megatron_probsft.domains.templates import template_for
 from megatron_probsft.experiments.models import SMOLLM2, Model
 from megatron_probsft.experiments.settings import Flags, settings_for
 from megatron_probsft.experiments.steps import ROOT, Step, shown_path, words_of

@@ -13,7 +13,7 @@ from rich.table import Table
 from megatron_probsft.experiments.plan import Sweep
 from megatron_probsft.runtime.folders import write_whole
 from megatron_probsft.runtime.read_files import read_json_object
-from megatron_probsft.training.metrics_file import read_records
+from megatron_probsft.training.log.metrics_file import read_records
 
 
 def collect(sweep: Sweep, data: Path) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from torch._C._distributed_c10d import HashStore
 
-from megatron_probsft.runtime import cpu
 from megatron_probsft.runtime.launch import launched_rank, launched_world_size
+from megatron_probsft.runtime.megatron_patches import cpu
 
 
 def initialize(

@@ -12,11 +12,11 @@ import torch
 
 from megatron_probsft.data.order import Blend, sample_indices
 from megatron_probsft.data.packing import make_microbatch, plan_step, plan_unpacked
-from megatron_probsft.data.token_store import TokenStore
+from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.models.context_parallel import local_positions
 from megatron_probsft.runtime.distributed import context_group
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.training.config import TrainConfig
+from megatron_probsft.training.config.config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,21 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from megatron_probsft.checkpoint.hf_export import save_hf_weights
-from megatron_probsft.checkpoint.run_folder import checkpoint_folder, hf_folder_of, prune, remove_leftovers
-from megatron_probsft.checkpoint.saving import Save
-from megatron_probsft.checkpoint.trained_turns import TrainedTurns
-from megatron_probsft.data.token_store import TokenStore
+from megatron_probsft.checkpoint.hf.export import save_hf_weights
+from megatron_probsft.checkpoint.hf.trained_turns import TrainedTurns
+from megatron_probsft.checkpoint.megatron.run_folder import (
+    checkpoint_folder,
+    hf_folder_of,
+    prune,
+    remove_leftovers,
+)
+from megatron_probsft.checkpoint.megatron.saving import Save
+from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.models.hf_model import HFModel
 from megatron_probsft.runtime import distributed
-from megatron_probsft.training.config import TrainConfig
-from megatron_probsft.training.resume import content_to_save
-from megatron_probsft.training.setup import TrainState
+from megatron_probsft.training.config.config import TrainConfig
+from megatron_probsft.training.start.resume import content_to_save
+from megatron_probsft.training.state import TrainState
 
 
 class Checkpoints:

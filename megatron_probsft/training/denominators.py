@@ -23,7 +23,7 @@ from megatron.core import parallel_state
 from megatron_probsft.objectives.registry import Objective
 from megatron_probsft.runtime.distributed import context_group
 from megatron_probsft.training.batches import MicroBatch
-from megatron_probsft.training.config import Denominator
+from megatron_probsft.training.config.config import Denominator
 from megatron_probsft.vocab_parallel.fused_head import Tokens, TokenWeights
 
 

@@ -10,25 +10,25 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from megatron_probsft.checkpoint.hf_weights import load_hf_weights
-from megatron_probsft.checkpoint.run_folder import newest_step, saved_steps
-from megatron_probsft.checkpoint.torch_dist import load_model
-from megatron_probsft.data.tokenizers import load_tokenizer
+from megatron_probsft.checkpoint.hf.weights import load_hf_weights
+from megatron_probsft.checkpoint.megatron.run_folder import newest_step, saved_steps
+from megatron_probsft.checkpoint.megatron.torch_dist import load_model
+from megatron_probsft.data.tokenizers.load import load_tokenizer
 from megatron_probsft.objectives.registry import get_objective, with_statistic
+from megatron_probsft.probing.probe import probe
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.batches import START, Batches
 from megatron_probsft.training.checkpoints import Checkpoints
-from megatron_probsft.training.config import TrainConfig
+from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.guards import check_replicas, save_batch
-from megatron_probsft.training.inputs import Inputs, check_inputs, token_stores
-from megatron_probsft.training.metrics_file import drop_records_after
+from megatron_probsft.training.log.metrics_file import drop_records_after
+from megatron_probsft.training.log.reporter import Reporter
 from megatron_probsft.training.preemption import StopRequests
-from megatron_probsft.training.probe import probe
-from megatron_probsft.training.reporting import Reporter
-from megatron_probsft.training.resume import load_state, look_at
-from megatron_probsft.training.samples_shown import show_samples
-from megatron_probsft.training.setup import (
+from megatron_probsft.training.start.inputs import Inputs, check_inputs, token_stores
+from megatron_probsft.training.start.resume import load_state, look_at
+from megatron_probsft.training.start.samples_shown import show_samples
+from megatron_probsft.training.state import (
     TrainState,
     build_gpt,
     build_train_state,

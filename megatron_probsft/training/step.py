@@ -17,11 +17,11 @@ from megatron_probsft.objectives.registry import Objective
 from megatron_probsft.runtime.distributed import tensor_group
 from megatron_probsft.training import denominators
 from megatron_probsft.training.batches import MicroBatch, StepBatch
-from megatron_probsft.training.config import Denominator
-from megatron_probsft.training.metrics import TokenMeans, combine, reduce_sums, token_sums
-from megatron_probsft.training.setup import TrainState
+from megatron_probsft.training.config.config import Denominator
+from megatron_probsft.training.state import TrainState
 from megatron_probsft.vocab_parallel.fused_head import Tokens
 from megatron_probsft.vocab_parallel.head import HeadOptions, supervised_loss
+from megatron_probsft.vocab_parallel.token_means import TokenMeans, combine, reduce_sums, token_sums
 
 
 @dataclass(frozen=True)

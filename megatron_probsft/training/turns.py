@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from megatron_probsft.checkpoint.trained_turns import TrainedTurns
-from megatron_probsft.data.named_chat_template import named_chat_template
-from megatron_probsft.data.named_templates import NAMED_TEMPLATES
-from megatron_probsft.data.served_tokenizer import served_tokenizer
-from megatron_probsft.data.tokenizers import load_tokenizer
-from megatron_probsft.data.turn_ends import turn_ends
+from megatron_probsft.checkpoint.hf.trained_turns import TrainedTurns
+from megatron_probsft.data.store.turn_ends import turn_ends
+from megatron_probsft.data.text.named_chat_template import named_chat_template
+from megatron_probsft.data.text.named_templates import NAMED_TEMPLATES
+from megatron_probsft.data.tokenizers.load import load_tokenizer
+from megatron_probsft.data.tokenizers.served import served_tokenizer
 from megatron_probsft.runtime import distributed
-from megatron_probsft.training.inputs import Inputs
+from megatron_probsft.training.start.inputs import Inputs
 
 
 def trained_turns(

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from tests.tiny_models import save_tiny_model
-from tests.training_runs import config_for, train, write_pairs
+from tests.support.tiny_models import save_tiny_model
+from tests.support.training_runs import config_for, train, write_pairs
 
 SHAPES: dict[str, dict[str, Any]] = {
     "512": {"seq_length": 512},

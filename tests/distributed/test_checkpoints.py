@@ -15,12 +15,12 @@ import torch
 import yaml
 from megatron.core import dist_checkpointing
 
-from megatron_probsft.checkpoint import saving
-from megatron_probsft.checkpoint.run_folder import find_checkpoint, prune, saved_steps
+from megatron_probsft.checkpoint.megatron import saving
+from megatron_probsft.checkpoint.megatron.run_folder import find_checkpoint, prune, saved_steps
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
-from tests.ranks import run_ranks
-from tests.training_runs import config_for, records, train, write_pairs
+from tests.support.ranks import run_ranks
+from tests.support.training_runs import config_for, records, train, write_pairs
 
 SHARDED = {"tensor_model_parallel_size": 2, "use_distributed_optimizer": True}
 

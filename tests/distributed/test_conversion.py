@@ -17,16 +17,17 @@ import torch
 from megatron.core import dist_checkpointing
 from safetensors.torch import load_file, save_file
 
-from megatron_probsft.checkpoint import pieces, run_folder
+from megatron_probsft.checkpoint import pieces
 from megatron_probsft.checkpoint.convert import Conversion, hf_to_megatron, megatron_to_hf
-from megatron_probsft.checkpoint.torch_dist import load_model, model_state
+from megatron_probsft.checkpoint.megatron import run_folder
+from megatron_probsft.checkpoint.megatron.torch_dist import load_model, model_state
 from megatron_probsft.models.build import build_model, transformer_config
 from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.runtime import distributed, folders
 from megatron_probsft.runtime.errors import UserError
-from tests.ranks import run_ranks
-from tests.tiny_models import save_tiny_model
+from tests.support.ranks import run_ranks
+from tests.support.tiny_models import save_tiny_model
 
 WEIGHTS = "model.safetensors"
 
@@ -75,7 +76,7 @@ def test_a_cut_vocabulary_loads_at_any_size(
         whole = torch.cat([shard[number] for shard in shards])
         assert torch.equal(whole[:331], before[name])
         assert not whole[331:].any()
-    monkeypatch.setattr("megatron_probsft.checkpoint.safetensors_writer.MAX_SHARD_BYTES", 200_000)
+    monkeypatch.setattr("megatron_probsft.checkpoint.hf.safetensors_writer.MAX_SHARD_BYTES", 200_000)
     _to_hf(tmp_path / "run", tmp_path / "back")
     files = sorted((tmp_path / "back").glob("*.safetensors"))
     assert len(files) > 4

@@ -16,11 +16,11 @@ from megatron_probsft.checkpoint.convert import Conversion, hf_to_megatron, mega
 from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
-from tests.ranks import run_ranks
-from tests.tiny_families import save_tiny_family
-from tests.tiny_models import save_tiny_model
-from tests.training_runs import config_for, train, write_pairs
-from tests.whole_model import logits_of
+from tests.support.ranks import run_ranks
+from tests.support.tiny_families import save_tiny_family
+from tests.support.tiny_models import save_tiny_model
+from tests.support.training_runs import config_for, train, write_pairs
+from tests.support.whole_model import logits_of
 
 WEIGHTS = "model.safetensors"
 TOKENS = list(range(40, 100))

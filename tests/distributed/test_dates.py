@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from megatron_probsft.data.tokenizers import load_tokenizer
+from megatron_probsft.data.tokenizers.load import load_tokenizer
 from megatron_probsft.evaluation import model_files
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.training import inputs, resume
-from tests.training_runs import config_for, records, train, write_pairs
+from megatron_probsft.training.start import inputs, resume
+from tests.support.training_runs import config_for, records, train, write_pairs
 
 TEMPLATE = Path(__file__).parents[1] / "data" / "templates" / "prints_todays_date.jinja"
 

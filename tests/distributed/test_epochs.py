@@ -12,7 +12,7 @@ import pytest
 
 from megatron_probsft.runtime import distributed
 from megatron_probsft.training import loop
-from tests.training_runs import config_for, train, write_pairs
+from tests.support.training_runs import config_for, train, write_pairs
 
 SAMPLES, EPOCHS, BATCH = 22, 3, 8
 

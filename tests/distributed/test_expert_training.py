@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from megatron_probsft.runtime.errors import UserError
 from tests.distributed.test_training_parity import STEPS, _compare, _plain_transformers
-from tests.tiny_families import save_tiny_family
-from tests.training_runs import config_for, records, train, write_pairs
+from tests.support.tiny_families import save_tiny_family
+from tests.support.training_runs import config_for, records, train, write_pairs
 
 EP, TP, PP, CP = (f"{name}_parallel_size" for name in (
     "expert_model", "tensor_model", "pipeline_model", "context"))  # fmt: skip

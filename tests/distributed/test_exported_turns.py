@@ -12,14 +12,14 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from megatron_probsft.checkpoint.convert import hf_to_megatron, megatron_to_hf
-from megatron_probsft.checkpoint.trained_turns import TrainedTurns, read_record
-from megatron_probsft.data.templates import encode_prompt
-from megatron_probsft.data.tokenizers import load_tokenizer
+from megatron_probsft.checkpoint.hf.trained_turns import TrainedTurns, read_record
+from megatron_probsft.data.text.templates import encode_prompt
+from megatron_probsft.data.tokenizers.load import load_tokenizer
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
-from tests.ranks import run_ranks
-from tests.tiny_models import save_tiny_model, save_tiny_tokenizer
-from tests.training_runs import config_for, train, write_pairs
+from tests.support.ranks import run_ranks
+from tests.support.tiny_models import save_tiny_model, save_tiny_tokenizer
+from tests.support.training_runs import config_for, train, write_pairs
 
 BYTE_LEVEL = Path(__file__).parents[1] / "data" / "byte_level_llama_tokenizer"
 END_OF_TEXT, IM_START, IM_END = 0, 1, 2

@@ -12,17 +12,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from megatron_probsft.checkpoint.convert import hf_to_megatron, megatron_to_hf
-from megatron_probsft.checkpoint.hf_export import save_hf_weights
-from megatron_probsft.checkpoint.saving import Save
-from megatron_probsft.checkpoint.torch_dist import load_model, model_state
+from megatron_probsft.checkpoint.hf.export import save_hf_weights
+from megatron_probsft.checkpoint.megatron.saving import Save
+from megatron_probsft.checkpoint.megatron.torch_dist import load_model, model_state
 from megatron_probsft.models.build import build_model, transformer_config
 from megatron_probsft.models.families import families
 from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.runtime import distributed
-from tests.ranks import run_ranks
-from tests.tiny_families import CASES, save_tiny_family
-from tests.whole_model import logits_of
+from tests.support.ranks import run_ranks
+from tests.support.tiny_families import CASES, save_tiny_family
+from tests.support.whole_model import logits_of
 
 LAYOUTS = [(1, 1), (2, 1), (1, 2), (1, 3), (2, 2)]  # TP, PP
 Logits = Callable[[int, int], dict[str, torch.Tensor]]

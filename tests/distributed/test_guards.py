@@ -16,13 +16,13 @@ from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.train import main
 from megatron_probsft.training import loop
 from megatron_probsft.training.batches import StepBatch
-from megatron_probsft.training.config import TrainConfig
+from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.guards import Spikes
-from megatron_probsft.training.metrics import TokenMeans
-from megatron_probsft.training.setup import TrainState
+from megatron_probsft.training.state import TrainState
 from megatron_probsft.training.step import Criterion, StepResult, train_step
-from tests.ranks import run_ranks
-from tests.training_runs import config_for, records, train, write_pairs
+from megatron_probsft.vocab_parallel.token_means import TokenMeans
+from tests.support.ranks import run_ranks
+from tests.support.training_runs import config_for, records, train, write_pairs
 
 LAYOUTS = {
     "DP 2": {},

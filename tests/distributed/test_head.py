@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from megatron_probsft.objectives.registry import get_objective
 from megatron_probsft.runtime import distributed
 from megatron_probsft.vocab_parallel.head import HeadOptions, supervised_loss
-from tests.collectives import CollectiveRecorder
-from tests.ranks import run_ranks
+from tests.support.collectives import CollectiveRecorder
+from tests.support.ranks import run_ranks
 
 VOCAB, HIDDEN, SEQUENCE = 61, 10, 48
 ROWS = [3, 4, 5, 11, 17, 20, 21, 22, 30, 31, 32, 40, 41, 46, 47]

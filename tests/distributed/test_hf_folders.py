@@ -13,18 +13,18 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from megatron_probsft.checkpoint.convert import megatron_to_hf
-from megatron_probsft.checkpoint.hf_export import save_hf_weights
-from megatron_probsft.checkpoint.hf_weights import load_hf_weights
-from megatron_probsft.checkpoint.safetensors_folder import TensorReader
-from megatron_probsft.checkpoint.safetensors_writer import SafetensorsWriter
+from megatron_probsft.checkpoint.hf.export import save_hf_weights
+from megatron_probsft.checkpoint.hf.safetensors_folder import TensorReader
+from megatron_probsft.checkpoint.hf.safetensors_writer import SafetensorsWriter
+from megatron_probsft.checkpoint.hf.weights import load_hf_weights
 from megatron_probsft.models.build import build_model, transformer_config
 from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.runtime import distributed, folders
 from megatron_probsft.runtime.errors import UserError
-from tests.ranks import run_ranks
-from tests.tiny_models import save_tiny_model
-from tests.training_runs import config_for, train, write_pairs
+from tests.support.ranks import run_ranks
+from tests.support.tiny_models import save_tiny_model
+from tests.support.training_runs import config_for, train, write_pairs
 
 
 def _model(folder: Path, tp: int, pp: int) -> tuple[Any, Any]:
@@ -151,7 +151,7 @@ def _refused_export(folder: Path, target: Path) -> str:
 
 
 def test_files_with_an_index(tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_probsft.checkpoint.safetensors_writer.MAX_SHARD_BYTES", 300_000)
+    monkeypatch.setattr("megatron_probsft.checkpoint.hf.safetensors_writer.MAX_SHARD_BYTES", 300_000)
     run_ranks(4, _export, tiny_qwen2, tmp_path / "hf")
     files = sorted((tmp_path / "hf").glob("*.safetensors"))
     assert len(files) > 3

@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM
 from megatron_probsft.checkpoint.convert import hf_to_megatron, megatron_to_hf
 from megatron_probsft.runtime import distributed
 from tests.distributed.test_training_parity import _label_probabilities, _samples
-from tests.ranks import run_ranks
-from tests.tiny_families import save_tiny_family
-from tests.training_runs import config_for, records, train, write_pairs
+from tests.support.ranks import run_ranks
+from tests.support.tiny_families import save_tiny_family
+from tests.support.training_runs import config_for, records, train, write_pairs
 
 PADDED = 384  # Megatron-LM's --make-vocab-size-divisible-by 128
 CASES = [("tiny_llama", (1, 1)), ("tiny_llama", (2, 2)), ("tiny_qwen2", (1, 1)), ("tiny_qwen2", (2, 2)),

@@ -15,8 +15,8 @@ from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from megatron_probsft.objectives.registry import get_objective
 from megatron_probsft.runtime import distributed
 from megatron_probsft.vocab_parallel.log_probs import token_log_probs
-from tests.collectives import CollectiveRecorder
-from tests.ranks import run_ranks
+from tests.support.collectives import CollectiveRecorder
+from tests.support.ranks import run_ranks
 
 VOCAB = 331
 BATCH, SEQUENCE = 3, 20

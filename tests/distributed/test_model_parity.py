@@ -13,14 +13,14 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_probsft.checkpoint.hf_export import save_hf_weights
-from megatron_probsft.checkpoint.hf_weights import load_hf_weights
+from megatron_probsft.checkpoint.hf.export import save_hf_weights
+from megatron_probsft.checkpoint.hf.weights import load_hf_weights
 from megatron_probsft.models.build import build_model, transformer_config
 from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.runtime import distributed
-from tests.ranks import run_ranks
-from tests.tiny_models import save_tiny_model
+from tests.support.ranks import run_ranks
+from tests.support.tiny_models import save_tiny_model
 
 LAYOUTS = [(1, 1, False), (3, 1, False), (1, 2, False), (3, 2, False), (3, 1, True), (3, 2, True)]
 TEXT = (

@@ -11,11 +11,11 @@ from typing import Any
 import psutil
 import pytest
 
-from megatron_probsft.checkpoint.run_folder import find_checkpoint
+from megatron_probsft.checkpoint.megatron.run_folder import find_checkpoint
 from megatron_probsft.runtime import distributed
 from megatron_probsft.training import loop, preemption
 from megatron_probsft.training.preemption import StopRequests
-from tests.training_runs import config_for, records, train, write_pairs
+from tests.support.training_runs import config_for, records, train, write_pairs
 
 
 @pytest.fixture(scope="module")

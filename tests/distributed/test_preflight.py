@@ -20,13 +20,13 @@ from safetensors.torch import load_file
 from megatron_probsft import train
 from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.runtime import distributed
-from megatron_probsft.training.config import TrainConfig
-from megatron_probsft.training.memory_estimate import parameter_count, stage_memory
-from megatron_probsft.training.setup import build_gpt
-from tests.ranks import run_ranks
-from tests.tiny_families import save_tiny_family
-from tests.training_runs import config_for, write_pairs
-from tests.training_runs import train as train_run
+from megatron_probsft.training.config.config import TrainConfig
+from megatron_probsft.training.start.memory_estimate import parameter_count, stage_memory
+from megatron_probsft.training.state import build_gpt
+from tests.support.ranks import run_ranks
+from tests.support.tiny_families import save_tiny_family
+from tests.support.training_runs import config_for, write_pairs
+from tests.support.training_runs import train as train_run
 
 LAYOUTS: list[dict[str, Any]] = [
     {"tensor_model_parallel_size": 2},

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_probsft.data.templates import encode_pair
-from megatron_probsft.data.tokenizers import load_tokenizer
-from megatron_probsft.training.probe import advise
-from tests.ranks import run_ranks
-from tests.training_runs import config_for, train, write_pairs
+from megatron_probsft.data.text.templates import encode_pair
+from megatron_probsft.data.tokenizers.load import load_tokenizer
+from megatron_probsft.probing.probe import advise
+from tests.support.ranks import run_ranks
+from tests.support.training_runs import config_for, train, write_pairs
 from tools.probe import run as run_probe
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_probsft.runtime.errors import UserError
-from tests.training_runs import config_for, records, train, write_pairs
+from tests.support.training_runs import config_for, records, train, write_pairs
 
 TP2 = {"tensor_model_parallel_size": 2}
 PP2 = {"pipeline_model_parallel_size": 2}

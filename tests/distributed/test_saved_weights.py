@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training_runs import config_for, train, write_pairs
+from tests.support.training_runs import config_for, train, write_pairs
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "DP 2, overlaps": (

@@ -12,11 +12,11 @@ import pytest
 from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.training.arguments import parse_arguments
 from megatron_probsft.training.batches import Batches
-from megatron_probsft.training.inputs import token_stores
-from tests.ranks import run_ranks
-from tests.training_runs import config_for, records, train, write_pairs
+from megatron_probsft.training.config.arguments import parse_arguments
+from megatron_probsft.training.start.inputs import token_stores
+from tests.support.ranks import run_ranks
+from tests.support.training_runs import config_for, records, train, write_pairs
 
 
 @pytest.fixture(scope="module")

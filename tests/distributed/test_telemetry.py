@@ -20,16 +20,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.training import loop, reporting
-from megatron_probsft.training.console import Console
-from megatron_probsft.training.flops import model_flops, peak_tflops
-from megatron_probsft.training.metrics import TokenMeans, combine
-from megatron_probsft.training.reporting import Reporter
-from megatron_probsft.training.setup import TrainState
+from megatron_probsft.training import loop
+from megatron_probsft.training.log import reporter as reporting
+from megatron_probsft.training.log.console import Console
+from megatron_probsft.training.log.flops import model_flops, peak_tflops
+from megatron_probsft.training.log.reporter import Reporter
+from megatron_probsft.training.log.timing import PARTS
+from megatron_probsft.training.state import TrainState
 from megatron_probsft.training.step import StepResult, train_step
-from megatron_probsft.training.timing import PARTS
-from tests.tiny_families import save_tiny_family
-from tests.training_runs import config_for, records, train, write_pairs
+from megatron_probsft.vocab_parallel.token_means import TokenMeans, combine
+from tests.support.tiny_families import save_tiny_family
+from tests.support.training_runs import config_for, records, train, write_pairs
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_probsft.data import build_folder, encoding, store_files, token_store
-from megatron_probsft.data.token_store import TokenStore, build_token_store
+from megatron_probsft.data.store import encoding, store_files, token_store
+from megatron_probsft.data.store.token_store import TokenStore, build_token_store
+from megatron_probsft.runtime import build_folder
 from megatron_probsft.runtime.errors import UserError
-from tests.tiny_models import VOCAB_SIZE, save_tiny_tokenizer
+from tests.support.tiny_models import VOCAB_SIZE, save_tiny_tokenizer
 
 FORK = get_context("fork")
 ROWS = 1200

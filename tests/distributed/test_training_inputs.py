@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.training.arguments import parse_arguments
-from tests.training_runs import config_for, records, train, write_pairs
+from megatron_probsft.training.config.arguments import parse_arguments
+from tests.support.training_runs import config_for, records, train, write_pairs
 
 
 @pytest.fixture(scope="module")

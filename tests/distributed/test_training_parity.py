@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_probsft.data.order import sample_indices
-from megatron_probsft.training.config import TrainConfig
-from tests.training_runs import config_for, records, train, write_pairs
+from megatron_probsft.training.config.config import TrainConfig
+from tests.support.training_runs import config_for, records, train, write_pairs
 
 STEPS = 4
 TP, PP, CP = "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"

@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from tests.training_runs import config_for, train
+from tests.support.training_runs import config_for, train
 
 ROOT = Path(__file__).parents[2]
 BYTE_LEVEL = Path(__file__).parents[1] / "data" / "byte_level_llama_tokenizer"

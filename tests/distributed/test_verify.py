@@ -19,10 +19,10 @@ from megatron_probsft.checkpoint.verify import LOGITS, Check, Verdict, sentence,
 from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
-from tests.ranks import run_ranks
-from tests.tiny_families import save_tiny_family
-from tests.tiny_models import save_tiny_model
-from tests.training_runs import config_for, train, write_pairs
+from tests.support.ranks import run_ranks
+from tests.support.tiny_families import save_tiny_family
+from tests.support.tiny_models import save_tiny_model
+from tests.support.training_runs import config_for, train, write_pairs
 
 TOKENS = torch.randint(0, 331, (90,), generator=torch.Generator().manual_seed(3)).tolist()
 

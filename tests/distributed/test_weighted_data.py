@@ -16,8 +16,8 @@ from megatron_probsft.data.order import sample_indices
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training import loop
-from megatron_probsft.training.arguments import parse_arguments
-from tests.training_runs import WORDS, config_for, records, train
+from megatron_probsft.training.config.arguments import parse_arguments
+from tests.support.training_runs import WORDS, config_for, records, train
 
 ROWS, STEPS = 20, 3
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {

@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from megatron_probsft.data.tokenizers import load_tokenizer
-from megatron_probsft.evaluation.vllm_runner import Engine, Generation, generate, kv_bytes_per_token
-from tests.tiny_models import VOCAB_SIZE, save_tiny_tokenizer
+from megatron_probsft.data.tokenizers.load import load_tokenizer
+from megatron_probsft.evaluation.engines.vllm_runner import Engine, Generation, generate, kv_bytes_per_token
+from tests.support.tiny_models import VOCAB_SIZE, save_tiny_tokenizer
 
 BYTE_LEVEL = Path(__file__).parents[1] / "data" / "byte_level_llama_tokenizer"
 

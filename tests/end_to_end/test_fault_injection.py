@@ -1,10 +1,10 @@
-"""A few kills of a real torchrun job; `python -m tests.fault_injection` does many."""
+"""A few kills of a real torchrun job; `python -m tests.support.fault_injection` does many."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tests.fault_injection import run_all
+from tests.support.fault_injection import run_all
 
 
 def test_killed_in_a_step_and_in_the_writing_of_checkpoints(tmp_path: Path) -> None:

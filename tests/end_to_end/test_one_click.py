@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.tiny_models import save_tiny_model
+from tests.support.tiny_models import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
 STEPS, INTERVAL = 14, 4

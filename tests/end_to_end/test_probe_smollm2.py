@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from reasoning_gym import create_dataset
 
-from megatron_probsft.training.probe import Reading
-from tests.ranks import run_ranks
-from tests.training_runs import config_for
+from megatron_probsft.probing.probe import Reading
+from tests.support.ranks import run_ranks
+from tests.support.training_runs import config_for
 from tools.probe import run as run_probe
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from megatron_probsft import train
-from tests.tiny_models import save_tiny_model
-from tests.training_runs import write_pairs
+from tests.support.tiny_models import save_tiny_model
+from tests.support.training_runs import write_pairs
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from megatron_probsft.reporting.report import write_report
-from tests import browser
-from tests.report_runs import write_score, write_training
+from tests.support import browser
+from tests.support.report_runs import write_score, write_training
 
 pytestmark = pytest.mark.skipif(
     browser.executable() is None, reason=f"no browser on PATH: {', '.join(browser.NAMES)} (make browser)"

@@ -16,8 +16,8 @@ from typing import Any
 
 import httpx
 
-from tests.ranks import free_port
-from tests.training_runs import config_for, train
+from tests.support.ranks import free_port
+from tests.support.training_runs import config_for, train
 
 END_OF_TEXT, IM_END = 0, 2
 POSITIONS = 256

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_probsft.evaluation.data_files import rows_of
-from megatron_probsft.evaluation.problems import Grade, Problem
-from megatron_probsft.evaluation.similarity import jaro_winkler
+from megatron_probsft.domains.benchmarks.data_files import rows_of
+from megatron_probsft.domains.benchmarks.problems import Problem
 from megatron_probsft.evaluation.tasks.task import Task
+from megatron_probsft.grading.grade import Grade
+from megatron_probsft.grading.similarity import jaro_winkler
 from megatron_probsft.runtime.errors import UserError
 
 HUB = {"figlet_font": "gaotang/figlet_font:test"}

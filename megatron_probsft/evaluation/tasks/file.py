@@ -6,9 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_probsft.evaluation.graders import get_grader
-from megatron_probsft.evaluation.problems import Grade, Problem
+from megatron_probsft.domains.benchmarks.problems import Problem
 from megatron_probsft.evaluation.tasks.task import Task
+from megatron_probsft.grading.grade import Grade
+from megatron_probsft.grading.graders import get_grader
 from megatron_probsft.runtime.errors import UserError
 
 

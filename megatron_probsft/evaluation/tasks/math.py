@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from megatron_probsft.evaluation.data_files import rows_of
-from megatron_probsft.evaluation.math_answers import normalise
-from megatron_probsft.evaluation.math_judge import judge_math
-from megatron_probsft.evaluation.math_layouts import read_row
-from megatron_probsft.evaluation.math_numbers import number
-from megatron_probsft.evaluation.problems import Grade, Problem
+from megatron_probsft.domains.benchmarks.data_files import rows_of
+from megatron_probsft.domains.benchmarks.math_layouts import read_row
+from megatron_probsft.domains.benchmarks.problems import Problem
 from megatron_probsft.evaluation.tasks.task import Task
+from megatron_probsft.grading.grade import Grade
+from megatron_probsft.grading.mathematics.answers import normalise
+from megatron_probsft.grading.mathematics.judge import judge_math
+from megatron_probsft.grading.quantities.numbers import number
 
 HUB = {
     "math_oai": "HuggingFaceH4/MATH-500:test",

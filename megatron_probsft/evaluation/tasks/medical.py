@@ -10,10 +10,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_probsft.evaluation.choices import chosen
-from megatron_probsft.evaluation.data_files import rows_of
-from megatron_probsft.evaluation.problems import Grade, Problem
+from megatron_probsft.domains.benchmarks.data_files import rows_of
+from megatron_probsft.domains.benchmarks.problems import Problem
 from megatron_probsft.evaluation.tasks.task import Task
+from megatron_probsft.grading.choices import chosen
+from megatron_probsft.grading.grade import Grade
 from megatron_probsft.runtime.errors import UserError
 
 HUB = {"MedQA": "GBaker/MedQA-USMLE-4-options:test"}

@@ -6,7 +6,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_probsft.evaluation.problems import Grade, Problem
+from megatron_probsft.domains.benchmarks.problems import Problem
+from megatron_probsft.grading.grade import Grade
 
 
 def prediction_key(grade: Grade) -> Hashable | None:

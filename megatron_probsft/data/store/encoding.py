@@ -1,0 +1,278 @@
+"""Rows to tokens, what of them is trained and how much it weighs, cut to length, in several processes."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any, Literal
+
+import numpy as np
+
+from megatron_probsft.data.sources.rows import EXTRAS
+from megatron_probsft.data.text import templates
+from megatron_probsft.data.text.chat import ChatTemplate, Conversation, Rendered
+from megatron_probsft.runtime.errors import UserError
+
+Truncation = Literal["error", "drop", "left", "right"]
+_ROWS = 500  # at once
+_Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The samples of some rows, one after the other."""
+
+    tokens: np.ndarray  # int32 [total]
+    weights: np.ndarray  # float32 [total], 0 where not trained
+    lengths: np.ndarray  # int64 [n], tokens of each sample
+    source: np.ndarray  # int32 [n]
+    weighted: bool  # whether any trained token may weigh other than 1
+    cut: int  # samples that truncation shortened
+    left_out: int  # samples that truncation dropped
+    rows: int  # what it was made of
+    notes: dict[str, tuple[int, str]]  # what the user should know: of how many rows, and the first's place
+
+    def sums_of_labels(self, values: np.ndarray) -> np.ndarray:
+        """float64 `[n]`: each sample's sum, without its first token, which nothing predicts."""
+        return _sums_of_labels(values, self.lengths)
+
+
+class Encoder:
+    """Some rows of `read_rows` to samples; the worker processes inherit it.
+
+    Raises UserError, naming file and row: what the template refuses; a token id not in [0, vocab); nothing
+    to train; a sample of more than `limit` positions under "error".
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        tokenizer: Any,
+        template: str,
+        limit: int,
+        vocab: int,
+        truncation: Truncation,
+        date: str | None = None,
+    ) -> None:
+        self._chat = ChatTemplate(tokenizer, date) if template == "chat" else None
+        self._files, self._tokenizer, self._template = list(files), tokenizer, template
+        self._limit, self._vocab, self._truncation = limit + 1, vocab, truncation
+
+    def __call__(self, rows: Sequence[_Row]) -> Encoded:
+        notes: dict[str, tuple[int, str]] = {}
+        owners, samples = self._tokenize(rows, notes)
+        ids, weights = zip(*itertools.chain(*samples), strict=True)
+        of_segment = np.fromiter(map(len, ids), np.int64, len(ids))
+        tokens = np.fromiter(itertools.chain(*ids), np.int64, of_segment.sum())
+        values = np.repeat(np.array(weights, np.float32), of_segment)
+        segments = np.fromiter(map(len, samples), np.int64, len(samples))
+        lengths = np.add.reduceat(of_segment, np.cumsum(segments) - segments)
+        self._check_samples(owners, tokens, values, lengths)
+        spans, cut = self._fit(owners, tokens, values, lengths)
+        if len(spans) < len(samples) or cut:
+            tokens, values = (
+                np.concatenate([a[:0], *(a[s] for s in spans.values())]) for a in (tokens, values)
+            )
+            lengths = np.array([span.stop - span.start for span in spans.values()], np.int64)
+        return Encoded(
+            tokens=tokens.astype(np.int32),
+            weights=values,
+            lengths=lengths,
+            source=np.array([owners[index]["source"] for index in spans], np.int32),
+            weighted=any(row["weights"] is not None for row in rows),
+            cut=cut,
+            left_out=len(samples) - len(spans),
+            rows=len(rows),
+            notes=notes,
+        )
+
+    def _place(self, row: _Row) -> str:
+        return f"{self._files[row['source']]}:{row['row']}"
+
+    def _tokenize(
+        self, rows: Sequence[_Row], notes: dict[str, tuple[int, str]]
+    ) -> tuple[list[_Row], list[list[tuple[list[int], float]]]]:
+        """Each sample's row, and the sample as segments: (tokens, the weight of each, 0 if not trained)."""
+        owners, samples = list(rows), []
+        if self._chat is not None:
+            rendered = [(row, sample) for row in rows for sample in self._render(row, notes)]
+            owners = [row for row, _ in rendered]
+            encoded = templates.encode_rendered(self._tokenizer, [sample for _, sample in rendered])
+            samples = [segments for segments, _ in encoded]
+            for row, (_, eos_added) in zip(owners, encoded, strict=True):
+                if eos_added:
+                    self._note(
+                        "turns that the chat template ends with no special token: EOS follows", row, notes
+                    )
+        else:
+            self._check_pairs(rows)
+            prompts, responses = ([row[name] for row in rows] for name in ("prompt", "response"))
+            samples = templates.encode_pairs(self._tokenizer, prompts, responses, self._template)
+        return owners, [
+            [(tokens, _weight(row["weights"], turn)) for tokens, turn in sample]
+            for row, sample in zip(owners, samples, strict=True)
+        ]
+
+    def _render(self, row: _Row, notes: dict[str, tuple[int, str]]) -> list[Rendered]:
+        assert self._chat is not None
+        more = {"tools": row.get("tools"), "kwargs": row.get("chat_template_kwargs") or {}}
+        if "prompt" in row:
+            pair = (row["prompt"], row["response"], row.get("system"))
+            conversation = templates.conversation_of(*pair, weights=row["weights"], **more)
+        else:
+            conversation = Conversation(row["messages"], weights=row["weights"], **more)
+        try:
+            samples, said = self._chat.samples(conversation)
+        except UserError as error:
+            raise UserError(f"{self._place(row)}: {error}") from None
+        for note in dict.fromkeys(said):
+            self._note(note, row, notes)
+        return samples
+
+    def _note(self, note: str, row: _Row, notes: dict[str, tuple[int, str]]) -> None:
+        count, place = notes.get(note, (0, self._place(row)))
+        notes[note] = (count + 1, place)
+
+    def _check_pairs(self, rows: Sequence[_Row]) -> None:
+        templates.check_template(self._tokenizer, self._template, conversations="messages" in rows[0])
+        for row in rows:
+            for name in EXTRAS:
+                if name in row:
+                    raise UserError(
+                        f"{self._place(row)}: has {name!r}, which --template {self._template} cannot show: "
+                        "use --template chat, or leave that column out"
+                    )
+
+    def _check_samples(
+        self, owners: Sequence[_Row], tokens: np.ndarray, values: np.ndarray, lengths: np.ndarray
+    ) -> None:
+        if tokens.min() < 0 or tokens.max() >= self._vocab:
+            wrong = int(np.flatnonzero((tokens < 0) | (tokens >= self._vocab))[0])
+            place = self._place(owners[int(np.searchsorted(np.cumsum(lengths), wrong, "right"))])
+            raise UserError(
+                f"{place}: vocabulary label out of range: token id {tokens[wrong]} with a vocabulary of "
+                f"{self._vocab}: the tokenizer does not belong to the model"
+            )
+        labels = _sums_of_labels(values > 0, lengths)
+        if not labels.all():
+            place = self._place(owners[int(np.flatnonzero(labels == 0)[0])])
+            raise UserError(f"{place}: the sample has no label: nothing in it can be predicted and trained")
+
+    def _fit(
+        self, owners: Sequence[_Row], tokens: np.ndarray, values: np.ndarray, lengths: np.ndarray
+    ) -> tuple[dict[int, slice], int]:
+        """What is kept of each sample that is kept, and how many are cut. EOS may be put into `tokens`."""
+        ends = np.cumsum(lengths).tolist()
+        spans = dict(enumerate(map(slice, [0, *ends], ends)))
+        too_long = np.flatnonzero(lengths > self._limit).tolist()
+        for index in too_long:
+            start, end = spans.pop(index).start, ends[index]
+            if self._truncation == "error":
+                raise UserError(
+                    f"{self._place(owners[index])}: the sample has {end - start - 1} positions, more than "
+                    f"--seq-length {self._limit - 1}: raise it, or choose --truncation drop, left or right"
+                )
+            if self._truncation == "left" and values[end - self._limit + 1 : end].any():
+                spans[index] = slice(end - self._limit, end)
+            last = start + self._limit - 1
+            if self._truncation == "right" and values[start + 1 : last].any():
+                spans[index] = slice(start, last + 1)
+                if values[last]:
+                    tokens[last] = self._tokenizer.eos_token_id
+        return dict(sorted(spans.items())), len(spans) - (len(owners) - len(too_long))
+
+
+def encode(rows: Iterable[_Row], encoder: Encoder, workers: int) -> Iterator[Encoded]:
+    """The samples of all rows, in their order; one worker is a thread of this process.
+
+    Raises UserError: as reading and the encoder do; a process that was killed.
+    """
+    pending: deque[Future[Encoded]] = deque()
+    with _workers(encoder, workers) as (pool, work):
+        try:
+            for batch in itertools.batched(rows, _ROWS):
+                pending.append(pool.submit(work, batch))
+                if len(pending) > 3 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"one of {workers} processes that tokenize was killed (out of memory?): try fewer with "
+                "--num-workers"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _workers(
+    encoder: Encoder, workers: int
+) -> Iterator[tuple[Executor, Callable[[Sequence[_Row]], Encoded]]]:
+    """An executor and what to submit to it. Processes are forked: they inherit the encoder."""
+    if workers == 1:
+        yield ThreadPoolExecutor(1), encoder  # the tokenizers library has its own threads
+        return
+    start = {"initializer": _start_worker, "initargs": (encoder, os.getpid())}
+    with _no_tokenizer_threads():  # the processes share the CPUs already
+        yield ProcessPoolExecutor(workers, get_context("fork"), **start), _encode
+
+
+_thread: ThreadPoolExecutor  # of a worker process
+_encoder: Encoder
+
+
+def _start_worker(encoder: Encoder, parent: int) -> None:
+    # In a thread, with malloc's memory of its own, tokenizing takes 2/3 of the time that it takes in the main
+    # thread, whose memory is the one the parent has filled. And what was inherited is no garbage to look for.
+    global _thread, _encoder
+    _thread, _encoder = ThreadPoolExecutor(1), encoder
+    gc.freeze()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _encode(rows: Sequence[_Row]) -> Encoded:
+    return _thread.submit(_encoder, rows).result()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _weight(weights: list[float] | None, turn: int) -> float:
+    """Of a segment: turn numbers the trained ones from 1, 0 is no trained one."""
+    return float(turn > 0) if weights is None or turn == 0 else weights[turn - 1]
+
+
+def _sums_of_labels(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    if not len(lengths):
+        return np.zeros(0)
+    starts = np.cumsum(lengths) - lengths
+    return np.add.reduceat(values, starts, dtype=np.float64) - values[starts]
+
+
+@contextlib.contextmanager
+def _no_tokenizer_threads() -> Iterator[None]:
+    """For processes that are forked meanwhile."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        del os.environ["TOKENIZERS_PARALLELISM"]
+        if before is not None:
+            os.environ["TOKENIZERS_PARALLELISM"] = before

@@ -1,0 +1,59 @@
+"""Examples from files, folders and data sets of the hub, in the layouts that a domain knows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from megatron_probsft.data.sources.readers import reader_of
+from megatron_probsft.domains.domain import Domain, Example, Shape, texts_of
+from megatron_probsft.runtime.errors import UserError
+
+
+def read_examples(
+    domain: Domain, items: Sequence[str], most: int | None
+) -> tuple[list[Example], dict[str, int], int]:
+    """The first `most` usable examples; of the rows that were read, those left out by reason; rows read.
+
+    An item is what `reader_of` takes. Raises UserError, naming file and row: what its readers refuse; columns
+    of no layout that the domain knows; a value that is not text.
+    """
+    examples: list[Example] = []
+    dropped: Counter[str] = Counter()
+    read = 0
+    for item in items:
+        shape, keys = _shape_of(domain, item)
+        for number, row in reader_of(item).rows(keys):
+            if len(examples) == most:
+                return examples, dict(dropped), read
+            read += 1
+            converted = shape.convert(*texts_of(row, shape.columns, f"{item}:{number}"))
+            if isinstance(converted, str):
+                dropped[converted] += 1
+                continue
+            question, response, truth, more = converted
+            name = row.get("data_source")
+            name = name if isinstance(name, str) else item
+            examples.append(Example(question, response, truth, name, number - 1, more))
+    return examples, dict(dropped), read
+
+
+def _shape_of(domain: Domain, item: str) -> tuple[Shape, list[str]]:
+    """The layout of a file, and what to read of it: where a row is from too, if it says so."""
+    columns = reader_of(item).columns()
+    if columns is None:
+        raise UserError(f"{item}: there are no rows")
+    names = set(_paths(columns))
+    for shape in domain.shapes:
+        if names.issuperset(shape.columns):
+            return shape, [*shape.columns, *(["data_source"] if "data_source" in columns else [])]
+    known = "; or ".join(", ".join(shape.columns) for shape in domain.shapes)
+    raise UserError(f"{item}: no layout of {domain.name} data: it needs the columns {known}")
+
+
+def _paths(columns: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in columns.items():
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from _paths(value, f"{prefix}{name}.")

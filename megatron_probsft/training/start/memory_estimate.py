@@ -1,0 +1,154 @@
+"""Memory per rank before anything large is built: parameters exactly, activations by what layers keep.
+
+Weights, gradients and optimizer are counted as by Megatron-LM's `theoretical_memory_usage`, but for every
+stage, uneven ones and float32 included. Activations follow arXiv 2205.05198 as there, but for gated MLPs,
+grouped queries and layers without dropout whose attention keeps no scores: per token and layer the inputs
+of two norms and of two column-parallel layers, q, k, v, the attention's output, and three MLP rows. Ours
+adds the head: the supervised hidden states and one chunk of logits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from megatron_probsft.models.build import padded_vocab_size
+from megatron_probsft.models.family import Family, ModelShape, WeightRule
+from megatron_probsft.training.config.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes on each rank of one pipeline stage."""
+
+    stage: int
+    parameters: int
+    """Numbers, not bytes."""
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.head
+
+
+def parameter_count(family: Family, shape: ModelShape) -> int:
+    """Of the whole model, the vocabulary without padding, tied embeddings once."""
+    return sum(
+        _numbers(rule) * (shape.num_layers if "{layer}" in rule.megatron else 1) * _copies(rule, shape)
+        for rule in family.rules(shape)
+    )
+
+
+def stage_memory(
+    config: TrainConfig, family: Family, shape: ModelShape, dp_size: int, micro_batches: int, pack_length: int
+) -> list[StageMemory]:
+    """An estimate per pipeline stage, for `micro_batches` per step of `pack_length` tokens on each rank."""
+    element = 2 if config.bf16 else 4
+    layers = stage_layers(config, shape.num_layers)
+    result = []
+    for stage, count in enumerate(layers):
+        is_last = stage == len(layers) - 1
+        dense, experts = _parameters(config, family, shape, count, is_first=stage == 0, is_last=is_last)
+        parameters = dense + experts
+        # AdamW: two moments, and float32 main weights where the weights are bfloat16.
+        state = parameters * (12 if config.bf16 else 8)
+        if config.use_distributed_optimizer:
+            replicas = dp_size * config.context_parallel_size
+            shared = dense // replicas + experts * config.expert_model_parallel_size // replicas
+            state = shared * (12 if config.bf16 else 8)
+        # Of one chunk of layers each: all that start before the first one's gradient (arXiv 2104.04473).
+        chunks = config.num_virtual_stages_per_pipeline_rank or 1
+        in_flight = len(layers) - stage
+        if chunks > 1:
+            in_flight = 2 * (len(layers) - stage - 1) + (chunks - 1) * len(layers) + 1
+        in_flight = min(in_flight, micro_batches * chunks)
+        tokens = pack_length // config.context_parallel_size
+        result.append(
+            StageMemory(
+                stage,
+                parameters,
+                weights=parameters * element,
+                gradients=parameters * 4,
+                optimizer=state,
+                activations=in_flight * _activations(config, shape, count // chunks, tokens) * element,
+                head=_head(config, shape, tokens) * element if is_last else 0,
+            )
+        )
+    return result
+
+
+def stage_layers(config: TrainConfig, layers: int) -> list[int]:
+    """Layers on each pipeline stage."""
+    stages = config.pipeline_model_parallel_size
+    counts: list[int | None] = [None] * stages
+    if config.decoder_first_pipeline_num_layers is not None:
+        counts[0] = config.decoder_first_pipeline_num_layers
+    if config.decoder_last_pipeline_num_layers is not None:
+        counts[-1] = config.decoder_last_pipeline_num_layers
+    given = [count for count in counts if count is not None]
+    each = (layers - sum(given)) // max(stages - len(given), 1)
+    return [each if count is None else count for count in counts]
+
+
+def _parameters(
+    config: TrainConfig, family: Family, shape: ModelShape, layers: int, *, is_first: bool, is_last: bool
+) -> tuple[int, int]:
+    """(those of all data-parallel ranks, those of the experts that this rank holds)."""
+    tp = config.tensor_model_parallel_size
+    vocabulary = padded_vocab_size(shape, tp) * shape.hidden_size // tp
+    total, experts = 0, 0
+    for rule in family.rules(shape):
+        if rule.layout == "vocab":
+            continue
+        here = layers if "{layer}" in rule.megatron else int(is_last)
+        numbers = here * (_numbers(rule) if rule.layout == "replicated" else _numbers(rule) // tp)
+        if "{expert}" in rule.megatron:
+            experts += numbers * _copies(rule, shape) // config.expert_model_parallel_size
+        else:
+            total += numbers
+    own_head = is_last and not (is_first and shape.tied_embeddings)  # a copy of the tied embedding too
+    return total + vocabulary * (int(is_first) + int(own_head)), experts
+
+
+def _numbers(rule: WeightRule) -> int:
+    """Of one layer, and of one expert."""
+    return sum(math.prod(tensor) for tensor in rule.shapes)
+
+
+def _copies(rule: WeightRule, shape: ModelShape) -> int:
+    return shape.experts.count if shape.experts and "{expert}" in rule.megatron else 1
+
+
+def _activations(config: TrainConfig, shape: ModelShape, layers: int, tokens: int) -> int:
+    """Numbers kept for one micro-batch."""
+    tp = config.tensor_model_parallel_size
+    whole = tp if config.sequence_parallel else 1
+    query = shape.num_attention_heads * shape.head_dim
+    groups = shape.num_query_groups * shape.head_dim
+    attention = (2 * query + 2 * groups) // tp
+    mlp = 3 * shape.ffn_hidden_size // tp
+    if shape.experts:  # each token is copied for each of its experts, on average evenly over the ranks
+        mlp = shape.experts.per_token * (mlp + 2 * shape.hidden_size // whole)
+    layer = tokens * (4 * shape.hidden_size // whole + attention + mlp)
+    if config.recompute_granularity == "selective":
+        return layers * (layer - tokens * query // tp)
+    if config.recompute_granularity is None:
+        return layers * layer
+    assert config.recompute_num_layers is not None
+    kept = tokens * shape.hidden_size // whole
+    if config.recompute_method == "block":
+        again = min(config.recompute_num_layers, layers)
+        return again * kept + max(layers - again, 1) * layer
+    groups_of_layers = -(-layers // config.recompute_num_layers)
+    return groups_of_layers * kept + min(config.recompute_num_layers, layers) * layer
+
+
+def _head(config: TrainConfig, shape: ModelShape, tokens: int) -> int:
+    """Numbers, if every token is supervised."""
+    rows = tokens if config.loss_path == "materialized" else min(tokens, config.loss_chunk_tokens)
+    vocabulary = padded_vocab_size(shape, config.tensor_model_parallel_size)
+    return tokens * shape.hidden_size + rows * vocabulary // config.tensor_model_parallel_size

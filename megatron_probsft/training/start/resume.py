@@ -1,0 +1,167 @@
+"""The training state as a checkpoint, and back: exact on the same layout, equal up to rounding on others."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+
+from megatron_probsft.checkpoint.megatron import torch_dist
+from megatron_probsft.checkpoint.megatron.torch_dist_reader import BlockReader
+from megatron_probsft.data.store.token_store import TokenStore
+from megatron_probsft.data.tokenizers.load import text_libraries
+from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.read_files import read_yaml_mapping
+from megatron_probsft.training.batches import Position
+from megatron_probsft.training.config.config import TrainConfig
+from megatron_probsft.training.start.compare_runs import compare_runs
+from megatron_probsft.training.state import TrainState
+
+
+def content_to_save(state: TrainState, config: TrainConfig, data: TokenStore) -> dict[str, Any]:
+    """The state dict of a checkpoint. Collective where weights must first be gathered."""
+    state.gather_weights()
+    return _content(state, config, data, is_loading=False)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint is of, known before the model is built."""
+
+    position: Position
+    layout: dict[str, int]
+    notes: list[str]
+    """What --allow-changed lets be different, one line each."""
+
+
+def look_at(checkpoint: Path, config: TrainConfig, data: TokenStore) -> Saved:
+    """Refuse, before anything large is built, a checkpoint that this run would not continue. Collective.
+
+    Raises:
+        UserError: the checkpoint holds no optimizer, or was made with other data or settings.
+    """
+    notes, problems = compare_runs(checkpoint, config)
+    if problems:
+        raise UserError(problems[0])
+    BlockReader(checkpoint)  # refuses damaged metadata in a line; torch would print a traceback before ours
+    plain: dict[str, Any] = {"run": None, "iteration": None, "consumed_samples": None}
+    plain = torch_dist.load_checkpoint(checkpoint, plain)
+    run = plain.get("run") or {}
+    if not run.get("save_optim", False):
+        raise UserError(f"{checkpoint} holds weights only (--no-save-optim): use it with --finetune")
+    # The same sources give other tokens where a library changed how it renders or tokenizes.
+    if run["data_digest"] != data.digest or run.get("data_content", data.content) != data.content:
+        if not config.may_change("data"):
+            libraries = run.get("text_libraries", text_libraries())
+            changed = "" if libraries == text_libraries() else f" (then {libraries}, now {text_libraries()})"
+            raise UserError(
+                f"{checkpoint} was trained on other data, template, tokenizer or --seq-length{changed}: give "
+                "the same, or --allow-changed data, or --finetune to start anew from its weights"
+            )
+        notes.append("the data or how it is tokenized changed")
+    return Saved(Position(plain["iteration"], plain["consumed_samples"]), run["layout"], notes)
+
+
+def load_state(
+    state: TrainState, checkpoint: Path, saved: Saved, config: TrainConfig, data: TokenStore
+) -> list[str]:
+    """Resume everything: weights, optimizer, schedule, random generators and data position.
+
+    Returns:
+        What the user should know, one line each.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
+    same_layout = saved.layout == _layout()
+    settings = [dict(group) for group in state.optimizer.param_groups]
+    before = read_yaml_mapping(checkpoint / "train_config.yaml")
+    for group in state.optimizer.param_groups:  # Megatron-Core finds a group by its learning rates
+        group.update(max_lr=before["lr"], min_lr=before["min_lr"])
+    content = _content(state, config, data, is_loading=True)
+    if not same_layout:
+        del content["rng"]
+    loaded = torch_dist.load_checkpoint(checkpoint, content)
+    torch_dist.fill_model(state.gpt, loaded["model"])
+    state.optimizer.load_state_dict(loaded["optimizer"])
+    for group, ours in zip(state.optimizer.param_groups, settings, strict=True):
+        group.update({key: ours[key] for key in ("max_lr", "min_lr", "betas", "eps")})
+    state.scheduler.override_opt_param_scheduler = True  # differs from the checkpoint's only on request
+    state.scheduler.load_state_dict(loaded["scheduler"])
+    state.iteration, state.consumed_samples = loaded["iteration"], loaded["consumed_samples"]
+    notes = [f"resumed step {state.iteration} from {checkpoint}", *saved.notes]
+    if same_layout:
+        _restore_generators(loaded["rng"])
+    else:
+        notes.append(f"the layout changed from {saved.layout} to {_layout()}: random generators start anew")
+    return notes
+
+
+def _content(state: TrainState, config: TrainConfig, data: TokenStore, *, is_loading: bool) -> dict[str, Any]:
+    model = torch_dist.model_state(state.gpt)
+    content: dict[str, Any] = {
+        "model": model,
+        "iteration": state.iteration,
+        "consumed_samples": state.consumed_samples,
+        "scheduler": state.scheduler.state_dict(),
+        "run": {
+            "layout": _layout(),
+            "save_optim": config.save_optim,
+            "data_digest": data.digest,
+            "data_content": data.content,
+            "text_libraries": text_libraries(),
+        },
+    }
+    if config.save_optim:
+        content["optimizer"] = state.optimizer.sharded_state_dict(
+            content, is_loading=is_loading, metadata=torch_dist.sharding_metadata()
+        )
+        content["rng"] = _generators()
+    return content
+
+
+def _layout() -> dict[str, int]:
+    return {
+        "tensor": parallel_state.get_tensor_model_parallel_world_size(),
+        "pipeline": parallel_state.get_pipeline_model_parallel_world_size(),
+        "data": parallel_state.get_data_parallel_world_size(with_context_parallel=True),
+    }
+
+
+def _generators() -> ShardedObject:
+    """This rank's generator states, one object per (pipeline, tensor, data × context) rank."""
+    states = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(),
+        "megatron": _tracker().get_states(),
+    }
+    layout = _layout()
+    ranks = (
+        parallel_state.get_pipeline_model_parallel_rank(),
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_data_parallel_rank(with_context_parallel=True),
+    )
+    return ShardedObject(
+        "rng", states, (layout["pipeline"], layout["tensor"], layout["data"]), ranks, replica_id=0
+    )
+
+
+def _tracker() -> Any:
+    return tensor_parallel.get_cuda_rng_tracker()
+
+
+def _restore_generators(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    _tracker().set_states(states["megatron"])
