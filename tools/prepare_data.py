@@ -1,65 +1,6 @@
-"""Prepare a domain's data: train, validation and test files with the paper's columns, and a card.
+"""`probsft prepare-data` for those who work in a checkout: see megatron_probsft/commands/prepare_data.py."""
 
-python tools/prepare_data.py figfont --generate --output runs/data/figfont
-python tools/prepare_data.py math --output runs/data/math                          # the paper's, of the hub
-python tools/prepare_data.py medical --data m23k.jsonl --test-data eval.parquet --output runs/data/medical
-
-Train with --data OUTPUT/train.parquet --valid-data OUTPUT/validation.parquet --prompt-key extra_info.question
---response-key extra_info.answer.
-"""
-
-import argparse
-from pathlib import Path
-
-from rich.console import Console
-
-from megatron_probsft.domains.templates import DOMAINS
-from megatron_probsft.runtime.errors import one_line_errors
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add = parser.add_argument
-    add("domain", choices=DOMAINS)
-    add("--output", type=Path, required=True, help="new folder")
-    add(
-        "--data", nargs="+", metavar="ITEM", help=".jsonl, .parquet, a folder of `datasets`, owner/name:split"
-    )
-    add("--test-data", nargs="+", default=[], metavar="ITEM", help="likewise, to go with --data")
-    add("--generate", action="store_true", help="figfont: the paper's puzzles; math, medical: a stand-in")
-    add("--train", type=int, help="first N rows only, the validation rows among them")
-    add("--test", type=int, help="first N test rows only")
-    add("--validation", type=int, default=128, help="training rows to hold out (default: 128)")
-    add("--seed", type=int, default=42, help="of the generator (default: 42, the paper's)")
-    add("--tokenizer", metavar="MODEL", help="model folder: adds token statistics to the card")
-    args = parser.parse_args(arguments)
-    if args.generate and args.data:
-        parser.error("--generate and --data: give one of them")
-    return args
-
-
-def main() -> None:
-    args = parse_arguments()
-    # Here: --help does without numpy, pyarrow and all.
-    from megatron_probsft.domains.preparing import card as cards
-    from megatron_probsft.domains.preparing.preparation import prepare
-
-    with one_line_errors():
-        card = prepare(
-            args.domain, "generated" if args.generate else args.data or "hub", args.output,
-            test_data=args.test_data, train=args.train, test=args.test, validation=args.validation,
-            seed=args.seed, tokenizer=args.tokenizer,
-        )  # fmt: skip
-    Console(width=None if Console().is_terminal else 110).print(cards.table(card))
-    for note in card["notes"]:
-        print(note)
-    print(
-        f"left out: {cards.dropped(card)}; test questions in training: {card['test_questions_in_training']}"
-    )
-    print(f"{'already there:' if 'already_there' in card else 'wrote'} {args.output}")
-
+from megatron_probsft.commands.prepare_data import main
 
 if __name__ == "__main__":
     main()

@@ -1,32 +1,6 @@
-"""Runs side by side: one self-contained HTML page, Markdown, JSON.
+"""`probsft report` for those who work in a checkout: see megatron_probsft/commands/report.py."""
 
-python tools/report.py runs/quickstart/base runs/quickstart/original runs/quickstart/p --output runs/report
-
-RUN is a trainer's run folder, or a folder that holds megatron/ (a trainer's run) and/or score/ (evaluate.py's
---output). What a run does not have is left out, and the report says so.
-
-OUTPUT/report.html  opens without a network     OUTPUT/report.md, figures/  the same as Markdown and PNG
-OUTPUT/report.json  every number of both
-"""
-
-import argparse
-from pathlib import Path
-
-from megatron_probsft.reporting.report import write_report
-from megatron_probsft.runtime.errors import one_line_errors
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    parser.add_argument("--output", type=Path, required=True, help="folder; a report in it is replaced")
-    args = parser.parse_args()
-    with one_line_errors():
-        written = write_report(args.runs, args.output)
-        print(f"wrote {written}, report.md, report.json")
-
+from megatron_probsft.commands.report import main
 
 if __name__ == "__main__":
     main()

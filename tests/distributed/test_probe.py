@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from megatron_probsft.commands.probe import run as run_probe
 from megatron_probsft.data.text.templates import encode_pair
 from megatron_probsft.data.tokenizers.load import load_tokenizer
 from megatron_probsft.probing.probe import advise
 from tests.support.ranks import run_ranks
 from tests.support.training_runs import config_for, train, write_pairs
-from tools.probe import run as run_probe
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from reasoning_gym import create_dataset
 
+from megatron_probsft.commands.probe import run as run_probe
 from megatron_probsft.probing.probe import Reading
 from tests.support.ranks import run_ranks
 from tests.support.training_runs import config_for
-from tools.probe import run as run_probe
 
 ROOT = Path(__file__).parents[2]
 FIGLET = {"min_word_len": 2, "max_word_len": 5, "space_letters": True}  # as in the paper

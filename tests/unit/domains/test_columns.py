@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from megatron_probsft.commands import evaluate
 from megatron_probsft.evaluation.tasks import get_task
-from tools import evaluate
 
 OPTIONS = {"A": "two", "B": "three"}
 ROWS: list[tuple[str, dict[str, Any], str]] = [

@@ -12,11 +12,11 @@ import pytest
 import reasoning_gym
 import simple_icd_10_cm as icd
 
+from megatron_probsft.commands import prepare_data
 from megatron_probsft.data.sources.rows import read_rows
 from megatron_probsft.domains.preparing.preparation import prepare
 from megatron_probsft.runtime.errors import UserError
 from tests.support.tiny_models import save_tiny_tokenizer
-from tools import prepare_data
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_probsft.commands.evaluate import parse_arguments
 from megatron_probsft.domains.benchmarks.problems import Problem, sample_seed
 from megatron_probsft.evaluation.engines import vllm_runner
 from megatron_probsft.evaluation.run import evaluate
 from megatron_probsft.runtime.errors import UserError
-from tools.evaluate import parse_arguments
 
 ROW = {"prompt": "what is one and two?", "answer": "3"}
 

@@ -15,9 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
+from megatron_probsft.commands.evaluate import parse_arguments
 from megatron_probsft.evaluation.run import evaluate
 from megatron_probsft.runtime.errors import UserError
-from tools.evaluate import parse_arguments
 
 ROOT = Path(__file__).parents[3]
 # Tokens that are a function of the seed; every call appends to `calls` what it was asked for.

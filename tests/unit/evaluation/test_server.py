@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from megatron_probsft.commands.evaluate import parse_arguments
 from megatron_probsft.data.tokenizers.load import load_tokenizer
 from megatron_probsft.evaluation.run import evaluate
 from megatron_probsft.runtime.errors import UserError
-from tools.evaluate import parse_arguments
 
 
 class Stub(ThreadingHTTPServer):
