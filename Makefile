@@ -18,6 +18,7 @@ lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/basedpyright --level error
+	.venv/bin/lint-imports --no-cache --no-logo
 
 # Two workers, each with files of its own: a test of several ranks leaves cores idle at its start and end.
 test: lint browser tokenizers
