@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.collectives import CollectiveRecorder
+from benchmarks.ranks import run_ranks
 from megatron_probsft.objectives.registry import get_objective
 from megatron_probsft.runtime import distributed
 from megatron_probsft.vocab_parallel.head import HeadOptions, supervised_loss
-from tests.support.collectives import CollectiveRecorder
-from tests.support.ranks import run_ranks
 
 VOCAB, HIDDEN, SEQUENCE = 61, 10, 48
 ROWS = [3, 4, 5, 11, 17, 20, 21, 22, 30, 31, 32, 40, 41, 46, 47]

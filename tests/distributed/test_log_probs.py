@@ -12,11 +12,11 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 
+from benchmarks.collectives import CollectiveRecorder
+from benchmarks.ranks import run_ranks
 from megatron_probsft.objectives.registry import get_objective
 from megatron_probsft.runtime import distributed
 from megatron_probsft.vocab_parallel.log_probs import token_log_probs
-from tests.support.collectives import CollectiveRecorder
-from tests.support.ranks import run_ranks
 
 VOCAB = 331
 BATCH, SEQUENCE = 3, 20
