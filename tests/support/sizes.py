@@ -17,31 +17,27 @@ SIZES = ("fast", "test", "all")
 END_TO_END = Path(__file__).parents[1] / "end_to_end"
 
 
-def rows(table: Iterable[Any], *, fast: Collection[Any], test: Collection[Any] | None = None) -> list[Any]:
+def rows(table: Iterable[Any], *, fast: Collection[Any], rare: Collection[Any] = ()) -> list[Any]:
     """Returns what `pytest.mark.parametrize` takes: each row marked with the smallest size that runs it.
 
     fast: the rows that every size runs.
-    test: those that `test` runs beside them (None: all others). The rest is for `all`.
+    rare: those that only `all` runs. The others run in `test`.
 
     A row of several parameters is a tuple. Where a test has several tables, its size is the largest of its
     rows' sizes.
     """
     every = list(table)
-    for row in [*fast, *(test or ())]:
+    for row in [*fast, *rare]:
         if row not in every:
             raise ValueError(f"the table has no row {row!r}")
-    if not fast and test is not None and not test:
-        raise ValueError("no feature is tested in `all` only: let `test` keep a row")
+    if all(row in rare for row in every):
+        raise ValueError("no feature is tested in `all` only: leave `test` a row")
 
-    def size(row: Any) -> str:
-        if row in fast:
-            return "fast"
-        return "test" if test is None or row in test else "all"
+    def parameters(row: Any) -> Any:
+        size = "all" if row in rare else "fast" if row in fast else "test"
+        return pytest.param(*(row if isinstance(row, tuple) else (row,)), marks=pytest.mark.size(size))
 
-    return [
-        pytest.param(*(row if isinstance(row, tuple) else (row,)), marks=pytest.mark.size(size(row)))
-        for row in every
-    ]
+    return [parameters(row) for row in every]
 
 
 def size_of(item: pytest.Item) -> str:

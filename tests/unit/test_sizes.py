@@ -17,8 +17,9 @@ def _sizes(parameters: list) -> list[str]:
 
 
 def test_each_row_has_its_size() -> None:
-    assert [parameter.values for parameter in rows(TABLE, fast=["b"], test=["a"])] == [("a",), ("b",), ("c",)]
-    assert _sizes(rows(TABLE, fast=["b"], test=["a"])) == ["test", "fast", "all"]
+    parameters = rows(TABLE, fast=["b"], rare=["c"])
+    assert [parameter.values for parameter in parameters] == [("a",), ("b",), ("c",)]
+    assert _sizes(parameters) == ["test", "fast", "all"]
     assert _sizes(rows(TABLE, fast=["b"])) == ["test", "fast", "test"]
     assert [parameter.values for parameter in rows([("a", 1)], fast=[("a", 1)])] == [("a", 1)]
 
@@ -27,7 +28,7 @@ def test_a_row_that_is_not_there_and_a_table_for_all_only_are_refused() -> None:
     with pytest.raises(ValueError, match="the table has no row 'd'"):
         rows(TABLE, fast=["d"])
     with pytest.raises(ValueError, match="no feature is tested in `all` only"):
-        rows(TABLE, fast=[], test=[])
+        rows(TABLE, fast=[], rare=TABLE)
 
 
 class _Config:
