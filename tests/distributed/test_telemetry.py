@@ -259,6 +259,7 @@ def fake_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "calls"
 
 
+@pytest.mark.size("test")
 def test_wandb_gets_the_records_and_a_resumed_run_goes_on_there(
     fake_wandb: Path, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -325,6 +326,7 @@ def test_wandb_is_refused_where_it_cannot_work(
     )
 
 
+@pytest.mark.size("test")
 def test_the_summary_of_a_stopped_and_resumed_run(
     tiny_llama: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
