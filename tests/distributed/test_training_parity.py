@@ -293,7 +293,7 @@ def half_entropy_weight(log_p: torch.Tensor, entropy: torch.Tensor) -> torch.Ten
 USERS_OWN = f"{__name__}:half_entropy_weight"
 
 
-@pytest.mark.parametrize("objective", rows(["EAFT-1", USERS_OWN], fast=[USERS_OWN]))
+@pytest.mark.parametrize("objective", rows(["EAFT-1", USERS_OWN], fast=[]))
 def test_statistics_across_shards_and_a_users_own_function(
     objective: str, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:
