@@ -76,7 +76,7 @@ def run(recipe: dict[str, Any]) -> None:
 
 
 def sweep_words(recipe: dict[str, Any], domain: str, output: Path) -> list[str]:
-    """The words, after `python`, of the command that runs a domain's sweep."""
+    """Return the words, after `python`, of the command that runs a domain's sweep."""
     named = {name: recipe[name] for name in ("model_save_name", "trainer_objective_trans", "seed")}
     flags = {"dataset": domain, **named, **recipe["all"], **recipe["domains"][domain], "output": output}
     return ["-m", "megatron_probsft.commands.one_click", *words_of(flags), "--run-script"]

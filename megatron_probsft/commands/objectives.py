@@ -1,4 +1,4 @@
-"""List the objectives, and draw them: probsft objectives [NAME …] [--output FILE.png]
+"""List the objectives and draw them: probsft objectives [NAME …] [--output FILE.png]
 
 Without names it lists every registered one and draws it with example parameters. A name may be
 `package.module:function`.

@@ -42,7 +42,7 @@ def read_request(argv: Sequence[str], description: str) -> Request:
     """Read and check the command line.
 
     Raises:
-        UserError: a name that is none, with the nearest right one; settings that do not go together.
+        UserError: a name is unknown (with the nearest right one), or settings do not go together.
     """
     given = vars(_parser(description).parse_args([_hyphens(word) for word in argv]))
     trainer = {field.name for field in dataclasses.fields(TrainConfig)} - {"seed"}
@@ -96,7 +96,7 @@ def read_request(argv: Sequence[str], description: str) -> Request:
 
 
 def _check_data(sweep: Sweep) -> None:
-    """Raises UserError: there would be nothing to validate or to score on."""
+    """Raise UserError where there would be nothing to validate or to score on."""
     prepare = prepare_flags(sweep)
     if prepare.get("validation") == 0:
         raise UserError(
@@ -111,7 +111,7 @@ def _check_data(sweep: Sweep) -> None:
 
 
 def _hyphens(word: str) -> str:
-    """The word with hyphens in its flag: --run_script=a_b becomes --run-script=a_b; values stay."""
+    """Write a flag with hyphens: --run_script=a_b becomes --run-script=a_b, whose value stays."""
     if not word.startswith("--"):
         return word
     name, equals, value = word.partition("=")
@@ -141,7 +141,7 @@ def _check_objectives(names: Sequence[str]) -> None:
 
 
 def _gpus(args: argparse.Namespace) -> int:
-    """The number of GPUs that the runs have: those named, else those of this machine."""
+    """Return the number of GPUs that the runs have: those named, or else those of this machine."""
     import torch
 
     there = torch.cuda.device_count()
@@ -198,7 +198,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
 
 
 def _path(text: str) -> Path | str:
-    """The absolute path of a file or folder that exists; any other text as it is."""
+    """Return the absolute path of a file or folder that exists, and any other text as it is."""
     return Path(text).resolve() if Path(text).exists() else text
 
 

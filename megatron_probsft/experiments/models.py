@@ -46,7 +46,7 @@ _LR_OF_OTHERS = 5e-5
 
 
 def named_model(name: str) -> Model:
-    """The model of that name. Raises UserError with the nearest right name."""
+    """Return the model of that name. Raises UserError with the nearest right name."""
     if name not in MODELS:
         near = nearest(name, MODELS)
         advice = f"did you mean {near}?" if near else f"use one of {', '.join(MODELS)}"
@@ -55,7 +55,7 @@ def named_model(name: str) -> Model:
 
 
 def other_model(source: str) -> Model:
-    """The model in a Hugging Face folder or with a hub id.
+    """Return the model in a Hugging Face folder or with a hub id.
 
     What its files do not tell is as for most of the paper's models.
 

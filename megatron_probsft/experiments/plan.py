@@ -40,7 +40,7 @@ class Sweep:
     output: Path
     paper: bool
     gpus: int
-    """How many the run has; 0 means that it runs on the CPU."""
+    """The number of GPUs that the run has; 0 means that it runs on the CPU."""
     devices: str | None
     """The value for CUDA_VISIBLE_DEVICES; None leaves it as it is."""
     nproc: int
@@ -58,7 +58,7 @@ class Sweep:
 
     @property
     def runs(self) -> list[tuple[str, int, Path]]:
-        """(objective, seed, folder) in the order in which they run."""
+        """The runs as (objective, seed, folder), in the order in which they are done."""
         return [
             (objective, seed, self.folder / f"{file_name(objective)}-seed{seed}")
             for seed in self.seeds
@@ -67,7 +67,7 @@ class Sweep:
 
 
 def plan(sweep: Sweep) -> list[Step]:
-    """The sweep's commands, in the order in which they run."""
+    """Return the sweep's commands, in the order in which they run."""
     commands = _Commands(sweep)
     steps = [*commands.model_steps, commands.prepare(), commands.probe()]
     steps.append(commands.score("scoring the base model", commands.model, sweep.base))
@@ -123,7 +123,7 @@ class _Commands:
         )
 
     def score(self, title: str, hf: Path, folder: Path) -> Step:
-        """The evaluation of a Hugging Face folder, into `folder`/score."""
+        """Return the evaluation of a Hugging Face folder, into `folder`/score."""
         flags = {"task": self.sweep.dataset, "model": hf, "template": self._template}
         if scores_own_test(self.sweep):
             flags["data"] = self._data / "test.parquet"  # else the public benchmarks
@@ -159,7 +159,7 @@ class _Commands:
         return Step("reporting", words, None, self.sweep.folder / "report.command")
 
     def _model(self) -> tuple[Path, list[Step]]:
-        """The model's folder, and the command that makes it."""
+        """Return the model's folder, and the command that makes it."""
         model = self.sweep.model
         if Path(model.source).is_absolute():
             return Path(model.source), []
@@ -173,7 +173,7 @@ class _Commands:
         return folder, [Step(title, words, folder / "config.json", record)]
 
     def _reading(self) -> Flags:
-        """The flags with which the probe and the trainer read the prepared data."""
+        """Return the flags with which the probe and the trainer read the prepared data."""
         return {"template": self._template, **_COLUMNS, "data_cache_path": self._data.parent / "cache"}
 
     def _torchrun(self) -> list[str]:
@@ -190,7 +190,7 @@ class _Commands:
 
 
 def _train_flags(defaults: Flags, given: Flags) -> Flags:
-    """The defaults under what is given; one of two flags that exclude each other drives the other out."""
+    """Return the defaults and, over them, what is given. A given flag removes one that excludes it."""
     flags = defaults | given
     for pair in _ONE_OF:
         for name, other in (pair, pair[::-1]):
@@ -200,7 +200,7 @@ def _train_flags(defaults: Flags, given: Flags) -> Flags:
 
 
 def data_of(sweep: Sweep) -> Path:
-    """The folder of the prepared data, named after what they are; an evaluation names its benchmark so."""
+    """Return the folder of the prepared data; its name says what they are, and evaluations show it."""
     prepare = prepare_flags(sweep)
     items = [Path(item).name for item in [*prepare.pop("data", []), *prepare.pop("test_data", [])]]
     source = "-".join(items) or "hub"
@@ -211,14 +211,14 @@ def data_of(sweep: Sweep) -> Path:
 
 
 def scores_own_test(sweep: Sweep) -> bool:
-    """True if models are scored on the prepared test rows, not on benchmarks that are named or public."""
+    """Return True if the prepared test rows are scored on, not benchmarks that are named or public."""
     if "data" in sweep.evaluate:
         return False
     return sweep.dataset == "figfont" or bool({"generate", "test_data"} & set(prepare_flags(sweep)))
 
 
 def prepare_flags(sweep: Sweep) -> Flags:
-    """The flags of `probsft prepare-data`."""
+    """Return the flags of `probsft prepare-data`."""
     settings = settings_for(sweep.dataset, sweep.model, paper=sweep.paper, gpus=sweep.gpus)
     prepare = settings.prepare | sweep.prepare
     if "data" in sweep.prepare or not prepare.get("generate"):
@@ -227,5 +227,5 @@ def prepare_flags(sweep: Sweep) -> Flags:
 
 
 def file_name(text: str) -> str:
-    """The text without what has a meaning in paths or in a shell. Hyphens stay: α may be negative."""
+    """Return the text without what has a meaning in paths or in a shell. Hyphens stay: α may be negative."""
     return re.sub(r"[^\w.-]", "-", text)

@@ -1,4 +1,4 @@
-"""Records of commands: a file beside each result keeps the words of the command that made it, one a line.
+"""Keeps beside each result a file with the words of the command that made it, one a line.
 
 python -m megatron_probsft.experiments.records RECORD RESULT WORD…    # an error if other words made RESULT
 """
@@ -30,7 +30,7 @@ def write_record(record: Path, words: Sequence[str]) -> None:
 
 
 def check_record(record: Path, result: Path, words: Sequence[str]) -> None:
-    """Refuse a result that other words than these made; one without a record is taken as theirs.
+    """Refuse a result that was made by other words than these; one without a record is accepted.
 
     Raises:
         UserError: with the words that differ.
@@ -51,7 +51,7 @@ def check_record(record: Path, result: Path, words: Sequence[str]) -> None:
 
 
 def _comparable(words: Sequence[str]) -> list[str]:
-    """The words with today's programs, and with paths inside the current folder relative to it."""
+    """Return the words with today's programs, and with paths inside the current folder relative to it."""
     found: list[str] = []
     for word in words:
         if word in _FORMER_PROGRAMS:

@@ -39,7 +39,7 @@ step() {{  # step RECORD DONE WORD…: run `python WORD…`, unless it has made 
 
 
 def render(title: str, steps: Sequence[Step]) -> str:
-    """The script's text: the same commands, in the same order, with the same rule of what is done."""
+    """Return the script, which runs the same commands in the same order, and what is done not again."""
     parts = [_HEAD.format(title=title, folder=shlex.quote(str(Path.cwd())), python=_python())]
     for step in steps:
         done = "" if step.done is None else shown_path(step.done)
@@ -50,12 +50,12 @@ def render(title: str, steps: Sequence[Step]) -> str:
 
 
 def _python() -> str:
-    """The interpreter that runs this program, quoted for the shell."""
+    """Return the interpreter that runs this program, quoted for the shell."""
     return shlex.quote(shown_path(Path(sys.executable)))
 
 
 def _wrapped(words: Sequence[str]) -> str:
-    """The words, quoted for the shell; each flag and its values stand on a line of their own."""
+    """Return the words, quoted for the shell, with each flag and its values on a line of their own."""
     text = ""
     for word in words:
         text += (" \\\n    " if word.startswith("--") or not text else " ") + shlex.quote(word)

@@ -29,26 +29,26 @@ class Step:
 
     title: str
     words: tuple[str, ...]
-    """What follows `python`: `-m megatron_probsft.commands.evaluate --model …`."""
+    """The words after `python`: `-m megatron_probsft.commands.evaluate --model …`."""
     done: Path | None
-    """What exists once the command has finished, and not before; None: it is quick, and always run."""
+    """A file that exists once the command has finished, and not before; None means that it always runs."""
     record: Path
-    """The file that keeps the command, a word per line: what is done was done by it."""
+    """The file that keeps the words of the command that made `done`."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def shown(self) -> str:
-        """The command as a person types it in the current folder."""
+        """Return the command as a person types it in the current folder."""
         variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*variables, "python", shlex.join(self.words)])
 
 
 def run_steps(steps: Sequence[Step], console: Console) -> None:
-    """Run what is not done, in order, each command printed. The commands take up what they left half done.
+    """Run and print what is not done, in order. Each command continues what it left half done.
 
     A signal that ends this process ends the command that it runs, too.
 
     Raises:
-        UserError: a command failed; or a finished one's settings were not those of today.
+        UserError: a command failed, or a finished one had other settings than now.
     """
     check_records(steps)
     started = time.perf_counter()
@@ -70,7 +70,7 @@ def run_steps(steps: Sequence[Step], console: Console) -> None:
 
 
 def check_records(steps: Sequence[Step]) -> None:
-    """Raises UserError where what is done was made by another command than would make it now."""
+    """Raise UserError where what is done was made by another command than would make it now."""
     for step in steps:
         if step.done is not None and step.done.exists():
             check_record(step.record, step.done, step.words)
@@ -106,5 +106,5 @@ def _call(step: Step) -> int:
 
 
 def _end_with_parent() -> None:
-    """Ask Linux for SIGTERM when the parent is gone, killed too: nobody else would end a training run."""
+    """Ask Linux to send SIGTERM when the parent is killed, too: nobody else would end a training run."""
     ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGTERM)

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def words_of(flags: Mapping[str, Any], *, absolute: bool = False) -> list[str]:
-    """The command line's words for flags, whose names have underscores here.
+    """Return the command line's words for flags, whose names have underscores here.
 
     True and False become --name and --no-name, a list becomes several words, None becomes nothing. Paths
     inside the current folder are written relative to it, unless they are to stay `absolute`.
@@ -27,7 +27,7 @@ def words_of(flags: Mapping[str, Any], *, absolute: bool = False) -> list[str]:
 
 
 def shown_path(value: Any) -> str:
-    """The value as text; a path inside the current folder, where commands run, is shown relative to it."""
+    """Return the value as text; a path inside the current folder, where commands run, is relative to it."""
     if isinstance(value, Path) and value.is_relative_to(Path.cwd()):
         return str(value.relative_to(Path.cwd()))
     return str(value)

@@ -168,7 +168,7 @@ def test_another_model_by_its_folder(tiny_llama: Path) -> None:
     ],
 )
 def test_refusals_say_what_would_be_right(words: tuple[str, ...], message: str) -> None:
-    replaced = list(BASIC)
+    replaced: list[str] = [*BASIC]
     if words[0] in replaced:
         at = replaced.index(words[0])
         replaced[at : at + 2] = words
