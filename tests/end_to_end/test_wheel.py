@@ -55,6 +55,7 @@ def test_it_holds_every_file_of_the_package(wheel: Path) -> None:
     assert {name for name in there if "__pycache__" not in name} == {
         name for name in packed if name.startswith("megatron_probsft/")
     }
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in packed) == (ROOT / "LICENSE").exists()
 
 
 def test_every_verb_answers_for_itself(environment: Path, tmp_path: Path) -> None:
