@@ -86,9 +86,9 @@ def read_request(argv: Sequence[str], description: str) -> Request:
             raise UserError(
                 f"--trainer-objective-trans: {other} and {objective} would share the folder {folder}"
             )
-    import torch  # which `_gpus` has imported
+    from megatron_probsft.runtime.device import gpu_count  # here: it imports torch, which takes seconds
 
-    if gpus == torch.cuda.device_count():  # else the script is for another machine
+    if gpus == gpu_count():  # else the script is for another machine
         for step in plan(sweep):
             if _TRAINER in step.words:
                 parse_arguments([*step.words[step.words.index(_TRAINER) + 1 :]])
@@ -141,10 +141,10 @@ def _check_objectives(names: Sequence[str]) -> None:
 
 
 def _gpus(args: argparse.Namespace) -> int:
-    """The number of GPUs that the runs have: those named, else those of this machine."""
-    import torch
+    """The number of GPUs that the runs have: those named, else those of this machine; 0 without any."""
+    from megatron_probsft.runtime.device import gpu_count  # here, as above
 
-    there = torch.cuda.device_count()
+    there = gpu_count()
     if args.cuda_visible_devices is None:
         return there
     named = len([device for device in args.cuda_visible_devices.split(",") if device.strip()])
