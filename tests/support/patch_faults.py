@@ -133,7 +133,7 @@ def _uneven_rank(rank: int, store: str) -> None:
     import torch.distributed as dist
     from megatron.core.tensor_parallel import mappings
 
-    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     group, rows = dist.group.WORLD, sum(UNEVEN)
     whole = torch.arange(2.0 * rows).reshape(rows, 2)
     try:
@@ -248,7 +248,8 @@ def _distributed_optimizer() -> Any:
     )
     wrapped: Any = DistributedDataParallel(config, ddp, model)  # type: ignore[arg-type]
     settings = OptimizerConfig(lr=0.1, use_distributed_optimizer=True)
-    (inner,) = get_megatron_optimizer(settings, [wrapped], use_gloo_process_groups=False).chained_optimizers
+    chain: Any = get_megatron_optimizer(settings, [wrapped], use_gloo_process_groups=False)
+    (inner,) = chain.chained_optimizers
     return inner
 
 
