@@ -32,10 +32,10 @@ from benchmarks.measure import (
     write_json,
 )
 from benchmarks.peers import OURS, peers
+from benchmarks.ranks import run_ranks
 from megatron_probsft.objectives.registry import get_objective
 from megatron_probsft.runtime import distributed
 from megatron_probsft.vocab_parallel.head import HeadOptions, supervised_loss
-from tests.support.ranks import run_ranks
 
 COLUMNS = {
     "implementation": "{implementation}",

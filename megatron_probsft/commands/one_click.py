@@ -17,7 +17,7 @@ OUTPUT/<dataset>/<model>/ has <objective>-seed<k>/{megatron,hf,score}, base/scor
 import sys
 
 from megatron_probsft.experiments import results
-from megatron_probsft.experiments.arguments import read_request
+from megatron_probsft.experiments.arguments import read_command_line
 from megatron_probsft.experiments.plan import Sweep, data_of, file_name, plan
 from megatron_probsft.experiments.script import render
 from megatron_probsft.experiments.steps import Step, run_steps
@@ -29,9 +29,9 @@ from megatron_probsft.runtime.folders import write_whole
 
 def main() -> None:
     with one_line_errors():
-        request = read_request(sys.argv[1:], str(__doc__))
-        sweep, steps = request.sweep, plan(request.sweep)
-        if request.run:
+        asked = read_command_line(sys.argv[1:], str(__doc__))
+        sweep, steps = asked.sweep, plan(asked.sweep)
+        if asked.run:
             run(sweep, steps)
         else:
             write_script(sweep, steps)

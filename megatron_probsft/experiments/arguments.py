@@ -30,7 +30,7 @@ _TRAINER = "megatron_probsft.train"
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class CommandLine:
     """The sweep that the command line asks for, and what to do with it."""
 
     sweep: Sweep
@@ -38,7 +38,7 @@ class Request:
     """True to run the sweep now, False to write its script."""
 
 
-def read_request(argv: Sequence[str], description: str) -> Request:
+def read_command_line(argv: Sequence[str], description: str) -> CommandLine:
     """Read and check the command line.
 
     Raises:
@@ -86,13 +86,13 @@ def read_request(argv: Sequence[str], description: str) -> Request:
             raise UserError(
                 f"--trainer-objective-trans: {other} and {objective} would share the folder {folder}"
             )
-    import torch  # which `_gpus` has imported
+    from megatron_probsft.runtime.device import gpu_count  # here: it imports torch, which takes seconds
 
-    if gpus == torch.cuda.device_count():  # else the script is for another machine
+    if gpus == gpu_count():  # else the script is for another machine
         for step in plan(sweep):
             if _TRAINER in step.words:
                 parse_arguments([*step.words[step.words.index(_TRAINER) + 1 :]])
-    return Request(sweep, args.run_script)
+    return CommandLine(sweep, args.run_script)
 
 
 def _check_data(sweep: Sweep) -> None:
@@ -142,9 +142,9 @@ def _check_objectives(names: Sequence[str]) -> None:
 
 def _gpus(args: argparse.Namespace) -> int:
     """Return the number of GPUs that the runs have: those named, or else those of this machine."""
-    import torch
+    from megatron_probsft.runtime.device import gpu_count  # here, as above
 
-    there = torch.cuda.device_count()
+    there = gpu_count()
     if args.cuda_visible_devices is None:
         return there
     named = len([device for device in args.cuda_visible_devices.split(",") if device.strip()])

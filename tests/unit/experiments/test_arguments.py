@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_probsft.data.text.named_templates import TEMPLATES
-from megatron_probsft.experiments.arguments import read_request
+from megatron_probsft.experiments.arguments import read_command_line
 from megatron_probsft.experiments.plan import Sweep, plan
 from megatron_probsft.runtime.errors import UserError
 
@@ -26,7 +26,7 @@ MAX_LENGTH = {"math": "3072", "medical": "800", "figfont": "800"}
 
 
 def sweep(*words: str) -> Sweep:
-    return read_request(words, "").sweep
+    return read_command_line(words, "").sweep
 
 
 def step_words(built: Sweep, title: str) -> list[str]:
@@ -168,7 +168,7 @@ def test_another_model_by_its_folder(tiny_llama: Path) -> None:
     ],
 )
 def test_refusals_say_what_would_be_right(words: tuple[str, ...], message: str) -> None:
-    replaced: list[str] = [*BASIC]
+    replaced: list[str] = list(BASIC)
     if words[0] in replaced:
         at = replaced.index(words[0])
         replaced[at : at + 2] = words
