@@ -14,7 +14,14 @@ PAGES = (
     ROOT / "examples" / "recipes" / "README.md",
     *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "flags.md"),  # that is generated
 )
-NOT_RUN = ("needs GPUs", "needs the hub", "needs a network", "needs a cluster", "needs Docker", "needs an editor")
+NOT_RUN = (
+    "needs GPUs",
+    "needs the hub",
+    "needs a network",
+    "needs a cluster",
+    "needs Docker",
+    "needs an editor",
+)
 """Titles of shell blocks that no machine like the tests' can run; the flags in them are checked."""
 RUN_ELSEWHERE = {
     "ten minutes": "tests/end_to_end/test_quickstart.py",
@@ -26,7 +33,9 @@ RUN_ELSEWHERE = {
 }
 """Titles of shell blocks that take long, and the file that runs the same command, small."""
 
-_FENCE = re.compile(r"^(?P<fence>```+)(?P<language>[\w+-]*)(?P<rest>.*)\n(?P<text>(?:.*\n)*?)(?P=fence)[ ]*$", re.M)
+_FENCE = re.compile(
+    r"^(?P<fence>```+)(?P<language>[\w+-]*)(?P<rest>.*)\n(?P<text>(?:.*\n)*?)(?P=fence)[ ]*$", re.M
+)
 _TITLE = re.compile(r'^ title="([^"]+)"$')
 
 
