@@ -1,4 +1,4 @@
-"""mkdocs hooks: the quick start's picture, which lies beside its numbers outside docs/, is put into the site."""
+"""mkdocs hooks: the quick start's picture lies outside docs/, beside its numbers, and is part of the site."""
 
 from __future__ import annotations
 

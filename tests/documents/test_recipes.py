@@ -15,9 +15,7 @@ from tests.support.documents import ROOT
 
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
 # key: value  # type, default: meaning
-_LINE = re.compile(
-    r"^(?P<key>\w+): (?P<value>.+?) +# (?P<type>[^,]+), (?P<default>\S+|\[\]): (?P<meaning>.{10,})$"
-)
+_LINE = re.compile(r"^(?P<key>\w+): .+? +# (?P<type>[^,]+), (?P<default>\S+): .{5,}$")
 _TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool}
 
 

@@ -20,7 +20,6 @@ NOT_RUN = (
     "needs a network",
     "needs a cluster",
     "needs Docker",
-    "needs an editor",
 )
 """Titles of shell blocks that no machine like the tests' can run; the flags in them are checked."""
 RUN_ELSEWHERE = {
@@ -74,7 +73,7 @@ def blocks_of(page: Path) -> list[Block]:
     for match in _FENCE.finditer(text):
         line = text.count("\n", 0, match.start()) + 1
         title = _TITLE.match(match["rest"])
-        if match["rest"] and not title or not match["language"]:
+        if (match["rest"] and not title) or not match["language"]:
             raise ValueError(f'{page}:{line}: a fence is ```language or ```language title="…"')
         found.append(Block(page, line, match["language"], title[1] if title else "", match["text"]))
     return found
