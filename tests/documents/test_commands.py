@@ -25,6 +25,7 @@ from tests.support.documents import (
 )
 
 
+@pytest.mark.size("test")
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if any(block.is_run for block in blocks_of(page))],

@@ -41,6 +41,7 @@ def test_each_key_is_explained(recipe: Path) -> None:
         _check_type(content[match["key"]], match["type"], f"{recipe.name}: {match['key']}")
 
 
+@pytest.mark.size("test")
 def test_the_defaults_are_true(whole_place: Path) -> None:
     """Those that a run without the keys writes into its train_config.yaml."""
     defaults = defaults_of(whole_place / "runs" / "first")
