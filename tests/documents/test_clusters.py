@@ -72,7 +72,8 @@ def test_out_of_time_is_requeued_and_nothing_else_is(
         (tmp_path / name).chmod(0o755)
     environment = os.environ | {
         "PATH": f"{tmp_path}:{os.environ['PATH']}", "CONFIG": "job.yaml", "SLURM_JOB_ID": "17",
-        "SLURM_GPUS_ON_NODE": "8", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_GPUS_ON_NODE": "8", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "64",
+        "SLURM_JOB_NODELIST": "node[1-2]",
     }  # fmt: skip
     process = subprocess.Popen(["bash", str(script)], cwd=tmp_path, env=environment)
     if end == "signal":
