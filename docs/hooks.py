@@ -1,4 +1,4 @@
-"""mkdocs hooks: the quick start's picture lies beside its numbers, outside docs/, and belongs into the site."""
+"""mkdocs hooks: the quick start's picture lies outside docs/, beside its numbers, and is part of the site."""
 
 from __future__ import annotations
 

@@ -14,7 +14,13 @@ PAGES = (
     ROOT / "examples" / "recipes" / "README.md",
     *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "flags.md"),  # that is generated
 )
-NOT_RUN = ("needs GPUs", "needs the hub", "needs a network", "needs a cluster", "needs Docker", "needs an editor")
+NOT_RUN = (
+    "needs GPUs",
+    "needs the hub",
+    "needs a network",
+    "needs a cluster",
+    "needs Docker",
+)
 """Titles of shell blocks that no machine like the tests' can run; the flags in them are checked."""
 RUN_ELSEWHERE = {
     "ten minutes": "tests/end_to_end/test_quickstart.py",
@@ -26,7 +32,9 @@ RUN_ELSEWHERE = {
 }
 """Titles of shell blocks that take long, and the file that runs the same command, small."""
 
-_FENCE = re.compile(r"^(?P<fence>```+)(?P<language>[\w+-]*)(?P<rest>.*)\n(?P<text>(?:.*\n)*?)(?P=fence)[ ]*$", re.M)
+_FENCE = re.compile(
+    r"^(?P<fence>```+)(?P<language>[\w+-]*)(?P<rest>.*)\n(?P<text>(?:.*\n)*?)(?P=fence)[ ]*$", re.M
+)
 _TITLE = re.compile(r'^ title="([^"]+)"$')
 
 
@@ -65,7 +73,7 @@ def blocks_of(page: Path) -> list[Block]:
     for match in _FENCE.finditer(text):
         line = text.count("\n", 0, match.start()) + 1
         title = _TITLE.match(match["rest"])
-        if match["rest"] and not title or not match["language"]:
+        if (match["rest"] and not title) or not match["language"]:
             raise ValueError(f'{page}:{line}: a fence is ```language or ```language title="…"')
         found.append(Block(page, line, match["language"], title[1] if title else "", match["text"]))
     return found
