@@ -14,6 +14,7 @@ from megatron_probsft.objectives.registry import get_objective
 from megatron_probsft.runtime import distributed
 from megatron_probsft.vocab_parallel.head import HeadOptions, supervised_loss
 from tests.support.ranks import run_ranks
+from tests.support.sizes import rows
 
 VOCAB, HIDDEN, SEQUENCE = 61, 10, 48
 ROWS = [3, 4, 5, 11, 17, 20, 21, 22, 30, 31, 32, 40, 41, 46, 47]
@@ -127,7 +128,8 @@ def _exact(tp: int, objective: str, dtype: torch.dtype) -> dict[str, torch.Tenso
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
-    ("tp", "sequence_parallel"), [(1, False), (2, False), (2, True), (3, False), (3, True)]
+    ("tp", "sequence_parallel"),
+    rows([(1, False), (2, False), (2, True), (3, False), (3, True)], fast=[(2, False), (2, True)]),
 )
 def test_against_float64(
     tp: int, sequence_parallel: bool, path: str, objective: str, dtype: torch.dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from megatron_probsft.runtime import distributed
 from megatron_probsft.vocab_parallel.log_probs import token_log_probs
 from megatron_probsft.vocab_parallel.shards import Kernels
 from tests.support.ranks import run_ranks
+from tests.support.sizes import rows
 
 VOCAB = 331
 BATCH, SEQUENCE = 3, 20
@@ -128,8 +130,10 @@ def _exact(tp: int, dtype: torch.dtype, objective: str) -> Result:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("layout", "objective"), CASES)
-@pytest.mark.parametrize("tp", [1, 2, 3])
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(
+    ("kernels", "tp"),
+    rows(itertools.product(KERNELS, [1, 2, 3]), fast=[("torch", 2)], rare=[("triton", 1), ("triton", 3)]),
+)
 def test_against_float64(kernels: Kernels, tp: int, layout: str, objective: str, dtype: torch.dtype) -> None:
     results = [rank[dtype, layout, objective] for rank in _results(tp, kernels)]
     exact = _exact(tp, dtype, objective)

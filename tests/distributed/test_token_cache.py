@@ -56,6 +56,7 @@ def assert_same(store: TokenStore, expected: TokenStore) -> None:
     assert len(store) == ROWS
 
 
+@pytest.mark.size("test")
 def test_four_processes_build_the_same_store_at_once(tmp_path: Path, tokenizer: Any) -> None:
     expected = build(tmp_path, tokenizer, "elsewhere")
     for attempt in range(3):
