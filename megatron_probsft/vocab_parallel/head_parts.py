@@ -1,4 +1,4 @@
-"""What the output head works with: its matrix, the supervised tokens, its options, and what it returns."""
+"""The output head's arguments and results: its matrix, the supervised tokens, its options, their values."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class SentencePieceTokenizer(SentencePieceBackend):
             self._inner = SentencePieceProcessor(model_proto=parsed.SerializeToString())
 
     def _tokens_in_text(self, special: bool) -> dict[str, int]:
-        """Return the tokens to look for in a text: added ones, with `special` special and control ones too."""
+        """Return the tokens to look for in a text: added ones, with `special` special and control ones."""
         added = {token.content: index for index, token in self._added_tokens_decoder.items()}
         if special:
             return self._controls | added
