@@ -32,11 +32,11 @@ from benchmarks.measure import (
     write_json,
 )
 from benchmarks.peers import OURS, peers
+from benchmarks.ranks import run_ranks
 from megatron_probsft.objectives.registry import get_objective
 from megatron_probsft.runtime import distributed
 from megatron_probsft.vocab_parallel.head import supervised_loss
 from megatron_probsft.vocab_parallel.head_parts import HeadOptions, OutputHead, Supervision
-from tests.support.ranks import run_ranks
 
 COLUMNS = {
     "implementation": "{implementation}",

@@ -71,11 +71,11 @@ def _different_items(tries: int, seed: int) -> Iterator[dict[str, str]]:
 
 
 def _question(row: dict[str, str]) -> tuple[str, ...]:
-    """The operator and its terms, those of a sum in one order."""
+    """A question's operator and its terms, those of a sum in one order."""
     first, operator, second = row["response"].split(" = ")[0].split(" ")
     return (operator, *(sorted((first, second)) if operator == "+" else (first, second)))
 
 
 def _write(file: Path, rows: list[dict[str, str]]) -> None:
-    """The file appears under its name when complete."""
+    """Write the rows; the file appears under its name when complete."""
     write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))

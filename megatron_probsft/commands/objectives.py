@@ -1,16 +1,15 @@
 """List the objectives, and draw them: probsft objectives [NAME …] [--output FILE.png]
 
-Without names, every registered one, drawn with example parameters; a name may be `package.module:function`.
+Without names it lists every registered one and draws it with example parameters. A name may be
+`package.module:function`.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from rich.console import Console
-
+from megatron_probsft.runtime.consoles import console
 from megatron_probsft.runtime.errors import UserError, one_line_errors
 
 
@@ -19,7 +18,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("names", nargs="*", metavar="NAME", help="as GeneralFamily-8 (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="for example GeneralFamily-8 (default: all)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="draw them into this .png, .pdf or .svg")
     arguments = parser.parse_args()
     with one_line_errors():
@@ -40,8 +39,8 @@ def _run(names: list[str], output: Path | None) -> None:
     except ObjectiveError as error:
         raise UserError(str(error)) from None
     # A file or pipe has no width of its own: one line per objective.
-    console = Console(width=None if sys.stdout.isatty() else 200, markup=False)
-    console.print(listing.objectives_table(objectives) if names else listing.forms_table())
+    found = listing.objectives_table(objectives) if names else listing.forms_table()
+    console(200, markup=False).print(found)
     if output:
         from megatron_probsft.objectives.plot import plot_objectives
 

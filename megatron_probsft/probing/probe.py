@@ -17,6 +17,7 @@ from megatron.core import parallel_state
 
 from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.objectives.registry import get_objective, with_statistic
+from megatron_probsft.runtime.device import current_device
 from megatron_probsft.runtime.distributed import data_group
 from megatron_probsft.training.batches import Batches, StepBatch
 from megatron_probsft.training.config.config import TrainConfig
@@ -126,7 +127,7 @@ def probe(
         total = batches.steps_in_order(number, most)
         if total == 0:  # all left out by --truncation
             continue
-        bins = torch.zeros(_MEDIAN_BINS, dtype=torch.int64, device=torch.cuda.current_device())
+        bins = torch.zeros(_MEDIAN_BINS, dtype=torch.int64, device=current_device())
 
         def count(tokens: Tokens, bins: torch.Tensor = bins) -> None:
             index = (tokens.log_p.exp() * _MEDIAN_BINS).long().clamp(max=_MEDIAN_BINS - 1)

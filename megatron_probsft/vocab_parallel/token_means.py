@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from megatron_probsft.runtime.device import current_device
 from megatron_probsft.runtime.distributed import data_group
 
 HISTOGRAM_BINS = 20
@@ -60,7 +61,7 @@ def reduce_sums(micro_batches: list[torch.Tensor], *, with_entropy: bool) -> Tok
     Collectives: two all-reduces of 26 floats, over the data-parallel and the model-parallel (TP × PP) group.
     """
     # float32 over the wire would round; gloo and NCCL both take float64.
-    total = torch.zeros(_SUMS + HISTOGRAM_BINS, dtype=torch.float64, device=torch.cuda.current_device())
+    total = torch.zeros(_SUMS + HISTOGRAM_BINS, dtype=torch.float64, device=current_device())
     for sums in micro_batches:
         total += sums
     dist.all_reduce(total, group=data_group())

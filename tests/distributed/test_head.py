@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.collectives import CollectiveRecorder
 from megatron_probsft.objectives.registry import get_objective
 from megatron_probsft.runtime import distributed
 from megatron_probsft.vocab_parallel.head import supervised_loss
 from megatron_probsft.vocab_parallel.head_parts import HeadOptions, OutputHead, Supervision
-from tests.support.collectives import CollectiveRecorder
 from tests.support.ranks import run_ranks
 
 VOCAB, HIDDEN, SEQUENCE = 61, 10, 48
@@ -75,7 +75,8 @@ def _run_head(path: str, objective: str, dtype: torch.dtype, sequence_parallel: 
         "log_p": tokens.log_p,
         "losses": tokens.losses,
         "hidden": hidden.grad,
-        "weight": (weight.main_grad + weight.grad - 0.5).to_dense(),  # what Megatron's DDP does
+        # what Megatron's DDP does
+        "weight": (weight.main_grad + weight.grad - 0.5).to_dense(),  # type: ignore[attr-defined]
         "collectives": {"forward": forward.calls, "backward": backward.calls},
     }
 

@@ -75,8 +75,8 @@ def _elements_read(folder: Path) -> tuple[int, int]:
     read = [0]
     plain = TensorReader.read
 
-    def counted(reader: TensorReader, name: str, *cuts: slice) -> torch.Tensor:
-        tensor = plain(reader, name, *cuts)
+    def counted(self: TensorReader, name: str, *cuts: slice) -> torch.Tensor:
+        tensor = plain(self, name, *cuts)
         read[0] += tensor.numel()
         return tensor
 

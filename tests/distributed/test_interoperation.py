@@ -121,7 +121,7 @@ def _plain_saves(hf_config: dict[str, Any], tp: int, pp: int, folder: Path) -> t
 def _plain_loads(hf_config: dict[str, Any], tp: int, pp: int, folder: Path) -> torch.Tensor:
     mixture = hf_config["model_type"] == "mixtral"
     model = _plain_model(hf_config, tp, pp, norms_as_transformer_engine=mixture)
-    state = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(folder))
+    state: Any = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(folder))
     model.load_state_dict(state["model"])
     return _plain_logits(model)
 

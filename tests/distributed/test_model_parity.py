@@ -57,7 +57,7 @@ def _logits(folder: Path, token_ids: list[int], layout: tuple[int, int, bool], p
         outputs = get_forward_backward_func()(
             forward_step_func=forward_step,
             data_iterator=iter([None]),
-            model=model,
+            model=[*model],
             num_microbatches=1,
             seq_length=len(token_ids),
             micro_batch_size=1,

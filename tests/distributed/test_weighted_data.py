@@ -98,7 +98,7 @@ def _reference(folder: Path, data: Path, indices: list[int]) -> tuple[float, flo
         all_w.append(weights[1:][trained].double())
     p, w = torch.cat(all_p), torch.cat(all_w)
     loss = (w * (1 - p)).sum() / w.sum()
-    (gradient,) = torch.autograd.grad(loss, [model.get_input_embeddings().weight])
+    (gradient,) = torch.autograd.grad(loss, [model.get_parameter("model.embed_tokens.weight")])
     return loss.item(), -p.log().mean().item(), len(p), gradient
 
 

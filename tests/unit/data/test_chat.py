@@ -217,6 +217,7 @@ def test_turns_found_by_bytes_are_those_found_by_offsets(name: str) -> None:
     expected = token_places._by_offsets(library_of(tokenizer, split=False), samples)
     assert token_places.with_places(tokenizer, samples) == expected
     sizes = token_places._byte_sizes(tokenizer, len(tokenizer))
+    assert sizes is not None
     added_up = [
         token_places._by_bytes(ids, sizes, sample) is not None
         for (ids, _), sample in zip(expected, samples, strict=True)

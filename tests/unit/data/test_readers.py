@@ -36,7 +36,7 @@ def folders(tmp_path: Path) -> Path:
     """`one` without splits, `two` with train and test."""
     Dataset.from_list(rows("one", 2500)).save_to_disk(tmp_path / "one", num_shards=2)
     splits = {name: Dataset.from_list(rows(name, count)) for name, count in (("train", 3), ("test", 2))}
-    DatasetDict(splits).save_to_disk(tmp_path / "two")
+    DatasetDict(**splits).save_to_disk(tmp_path / "two")
     return tmp_path
 
 
@@ -105,7 +105,7 @@ def test_bad_folders_are_named(folders: Path, item: str, message: str) -> None:
     pairs.save_to_disk(folders / "bad")
     pairs.select([]).save_to_disk(folders / "empty")
     with pytest.raises(UserError) as error:
-        list(read_rows([f"{folders}/{item}"], **({} if item == "bad" else {"prompt_key": "info.q"})))
+        list(read_rows([f"{folders}/{item}"], prompt_key="prompt" if item == "bad" else "info.q"))
     assert str(error.value).startswith(f"{folders}/" + message.format(folders))
     assert "\n" not in str(error.value)
 
@@ -191,5 +191,6 @@ def test_rows_of_the_hub_are_named_and_stored(hub: Path, tmp_path: Path) -> None
     assert store.sources == items
     assert store.source.tolist() == [0, 0, 0, 1, 1]
     assert build_store(items, tokenizer, **settings).digest == store.digest
+    settings["seq_length"] = 4
     with pytest.raises(UserError, match=r"^owner/words:main:train:1: the sample has \d+ positions"):
-        build_store(items, tokenizer, **settings | {"seq_length": 4})
+        build_store(items, tokenizer, **settings)

@@ -339,13 +339,12 @@ def test_identity(tmp_path: Path) -> None:
     first = tokenizer_identity(load_tokenizer(GIVEN))
     assert tokenizer_identity(dill.loads(dill.dumps(load_tokenizer(GIVEN)))) == first
     json.dumps(first)
-    for number, change in enumerate(
-        [
-            {"split_special_tokens": True},
-            {"chat_template": "{{ 1 }}"},
-            {"eos_token": "<｜begin▁of▁sentence｜>"},
-        ]
-    ):
+    changes: list[dict[str, Any]] = [
+        {"split_special_tokens": True},
+        {"chat_template": "{{ 1 }}"},
+        {"eos_token": "<｜begin▁of▁sentence｜>"},
+    ]
+    for number, change in enumerate(changes):
         changed = copy(GIVEN, tmp_path / str(number), **change)
         assert tokenizer_identity(load_tokenizer(changed)) != first
     same = copy(GIVEN, tmp_path / "same", "llama", tokenizer_class="PreTrainedTokenizerFast")

@@ -111,7 +111,7 @@ def test_recipes_are_sweeps_that_can_be_read(name: str, tmp_path: Path) -> None:
     assert list(recipe["domains"]) == ["math", "medical", "figfont"]
     for domain in recipe["domains"]:
         words = run.sweep_words(recipe, domain, tmp_path)
-        sweep = read_request([word for word in words[1:] if word != "--run-script"], "").sweep
+        sweep = read_request([word for word in words[2:] if word != "--run-script"], "").sweep
         assert sweep.objectives == ["original", "p", "GeneralFamily-10", "OnlyTopP-0.2"]
         assert sweep.train["lr"] == 3e-4
 

@@ -137,7 +137,7 @@ def test_every_registered_objective_has_a_reference() -> None:
 def test_value_and_gradient_weight(name: str) -> None:
     value, weight = REFERENCES[name](LOG_P.double())
     objective = get_objective(name)
-    close = {"rtol": 1e-5, "atol": 1e-7}
+    close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-7}
     torch.testing.assert_close(objective(LOG_P, **STATISTICS).double(), value, **close)
     torch.testing.assert_close(gradient_weight(objective, LOG_P, **STATISTICS).double(), weight, **close)
 
