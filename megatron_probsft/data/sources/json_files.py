@@ -1,4 +1,4 @@
-"""JSON files are read as rows: an object per line or one array of them, as they are or packed."""
+"""JSON files are read as rows: an object per line or one array of them, as they are or compressed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class JsonFile:
         self._file = file
 
     def describe(self) -> str:
-        packed = "packed, " * (Path(self._file).suffix in PACKED)
+        packed = "packed, " * (Path(self._file).suffix in COMPRESSED)
         return f"{packed}one JSON array" if self._array is not None else packed + "JSON lines" * bool(packed)
 
     def columns(self) -> dict[str, Any] | None:
@@ -78,10 +78,10 @@ class JsonFile:
     @contextlib.contextmanager
     def _stream(self) -> Iterator[Any]:
         try:
-            with PACKED.get(Path(self._file).suffix, _open_plain)(self._file) as stream:
+            with COMPRESSED.get(Path(self._file).suffix, _open_plain)(self._file) as stream:
                 yield stream
         except (EOFError, zlib.error, OSError) as error:
-            if Path(self._file).suffix not in PACKED:
+            if Path(self._file).suffix not in COMPRESSED:
                 raise
             raise UserError(f"{self._file}: damaged, it cannot be unpacked: {error}") from None
 
@@ -103,7 +103,7 @@ def _open_zstd(file: str) -> Any:
     return io.BufferedReader(pa.input_stream(file, compression="zstd"))  # type: ignore[arg-type]
 
 
-PACKED: dict[str, Any] = {".gz": gzip.open, ".zst": _open_zstd}
+COMPRESSED: dict[str, Any] = {".gz": gzip.open, ".zst": _open_zstd}
 
 
 def digest_of(files: Sequence[str]) -> str:

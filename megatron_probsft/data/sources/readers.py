@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from megatron_probsft.data.sources.json_files import PACKED, JsonFile, digest_of
+from megatron_probsft.data.sources.json_files import COMPRESSED, JsonFile, digest_of
 from megatron_probsft.runtime.errors import UserError
 
 if TYPE_CHECKING:  # it takes seconds to import: `_library` does, where an item needs it
@@ -51,20 +51,20 @@ class Reader(Protocol):
 def reader_of(item: str) -> Reader:
     """Return the reader of `file.jsonl`, `file.parquet`, `folder[:split]` or `owner/name[[:config]:split]`.
 
-    A .jsonl or .json file holds an object per line or one JSON array, and may be packed as .gz or .zst.
+    A .jsonl or .json file holds an object per line or one JSON array, and may be compressed as .gz or .zst.
     A folder is one that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote; a path that exists goes
     before a name on the hub. Nothing is read yet.
 
     Raises UserError: no such file, an empty one, or one of another extension.
     """
     path = Path(item)
-    packed = path.suffix if path.suffix in PACKED else ""
-    suffix = path.with_suffix("").suffix if packed else path.suffix
-    known = suffix in _READERS and not (packed and _READERS[suffix] is _Parquet)
+    compressed = path.suffix if path.suffix in COMPRESSED else ""
+    suffix = path.with_suffix("").suffix if compressed else path.suffix
+    known = suffix in _READERS and not (compressed and _READERS[suffix] is _Parquet)
     if path.is_file():
         if not known:
             raise UserError(
-                f"{item}: extension {suffix + packed!r} is none of {', '.join(_READERS)}, .jsonl.gz, "
+                f"{item}: extension {suffix + compressed!r} is none of {', '.join(_READERS)}, .jsonl.gz, "
                 ".jsonl.zst"
             )
         if path.stat().st_size == 0:

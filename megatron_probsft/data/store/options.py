@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Truncation = Literal["error", "drop", "left", "right"]
 
@@ -30,7 +30,7 @@ class StoreOptions:
     """YYYY-MM-DD, which a chat template shows as today's date; None is today. It matters only where the
     template shows a date."""
 
-    def keys(self) -> dict[str, str | None]:
+    def keys(self) -> dict[str, Any]:
         """Return the columns' names, by `read_rows`'s parameters."""
         return {
             "prompt_key": self.prompt_key,
