@@ -31,15 +31,16 @@ def main() -> None:
 def _run(names: list[str], output: Path | None) -> None:
     # Here: torch takes seconds to import, and matplotlib is needed for --output only.
     from megatron_probsft.objectives import listing
-    from megatron_probsft.objectives.families import FAMILIES
+    from megatron_probsft.objectives.forms import FORMS
     from megatron_probsft.objectives.registry import ObjectiveError, get_objective
 
     try:
-        objectives = [get_objective(name) for name in names or [family.example for family in FAMILIES]]
+        objectives = [get_objective(name) for name in names or [form.example for form in FORMS]]
     except ObjectiveError as error:
         raise UserError(str(error)) from None
     # A file or pipe has no width of its own: one line per objective.
-    console(200, markup=False).print(listing.table(objectives) if names else listing.families())
+    found = listing.objectives_table(objectives) if names else listing.forms_table()
+    console(200, markup=False).print(found)
     if output:
         from megatron_probsft.objectives.plot import plot_objectives
 

@@ -23,8 +23,7 @@ from megatron_probsft.training.batches import Batches, StepBatch
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.state import data_parallel
 from megatron_probsft.training.step import Criterion, validate
-from megatron_probsft.vocab_parallel.fused_head import Tokens
-from megatron_probsft.vocab_parallel.head import HeadOptions
+from megatron_probsft.vocab_parallel.head_parts import HeadOptions, Tokens
 from megatron_probsft.vocab_parallel.token_means import TokenMeans, combine
 
 _MEDIAN_BINS = 10_000
