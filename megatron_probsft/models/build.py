@@ -1,4 +1,4 @@
-"""From a Hugging Face config and a parallel layout to Megatron-Core's GPTModel."""
+"""Megatron-Core's GPTModel for a Hugging Face model on a parallel layout."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
+from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
-from megatron_probsft.models.family import Experts, ModelShape
+from megatron_probsft.models.family import Experts, Family, ModelShape
+from megatron_probsft.models.hf_model import HFModel
 from megatron_probsft.models.layout import Parallelism
-from megatron_probsft.models.local_layers import PackedRotary, local_block_spec
+from megatron_probsft.models.local_layers import LocalBackend, PackedRotary, RMSNorm, local_layer_spec
 
 
 def padded_vocab_size(shape: ModelShape, tp: int) -> int:
@@ -25,7 +27,7 @@ def padded_vocab_size(shape: ModelShape, tp: int) -> int:
 
 
 def use_transformer_engine() -> bool:
-    """Transformer Engine's layers serve on CUDA where it is installed; local layers everywhere else."""
+    """True on CUDA where it is installed: then its layers serve; everywhere else local layers do."""
     return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
 
 
@@ -102,7 +104,7 @@ def _expert_settings(experts: Experts | None, layout: Parallelism, fused: bool) 
     }
 
 
-def build_model(shape: ModelShape, config: TransformerConfig, *, on_meta: bool = False) -> list[GPTModel]:
+def build_model(hf: HFModel, config: TransformerConfig, *, on_meta: bool = False) -> list[GPTModel]:
     """This rank's part of the model on the current device, its weights not yet filled.
 
     on_meta: without storage, of local layers on any machine: for the names and shapes of its tensors.
@@ -115,17 +117,21 @@ def build_model(shape: ModelShape, config: TransformerConfig, *, on_meta: bool =
     stages = [None] if virtual is None else range(virtual)
     if on_meta:
         with torch.device("meta"):
-            return [_build_chunk(shape, config, local_block_spec(config, stage), stage) for stage in stages]
-    chunks = [_build_chunk(shape, config, _block_spec(config, stage), stage) for stage in stages]
+            return [
+                _build_chunk(hf, config, _local_block(hf.family, config, stage), stage) for stage in stages
+            ]
+    block = _transformer_engine_layer if use_transformer_engine() else _local_block
+    chunks = [_build_chunk(hf, config, block(hf.family, config, stage), stage) for stage in stages]
     return [chunk.to(torch.cuda.current_device()) for chunk in chunks]
 
 
 def _build_chunk(
-    shape: ModelShape,
+    hf: HFModel,
     config: TransformerConfig,
     layers: TransformerBlockSubmodules | ModuleSpec,
     vp_stage: int | None,
 ) -> GPTModel:
+    shape = hf.shape
     where: dict[str, Any] = {"ignore_virtual": False, "vp_stage": vp_stage}
     model = GPTModel(
         config=config,
@@ -145,11 +151,25 @@ def _build_chunk(
     return model
 
 
-def _block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules | ModuleSpec:
-    if use_transformer_engine():
-        return get_gpt_layer_with_transformer_engine_spec(
-            num_experts=config.num_moe_experts,
-            moe_grouped_gemm=config.moe_grouped_gemm,
-            qk_layernorm=config.qk_layernorm,
-        )
-    return local_block_spec(config, vp_stage)
+def _local_block(
+    family: Family, config: TransformerConfig, vp_stage: int | None
+) -> TransformerBlockSubmodules:
+    """A spec for each layer that this pipeline stage holds, and the norm for the end of the last one."""
+    layer = local_layer_spec(config)
+    if family.layers:
+        layer = family.layers(layer, LocalBackend())
+    return TransformerBlockSubmodules(
+        layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=RMSNorm
+    )
+
+
+def _transformer_engine_layer(family: Family, config: TransformerConfig, vp_stage: int | None) -> ModuleSpec:
+    """One spec for all layers; Megatron-Core counts them and adds the norm."""
+    layer = get_gpt_layer_with_transformer_engine_spec(
+        num_experts=config.num_moe_experts,
+        moe_grouped_gemm=config.moe_grouped_gemm,
+        qk_layernorm=config.qk_layernorm,
+    )
+    if family.layers:
+        layer = family.layers(layer, TESpecProvider())
+    return layer

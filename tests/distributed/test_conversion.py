@@ -17,7 +17,7 @@ import torch
 from megatron.core import dist_checkpointing
 from safetensors.torch import load_file, save_file
 
-from megatron_probsft.checkpoint import pieces
+from megatron_probsft.checkpoint import blocks
 from megatron_probsft.checkpoint.convert import Conversion, hf_to_megatron, megatron_to_hf
 from megatron_probsft.checkpoint.megatron import run_folder
 from megatron_probsft.checkpoint.megatron.torch_dist import load_model, model_state
@@ -66,7 +66,7 @@ def test_a_cut_vocabulary_loads_at_any_size(
     tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Written block by block (here of one row: 331 is prime), read by three ranks and by a conversion."""
-    monkeypatch.setattr(pieces, "_BLOCK_BYTES", 512)
+    monkeypatch.setattr(blocks, "_BLOCK_BYTES", 512)
     _to_megatron(tiny_qwen2, tmp_path / "run")
     metadata = dist_checkpointing.load_tensors_metadata(str(tmp_path / "run" / "iter_0000000"))
     assert metadata["output_layer.weight"].global_shape[0] == 331
@@ -88,7 +88,7 @@ def test_a_cut_vocabulary_loads_at_any_size(
 def _vocabularies(hf_folder: Path, checkpoint: Path) -> tuple[torch.Tensor, torch.Tensor]:
     distributed.initialize(2)
     hf = read_hf_model(hf_folder)
-    model = build_model(hf.shape, transformer_config(hf.shape, Parallelism(2), torch.float32))
+    model = build_model(hf, transformer_config(hf.shape, Parallelism(2), torch.float32))
     load_model(model, checkpoint)
     state = model_state(model)["0"]
     return tuple(

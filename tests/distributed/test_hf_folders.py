@@ -30,7 +30,7 @@ from tests.support.training_runs import config_for, train, write_pairs
 def _model(folder: Path, tp: int, pp: int) -> tuple[Any, Any]:
     distributed.initialize(tp, pp)
     hf = read_hf_model(folder)
-    model = build_model(hf.shape, transformer_config(hf.shape, Parallelism(tp, pp), torch.float32))
+    model = build_model(hf, transformer_config(hf.shape, Parallelism(tp, pp), torch.float32))
     load_hf_weights(model, hf)
     return model, hf
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 
-from megatron_probsft.checkpoint import layouts
+from megatron_probsft.checkpoint.cuts import join
 from megatron_probsft.checkpoint.hf import safetensors_folder
 from megatron_probsft.checkpoint.hf.safetensors_writer import SafetensorsWriter, TensorPlan
 from megatron_probsft.checkpoint.hf.trained_turns import TrainedTurns, add_record, fit_for_servers
@@ -73,13 +73,13 @@ def _write(model: Sequence[GPTModel], hf: HFModel, writer: SafetensorsWriter) ->
         if replica != dist.get_rank(replicas):
             continue
         shards = [parameter.detach()]
-        if tp > 1 and rule.layout != "replicated":
+        if tp > 1 and rule.cut != "replicated":
             shards = [torch.empty_like(parameter) for _ in range(tp)]
             dist.all_gather(shards, parameter.detach().contiguous(), group=tensor_group)
         if turn % tp != dist.get_rank(tensor_group) or failure:
             continue
         try:
-            joined = layouts.join(rule, [shard.cpu() for shard in shards], hf.shape)
+            joined = join(rule, [shard.cpu() for shard in shards], hf.shape)
             for hf_name, tensor in zip(hf_names, joined, strict=True):
                 writer.write(hf_name, tensor)
         except OSError as error:

@@ -59,17 +59,17 @@ class TensorReader:
             )
         return DTYPES[dtype]
 
-    def read(self, name: str, *cuts: slice) -> torch.Tensor:
+    def read(self, name: str, *slices: slice) -> torch.Tensor:
         """A tensor, or only these rows (and columns) of it, on the CPU, in the file's dtype.
 
         Rows are mapped: nothing is copied, and what is mapped goes with the tensor.
         """
         entry = self._entries[name]
-        if len(cuts) > 1:
+        if len(slices) > 1:
             with safe_open(entry.file, framework="pt") as file:
-                return file.get_slice(name)[cuts].clone()
+                return file.get_slice(name)[slices].clone()
         dtype = self.dtype(name)
-        first, end, _ = (cuts or (slice(None),))[0].indices(entry.shape[0])
+        first, end, _ = (slices or (slice(None),))[0].indices(entry.shape[0])
         shape = (max(end - first, 0), *entry.shape[1:])
         count, row = math.prod(shape), math.prod(entry.shape[1:])
         if count == 0:

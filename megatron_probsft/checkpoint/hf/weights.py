@@ -9,7 +9,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 
-from megatron_probsft.checkpoint import layouts
+from megatron_probsft.checkpoint.cuts import cut
 from megatron_probsft.checkpoint.hf.safetensors_folder import TensorReader
 from megatron_probsft.models.family import WeightRule
 from megatron_probsft.models.hf_model import HFModel
@@ -40,9 +40,7 @@ def load_hf_weights(model: Sequence[GPTModel], hf: HFModel) -> None:
     tp = parallel_state.get_tensor_model_parallel_world_size()
     rank = parallel_state.get_tensor_model_parallel_rank()
     for _, parameter, rule, names in matched_parameters(model, hf):
-        padded = parameter.shape[0] * tp  # only used where dim 0 is the vocabulary
-        shard = layouts.cut(rule, names, reader.read, hf.shape, rank, tp, padded)
-        parameter.copy_(shard)
+        parameter.copy_(cut(rule, names, reader.read, hf.shape, rank, tp))
 
 
 def check_tensors(reader: TensorReader, hf: HFModel) -> None:
@@ -73,11 +71,11 @@ def check_tensors(reader: TensorReader, hf: HFModel) -> None:
 
 
 def _equal(reader: TensorReader, first: str, second: str) -> bool:
-    """Whether two tensors of the folder hold the same; a few rows of them in memory at a time."""
+    """True if two tensors of the folder hold the same; a few rows of them are in memory at a time."""
     if reader.shape(first) != reader.shape(second):
         return False
-    cuts = (slice(start, start + 4096) for start in range(0, reader.shape(first)[0], 4096))
-    return all(torch.equal(reader.read(first, cut), reader.read(second, cut)) for cut in cuts)
+    blocks = (slice(start, start + 4096) for start in range(0, reader.shape(first)[0], 4096))
+    return all(torch.equal(reader.read(first, rows), reader.read(second, rows)) for rows in blocks)
 
 
 def matched_parameters(
@@ -90,7 +88,8 @@ def matched_parameters(
             general, numbers = _generalise(name, chunk)
             if general == "output_layer.weight" and hf.shape.tied_embeddings:
                 general = _EMBEDDING
-            rule = rules[general]
+            rule = rules.get(general)
+            assert rule, f"family {hf.family.name} has no row for Megatron-Core's parameter {general}"
             yield name, parameter, rule, [pattern.format(**numbers) for pattern in rule.hf]
 
 
