@@ -72,7 +72,7 @@ class Block:
 def blocks_of(
     hf: HFModel, content: dict[str, Any], dtype_of: Callable[[str], torch.dtype]
 ) -> tuple[list[Block], dict[str, Any]]:
-    """All blocks of a model's checkpoint, and its sharded state dict, of tensors on the meta device.
+    """All blocks of a model's checkpoint, and its sharded state dict; tensors are on the meta device.
 
     Megatron-Core's own model names the tensors. Needs `distributed.initialize()` with one process.
 

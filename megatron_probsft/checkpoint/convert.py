@@ -1,7 +1,7 @@
 """Whole-model conversion between a Hugging Face folder and a Megatron checkpoint, tensor by tensor.
 
-One process; memory holds the few tensors that are on their way, never the model. What is unfinished never
-has a finished thing's name.
+It takes one process, whose memory holds the few tensors that are on their way, never the model. Nothing
+unfinished ever has a finished thing's name.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def hf_to_megatron(
     Needs `distributed.initialize()` with one process.
 
     Args:
-        dtype: to cast to; None keeps each tensor's own.
-        workers: threads, each with a file of its own.
+        dtype: the type that tensors are cast to; None keeps each tensor's own.
+        workers: number of threads, each with a file of its own.
 
     Raises:
         UserError: unsupported model; missing, unexpected or misshapen tensors; a truncated file; the target
@@ -153,7 +153,7 @@ def _saved_blocks(checkpoint: Path, hf: HFModel, reader: BlockReader) -> list[Bl
 
 
 def _as_saved(block: Block, reader: BlockReader) -> list[Block]:
-    """The vocabulary in the blocks in which it was saved, so that no more than one is in memory."""
+    """The block; the vocabulary in the blocks in which it was saved, so that memory holds one of them."""
     if block.rule.cut != "vocab":
         return [block]
     starts = sorted({chunk.offsets[0] for chunk in reader.tensors[block.key].chunks})

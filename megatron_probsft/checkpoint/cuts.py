@@ -10,7 +10,7 @@ from megatron_probsft.models.build import padded_vocab_size
 from megatron_probsft.models.family import ModelShape, WeightRule
 
 Read = Callable[..., torch.Tensor]
-"""read(hf name) → the tensor; read(hf name, rows), read(hf name, rows, columns) → these slices of it."""
+"""read(hf name) gives the tensor; read(hf name, rows) and read(hf name, rows, columns) these slices of it."""
 
 
 def cut(

@@ -74,7 +74,7 @@ class Verdict:
     layers: dict[str, float]
     """Relative difference of the hidden states at the median position: embedding, layer 0, …, final norm."""
     first_departure: str | None
-    """The first of the layers, or `output layer`, beyond what rounding explains; None: equal."""
+    """The first place whose limit is exceeded; None: the models are equal but for rounding."""
 
     def worst_check(self) -> Check:
         """The failed check that comes first, or the one nearest to its limit."""

@@ -197,29 +197,37 @@ def _parser() -> argparse.ArgumentParser:
         to.add_argument("--hf", type=Path, required=hf, help="Hugging Face folder")
         to.add_argument("--megatron", type=Path, required=megatron, help="folder of Megatron checkpoints")
 
-    step = {"type": int, "help": "which checkpoint (default: the newest)"}
+    step = {"type": int, "help": "step of the checkpoint (default: the newest)"}
     to_megatron = verb("hf-to-megatron", _to_megatron, "write CHECKPOINTS/iter_0000000")
     to_hf = verb("megatron-to-hf", _to_hf, "write a Hugging Face folder")
     to_hf.add_argument("--ckpt-step", **step)
     for parser_of_verb in (to_megatron, to_hf):
         folders(parser_of_verb, hf=True, megatron=True)
         parser_of_verb.add_argument(
-            "--dtype", choices=_DTYPES, help="cast the weights (default: as they are)"
+            "--dtype", choices=_DTYPES, help="type that the weights are cast to (default: each keeps its own)"
         )
         parser_of_verb.add_argument(
-            "--workers", type=int, default=4, help="threads, which wait for the disk often (default: 4)"
+            "--workers", type=int, default=4, help="threads; they often wait for the disk (default: 4)"
         )
     check = verb("verify", _verify, "compare our Megatron model with transformers on a text")
     folders(check, hf=True, megatron=False)
     check.add_argument("--ckpt-step", **step)
-    check.add_argument("--dtype", choices=("fp32", "bf16"), help="default: both")
-    check.add_argument("--text", type=Path, help="a file (default: a few hundred tokens of several kinds)")
-    check.add_argument("--hidden-states", action="store_true", help="show the difference after each layer")
-    look = verb("inspect", _inspect, "say what a folder is")
+    check.add_argument(
+        "--dtype", choices=("fp32", "bf16"), help="compare in this type only (default: in both)"
+    )
+    check.add_argument(
+        "--text",
+        type=Path,
+        help="file with the text to compare on (default: a few hundred tokens of several kinds)",
+    )
+    check.add_argument(
+        "--hidden-states", action="store_true", help="also show the difference after each layer"
+    )
+    look = verb("inspect", _inspect, "describe a folder")
     folders(look.add_mutually_exclusive_group(required=True), hf=False, megatron=False)
     look.add_argument("--ckpt-step", **step)
     for parser_of_verb in (check, look):
-        parser_of_verb.add_argument("--json", type=Path, help="write the result here too")
+        parser_of_verb.add_argument("--json", type=Path, help="file that the result is also written to")
     check.epilog = "In the JSON, max_abs_logprob_diff is fp32's, or of the one --dtype; by_dtype has each."
     return parser
 

@@ -22,12 +22,12 @@ from megatron_probsft.models.local_layers import LocalBackend, PackedRotary, RMS
 
 
 def padded_vocab_size(shape: ModelShape, tp: int) -> int:
-    """The vocabulary, rounded up to a multiple of the tensor-parallel size."""
+    """The number of rows of the vocabulary, rounded up to a multiple of the tensor-parallel size."""
     return -(-shape.vocab_size // tp) * tp
 
 
 def use_transformer_engine() -> bool:
-    """True on CUDA where it is installed: then its layers serve; everywhere else local layers do."""
+    """True on CUDA where Transformer Engine is installed: its layers serve there, local layers elsewhere."""
     return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
 
 
@@ -39,7 +39,7 @@ def transformer_config(
 ) -> TransformerConfig:
     """Megatron-Core's configuration for this model: dropout off, losses divided once by the token count.
 
-    `training` goes to TransformerConfig as it is: recompute settings, variable_seq_lengths, ….
+    `training` goes to TransformerConfig as it is: recompute settings, variable_seq_lengths and the like.
     """
     fused = use_transformer_engine()
     interleaved = layout.num_virtual_stages_per_pipeline_rank is not None
@@ -87,7 +87,7 @@ def transformer_config(
 
 
 def _expert_settings(experts: Experts | None, layout: Parallelism, fused: bool) -> dict[str, Any]:
-    """No auxiliary loss balances the experts: the objective alone is trained."""
+    """The settings of a mixture. No auxiliary loss balances the experts: the objective alone is trained."""
     if experts is None:
         return {}
     return {
@@ -107,11 +107,12 @@ def _expert_settings(experts: Experts | None, layout: Parallelism, fused: bool) 
 def build_model(hf: HFModel, config: TransformerConfig, *, on_meta: bool = False) -> list[GPTModel]:
     """This rank's part of the model on the current device, its weights not yet filled.
 
-    on_meta: without storage, of local layers on any machine: for the names and shapes of its tensors.
+    on_meta: the model has no storage, and local layers on any machine: for its tensors' names and shapes.
 
-    One chunk, or those of the interleaved pipeline's virtual stages. Needs initialised process groups.
-    Collectives: none, except that tied embeddings on several pipeline stages are made equal
-    (Megatron-Core all-reduces zeros into the last stage's copy).
+    The list holds one chunk, or one for each virtual stage of the interleaved pipeline. Process groups must
+    exist.
+    Collectives: none, except that tied embeddings on several pipeline stages are made equal (Megatron-Core
+    all-reduces zeros into the last stage's copy).
     """
     virtual = config.virtual_pipeline_model_parallel_size
     stages = [None] if virtual is None else range(virtual)

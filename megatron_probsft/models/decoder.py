@@ -48,7 +48,7 @@ _REFUSED = {
 
 
 def decoder_shape(config: PretrainedConfig, **family: Any) -> ModelShape:
-    """Read the fields that Llama-like decoder configs share; `family` are `ModelShape`'s others.
+    """The sizes of a model whose config has the fields of Llama's. `family` gives `ModelShape`'s others.
 
     Raises:
         UserError: a field would change the mathematics in a way that is not implemented.
@@ -80,13 +80,13 @@ def decoder_shape(config: PretrainedConfig, **family: Any) -> ModelShape:
 
 
 def _positions(config: PretrainedConfig) -> int:
-    """Full attention equals the model's own up to here. Qwen's configs hold a window that may be off."""
+    """The longest sequence that full attention fits. Qwen's configs hold a window that may be off."""
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     return min(config.max_position_embeddings, window or config.max_position_embeddings)
 
 
 def _rope_frequencies(config: PretrainedConfig, head_dim: int) -> tuple[float, ...]:
-    """By transformers' own functions."""
+    """Radians per position of each pair of a head's elements, by transformers' own functions."""
     # Here: which architectures there are is asked before anything that takes seconds is imported.
     import torch
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

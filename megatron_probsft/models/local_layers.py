@@ -94,7 +94,7 @@ class PackedRotary(torch.nn.Module):
 class PackedAttention(MegatronModule):
     """Causal self-attention over packed sequences, one `scaled_dot_product_attention` per sequence.
 
-    Takes what Transformer Engine's DotProductAttention takes for `qkv_format="thd"`: query
+    It takes what Transformer Engine's DotProductAttention takes for `qkv_format="thd"`: query
     `[t, heads, head_dim]`, key and value `[t, groups, head_dim]` of this tensor-parallel rank and
     `cu_seqlens_q` `[n + 1]`. Without packed_seq_params: `[s, b, heads, head_dim]`, b sequences of length s.
     Under context parallelism t counts this rank's part of the pack (see `context_parallel`), cu_seqlens the
@@ -150,7 +150,7 @@ class PackedAttention(MegatronModule):
         return torch.cat(outputs, dim=2).squeeze(0).transpose(0, 1).flatten(1).to(dtype)
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """The queries are the last ones of the keys' positions."""
+        """Attention of queries whose positions are the last ones of the keys'."""
         whole = q.shape[2] == k.shape[2]
         return F.scaled_dot_product_attention(
             q,

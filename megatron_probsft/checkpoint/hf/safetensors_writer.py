@@ -1,4 +1,4 @@
-"""Write a Hugging Face folder's weights tensor by tensor: sizes first, then the bytes to their places.
+"""Write a Hugging Face folder's weights tensor by tensor: first the headers, then bytes to their places.
 
 The format: 8 bytes with the header's length, the header (JSON: dtype, shape and byte range by name), the
 tensors (https://huggingface.co/docs/safetensors).

@@ -1,4 +1,4 @@
-"""Hugging Face weights into a Megatron-Core model sharded by TP and PP, and the names that both sides use."""
+"""Load Hugging Face weights into a Megatron-Core model on any layout; the names that both sides use."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _equal(reader: TensorReader, first: str, second: str) -> bool:
 def matched_parameters(
     model: Sequence[GPTModel], hf: HFModel
 ) -> Iterator[tuple[str, torch.nn.Parameter, WeightRule, list[str]]]:
-    """(local name, parameter, rule, Hugging Face names) of every parameter on this rank."""
+    """Every parameter on this rank: (its local name, the parameter, its rule, its Hugging Face names)."""
     rules = {rule.megatron: rule for rule in hf.family.rules(hf.shape)}
     for chunk in model:
         for name, parameter in chunk.named_parameters():
@@ -94,7 +94,7 @@ def matched_parameters(
 
 
 def _generalise(name: str, model: GPTModel) -> tuple[str, dict[str, int]]:
-    """A local parameter name to its rule's pattern, and the global numbers of its layer and its expert."""
+    """The name in the rule of a local parameter, and the global numbers of its layer and its expert."""
     match = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", name)
     if match is None:
         return name, {}
@@ -111,7 +111,7 @@ def _generalise(name: str, model: GPTModel) -> tuple[str, dict[str, int]]:
 
 
 def hf_shapes(hf: HFModel) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(name, shape) of every tensor that the model's Hugging Face folder holds."""
+    """The name and shape of every tensor that the model's Hugging Face folder holds."""
     for rule in hf.family.rules(hf.shape):
         layers = range(hf.shape.num_layers) if "{layer}" in rule.megatron else [0]
         experts = range(hf.shape.experts.count if hf.shape.experts else 0)

@@ -1,4 +1,4 @@
-"""Writing a checkpoint, in the foreground or in a thread while training goes on."""
+"""Write a checkpoint, in the foreground or in a thread while training goes on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import pieces
 
 Read = Callable[[tuple[str, tuple[int, ...]]], torch.Tensor]
-"""(key, offset) of a block of a checkpoint's tensor → the block, on the CPU, with storage of its own."""
+"""read((key, offset)) gives a block of a checkpoint's tensor, on the CPU, with storage of its own."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Save:
         return not int(writing)
 
     def finish(self) -> Path:
-        """Wait until all is written, then give the checkpoint its name; returns its folder. Collective.
+        """The checkpoint's folder, once all is written and it has its name. Collective.
 
         Raises:
             UserError: a file could not be written; the checkpoints before this one are untouched.
@@ -143,7 +143,7 @@ class Save:
 
 
 class _Strategy(TorchDistSaveShardedStrategy):
-    """Plans as Megatron-Core's own; keeps the writer and the global metadata (on rank 0) for us."""
+    """Megatron-Core's own strategy, which keeps the writer and (on rank 0) the global metadata for us."""
 
     writer: FileSystemWriterAsync
     metadata: Any
@@ -172,7 +172,7 @@ def _buckets(writer: FileSystemWriterAsync, copy: bool, streaming: Streaming | N
 
 
 class _Streamed:
-    """(write item, tensor) pairs whose tensors are read one by one, as the file grows."""
+    """Pairs of write item and tensor, whose tensors are read one by one as the file grows."""
 
     def __init__(self, tensors: list[tuple[Any, torch.Tensor]], read: Read) -> None:
         self._tensors, self._read = tensors, read

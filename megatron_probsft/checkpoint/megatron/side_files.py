@@ -11,7 +11,7 @@ from megatron_probsft.checkpoint.hf.trained_turns import TrainedTurns, add_recor
 
 @dataclass(frozen=True)
 class SideFiles:
-    """All that a later export, or a resumed run, needs beside the tensors."""
+    """The files that a later export, or a resumed run, needs beside the tensors."""
 
     hf_folder: Path
     """The folder that config.json and the tokenizer files are copied from."""
