@@ -151,7 +151,7 @@ def _refused_export(folder: Path, target: Path) -> str:
 
 
 def test_files_with_an_index(tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_probsft.checkpoint.hf.safetensors_writer.MAX_SHARD_BYTES", 300_000)
+    monkeypatch.setattr("megatron_probsft.checkpoint.hf.safetensors_writer.MAX_FILE_BYTES", 300_000)
     run_ranks(4, _export, tiny_qwen2, tmp_path / "hf")
     files = sorted((tmp_path / "hf").glob("*.safetensors"))
     assert len(files) > 3
