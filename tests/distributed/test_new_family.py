@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_probsft.checkpoint.convert import hf_to_megatron, megatron_to_hf
 from megatron_probsft.checkpoint.hf.export import save_hf_weights
+from megatron_probsft.checkpoint.hf.weights import matched_parameters
 from megatron_probsft.checkpoint.megatron.torch_dist import load_model
 from megatron_probsft.models import build, families
 from megatron_probsft.models.build import build_model, transformer_config
@@ -87,6 +89,19 @@ def _through_two_ranks(root: Path) -> None:
     model = build_model(hf, transformer_config(hf.shape, Parallelism(2), torch.float32))
     load_model(model, checkpoint)
     save_hf_weights(model, hf, root / "exported")
+
+
+def test_a_parameter_without_a_row_is_named(olmo2: Path) -> None:
+    run_ranks(1, _check_missing_row, olmo2)
+
+
+def _check_missing_row(folder: Path) -> None:
+    distributed.initialize()
+    hf = read_hf_model(folder)
+    model = build_model(hf, transformer_config(hf.shape, Parallelism(), torch.float32), on_meta=True)
+    lacking = dataclasses.replace(hf.family, layer_rows=hf.family.layer_rows[:-1])
+    with pytest.raises(AssertionError, match=r"olmo2 has no row for .*self_attention.k_layernorm.weight"):
+        list(matched_parameters(model, dataclasses.replace(hf, family=lacking)))
 
 
 @pytest.mark.parametrize("sequence_parallel", [False, True])

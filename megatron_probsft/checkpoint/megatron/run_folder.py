@@ -117,7 +117,7 @@ def hf_folder_of(checkpoint: Path) -> Path:
     return folder
 
 
-def publish(run_folder: Path, step: int) -> Path:
+def publish_checkpoint(run_folder: Path, step: int) -> Path:
     """Give a part that is wholly written its name, and move the pointer to it; both are on the disk then.
 
     The checkpoint before it stays the newest until the last rename. Returns the checkpoint's folder.

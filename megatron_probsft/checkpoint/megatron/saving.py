@@ -26,18 +26,19 @@ from torch.distributed.checkpoint.filesystem import _StorageWriterTransforms
 from megatron_probsft.checkpoint.megatron import run_folder as folders
 from megatron_probsft.checkpoint.megatron.side_files import SideFiles
 from megatron_probsft.checkpoint.megatron.torch_dist import CONTENT
+from megatron_probsft.checkpoint.megatron.torch_dist_reader import Place
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import pieces
 
-Read = Callable[[tuple[str, tuple[int, ...]]], torch.Tensor]
-"""read((key, offset)) gives a block of a checkpoint's tensor, on the CPU, with storage of its own."""
+ReadBlock = Callable[[Place], torch.Tensor]
+"""read(place) gives a block of a checkpoint's tensor, on the CPU, with storage of its own."""
 
 
 @dataclass(frozen=True)
 class Streaming:
     """Tensors that are read when they are written, for a state dict that lies on the meta device."""
 
-    read: Read
+    read: ReadBlock
     files: int
     """Number of files that are written at the same time."""
 
@@ -120,7 +121,7 @@ class Save:
         self._strategy.writer.finish(self._strategy.metadata, results)
         save_config(CheckpointingConfig(self._strategy.backend, self._strategy.version), str(self._part))
         self._side_files.write(self._part)
-        folders.publish(self._run_folder, self.step)
+        folders.publish_checkpoint(self._run_folder, self.step)
 
     def _on_first_rank(self, work: Any) -> None:
         failure: list[str | None] = [None]
@@ -174,7 +175,7 @@ def _buckets(writer: FileSystemWriterAsync, copy: bool, streaming: Streaming | N
 class _Streamed:
     """Pairs of write item and tensor, whose tensors are read one by one as the file grows."""
 
-    def __init__(self, tensors: list[tuple[Any, torch.Tensor]], read: Read) -> None:
+    def __init__(self, tensors: list[tuple[Any, torch.Tensor]], read: ReadBlock) -> None:
         self._tensors, self._read = tensors, read
         self.current_bytes = 0
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
 from megatron.core.transformer.identity_op import IdentityOp
-from torch.distributed.nn.functional import all_reduce
 
 from megatron_probsft.models.decoder import ATTENTION, MLP, decoder_shape
 from megatron_probsft.models.family import Family, ModelShape, Row
@@ -74,7 +76,8 @@ class _AllHeadsNorm(torch.nn.Module):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         group = tensor_group()
         own = states.flatten(-2).float()
-        squares = all_reduce(own.square().sum(-1, keepdim=True), op=dist.ReduceOp.SUM, group=group)
+        squares = reduce_from_tensor_model_parallel_region(own.square().sum(-1, keepdim=True))
+        squares = copy_to_tensor_model_parallel_region(squares)  # sums the gradients of all ranks
         normed = own * torch.rsqrt(squares / len(self.weight) + self._eps)
         weight = self.weight.chunk(group.size())[group.rank()]
         return (normed * weight).to(states.dtype).view_as(states)
