@@ -21,6 +21,11 @@ lint: $(READY)
 	.venv/bin/basedpyright --level error
 	.venv/bin/lint-imports --no-cache --no-logo
 
+# The documents as a site, in site/: without a network, and no broken link.
+.PHONY: docs
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+
 # Two workers, each with files of its own: a test of several ranks leaves cores idle at its start and end.
 PYTEST = $(PYTHON) -m pytest --numprocesses 2 --dist loadfile --size $(SIZE) $(ARGS)
 

@@ -68,6 +68,6 @@ def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct, built once from its package beside the quick start's runs."""
-    from examples.quickstart.smollm2 import build_hf_folder
+    from megatron_probsft.experiments.smollm2 import build_hf_folder
 
     return build_hf_folder(Path(__file__).parents[1] / "runs" / "models" / "SmolLM2-135M-Instruct")

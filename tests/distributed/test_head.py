@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from benchmarks.collectives import CollectiveRecorder
 from megatron_probsft.objectives.registry import get_objective
 from megatron_probsft.runtime import distributed
-from megatron_probsft.vocab_parallel.head import HeadOptions, supervised_loss
+from megatron_probsft.vocab_parallel.head import supervised_loss
+from megatron_probsft.vocab_parallel.head_parts import HeadOptions, OutputHead, Supervision
 from tests.support.ranks import run_ranks
 from tests.support.sizes import rows
 
@@ -59,14 +60,9 @@ def _run_head(path: str, objective: str, dtype: torch.dtype, sequence_parallel: 
     with CollectiveRecorder() as forward:
         total, tokens = supervised_loss(
             hidden,
-            weight,
-            case["rows"],
-            case["labels"],
+            OutputHead(weight, VOCAB, distributed.tensor_group(), sequence_parallel),
+            Supervision(case["rows"], case["labels"], case["token_weights"]),
             get_objective(objective),
-            vocab_size=VOCAB,
-            group=distributed.tensor_group(),
-            sequence_parallel=sequence_parallel,
-            token_weights=case["token_weights"],
             options=PATHS[path],
             grad_scale=SCALE,
         )
@@ -179,8 +175,8 @@ def _alone(options: HeadOptions, **changes: Any) -> tuple[torch.Tensor, torch.Te
         weight.requires_grad_(False)
     rows = case["rows"][: changes.get("tokens", len(ROWS))]
     total, _ = supervised_loss(
-        hidden, weight, rows, case["labels"][: len(rows)], get_objective("p"), vocab_size=VOCAB, group=None,
-        sequence_parallel=False, options=options,
+        hidden, OutputHead(weight, VOCAB, None), Supervision(rows, case["labels"][: len(rows)]),
+        get_objective("p"), options=options,
     )  # fmt: skip
     return total, hidden, weight
 
@@ -196,8 +192,8 @@ def test_micro_batches_add_up_in_main_grad() -> None:
     case = _case(1, torch.float32)
     for _ in range(2):
         total, _ = supervised_loss(
-            case["hidden"], weight, case["rows"], case["labels"], get_objective("p"), vocab_size=VOCAB,
-            group=None, sequence_parallel=False, options=FUSED,
+            case["hidden"], OutputHead(weight, VOCAB, None), Supervision(case["rows"], case["labels"]),
+            get_objective("p"), options=FUSED,
         )  # fmt: skip
         total.backward()
     torch.testing.assert_close(weight.main_grad, 3 * once)  # type: ignore[attr-defined]

@@ -14,9 +14,9 @@ from datasets import Dataset, DatasetDict
 from megatron_probsft.data.sources import readers
 from megatron_probsft.data.sources.readers import reader_of
 from megatron_probsft.data.sources.rows import read_rows
-from megatron_probsft.data.store.token_store import build_token_store
 from megatron_probsft.runtime.errors import UserError
 from tests.support.tiny_models import VOCAB_SIZE, save_tiny_tokenizer
+from tests.support.token_stores import build_store
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
 
@@ -187,10 +187,10 @@ def test_rows_of_the_hub_are_named_and_stored(hub: Path, tmp_path: Path) -> None
         "log": lambda _: None, "prompt_key": "info.q",
     }  # fmt: skip
     items = ["owner/words:main:train", "owner/words:other:test"]
-    store = build_token_store(items, tokenizer, **settings)
+    store = build_store(items, tokenizer, **settings)
     assert store.sources == items
     assert store.source.tolist() == [0, 0, 0, 1, 1]
-    assert build_token_store(items, tokenizer, **settings).digest == store.digest
+    assert build_store(items, tokenizer, **settings).digest == store.digest
     settings["seq_length"] = 4
     with pytest.raises(UserError, match=r"^owner/words:main:train:1: the sample has \d+ positions"):
-        build_token_store(items, tokenizer, **settings)
+        build_store(items, tokenizer, **settings)
