@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import shutil
@@ -33,11 +34,13 @@ class Browser:
         self._process = subprocess.Popen(
             [binary, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
+        self._opened = contextlib.ExitStack()  # the socket, until the browser is left
         self._ids = itertools.count(1)
         self.requests: list[str] = []
         self.problems: list[str] = []
         try:
-            self._socket = connect(_address(profile / "DevToolsActivePort"), max_size=None)
+            address = _address(profile / "DevToolsActivePort")
+            self._socket = self._opened.enter_context(connect(address, max_size=None))
             target = self._browser("Target.createTarget", url="about:blank")["targetId"]
             self._session = self._browser("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
             for domain in ("Page", "Runtime", "Network", "Log"):
@@ -52,7 +55,7 @@ class Browser:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self._socket.close()
+        self._opened.close()
         self._process.kill()
         self._process.wait()
 
