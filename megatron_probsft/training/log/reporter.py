@@ -42,13 +42,13 @@ class Reporter:
         self._active = rank() == 0
         self._console = Console(active=self._active)
         self._shape, self._train_iters, self._first = shape, train_iters, first_iteration
-        self._log_interval = config.log_interval
+        self._log_interval = config.logging.log_interval
         self._started = time.perf_counter()
         self._tokens_since_line, self._seconds_since_line = 0, 0.0
-        self._spikes = Spikes(config.spike_factor)
-        self._peak = peak_tflops(device_name()) if config.bf16 else None
+        self._spikes = Spikes(config.guards.spike_factor)
+        self._peak = peak_tflops(device_name()) if config.precision.bf16 else None
         self._skipped = 0
-        self._folder = Path(config.save)
+        self._folder = Path(config.checkpoint.save)
         if self._active:
             before = [record for record in read_records(self._folder) if record["kind"] == "train"]
             self._skipped = before[-1]["skipped_steps"] if before else 0
