@@ -21,7 +21,11 @@ def parse_arguments(argv: list[str] | None = None) -> TrainConfig:
         UserError: an unknown flag or key (with the nearest right one), a value of the wrong type; and, unless
             --dry-run is given, which lists all problems, the first of `settings_problems`.
     """
-    parser = Parser(prog="megatron_probsft.train", allow_abbrev=False)
+    parser = Parser(
+        prog="megatron_probsft.train",
+        usage="%(prog)s [--config FILE] --hf-model MODEL --data FILE --save FOLDER --train-epochs X [flags]",
+        allow_abbrev=False,
+    )
     parser.add_argument(
         "--config", default=None, help="This YAML file holds settings under the same names; flags win."
     )
@@ -83,6 +87,7 @@ def _add_flag(target: argparse._ArgumentGroup, setting: Setting) -> None:
         options["action"] = argparse.BooleanOptionalAction
     else:
         options.update(type=setting.kind, choices=setting.choices, nargs="+" if setting.is_list else None)
+        options["metavar"] = {int: "N", float: "X"}.get(setting.kind)
     target.add_argument(f"--{dashed(setting.name)}", dest=setting.name, **options)
 
 

@@ -9,7 +9,7 @@ from megatron_probsft.training.config.flag import flag
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """What the run writes, when it writes a checkpoint, and when it stops early."""
+    """The folders that the run writes, the steps after which it saves, and when it stops early."""
 
     save: str = flag(
         "",

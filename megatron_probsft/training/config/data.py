@@ -11,7 +11,7 @@ from megatron_probsft.training.config.flag import flag
 
 @dataclass(frozen=True)
 class DataSettings:
-    """The data, and how they become tokens."""
+    """The data, and the way they become tokens."""
 
     data: list[str] = flag(
         [],

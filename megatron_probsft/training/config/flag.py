@@ -73,7 +73,9 @@ def limit_problems(name: str, value: Any, limits: Limits) -> Iterator[str]:
     if low is not None and "below" in limits:  # both ends are told at once
         if not low <= value < high:
             symbol = limits.get("symbol")
-            ends = f"in {low} ≤ {symbol} < {high}" if symbol else f"at least {low} and below {_power(high)}"
+            ends = (
+                f"in {low} ≤ {symbol} < {high}" if symbol else f"at least {low} and below {number_text(high)}"
+            )
             yield f"{flag_name} must be {ends}, got {value}"
         return
     if above is not None and not value > above:
@@ -81,11 +83,12 @@ def limit_problems(name: str, value: Any, limits: Limits) -> Iterator[str]:
     elif low is not None and not value >= low:
         yield f"{flag_name} must {'not be negative' if low == 0 else f'be at least {low}'}, got {value}"
     elif isinstance(value, int) and not value < high:
-        yield f"{flag_name} must be below {_power(high)}, got {value}"
+        yield f"{flag_name} must be below {number_text(high)}, got {value}"
     elif limits.get("finite") and not value < math.inf:
         yield f"{flag_name} must be a finite number, got {value}"
 
 
-def _power(number: float) -> str:
+def number_text(number: float) -> str:
+    """Return a limit as people write it: 2^31, not 2147483648."""
     exponent = math.frexp(number)[1] - 1
     return f"2^{exponent}" if exponent > 16 and number == 2**exponent else str(number)

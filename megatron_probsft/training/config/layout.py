@@ -11,7 +11,7 @@ from megatron_probsft.training.config.flag import flag
 
 @dataclass(frozen=True)
 class LayoutSettings(Parallelism):
-    """How the model is spread over processes, and what each process keeps in memory."""
+    """The way the model is spread over processes, and what each of them keeps in memory."""
 
     tensor_model_parallel_size: int = flag(
         1, "This many processes share each layer (TP). 1 means that each process holds whole layers.", above=0

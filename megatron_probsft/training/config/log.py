@@ -9,7 +9,7 @@ from megatron_probsft.training.config.flag import flag
 
 @dataclass(frozen=True)
 class GuardSettings:
-    """What stops a run that goes wrong, or points at it."""
+    """The guards that stop a run that goes wrong, or point at it."""
 
     max_skipped_steps: int = flag(
         5,
@@ -32,7 +32,7 @@ class GuardSettings:
 
 @dataclass(frozen=True)
 class LoggingSettings:
-    """What the run measures and reports."""
+    """The measurements and reports of the run."""
 
     eval_interval: int | None = flag(
         None,

@@ -9,7 +9,7 @@ from megatron_probsft.training.config.flag import flag
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What the run starts from: a Hugging Face model, or a checkpoint."""
+    """The Hugging Face model or the checkpoint that the run starts from."""
 
     hf_model: str | None = flag(
         None, "The run starts from this Hugging Face model: a folder, or the name of a model on the hub."
@@ -41,7 +41,7 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class PreviewSettings:
-    """What is looked at before the run starts."""
+    """A look at the run before it starts."""
 
     dry_run: bool = flag(
         False,
@@ -56,6 +56,6 @@ class PreviewSettings:
     show_samples: int = flag(
         0,
         "This many of the first samples are printed as text, with ⟦ ⟧ around what is trained. A dry run "
-        "prints at least 2.",
+        "prints 2 if this is 0.",
         at_least=0,
     )

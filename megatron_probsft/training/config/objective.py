@@ -12,7 +12,7 @@ Denominator = Literal["tokens", "kept-tokens", "microbatch-mean", "microbatch-su
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
-    """What is minimised, and how it is computed."""
+    """The function that is minimised, and the way it is computed."""
 
     objective: str = flag(
         "original",
@@ -23,7 +23,8 @@ class ObjectiveSettings:
     loss_denominator: Denominator = flag(
         "tokens",
         "The sum of the losses is divided by this. tokens is the number of supervised tokens in the whole "
-        "step; the others reproduce other trainers (see training/denominators.py).",
+        "step. The others reproduce other trainers: kept-tokens is the number of those that the objective "
+        "keeps, microbatch-mean and microbatch-sum take the mean of each micro-batch first.",
         resume="same",
     )
     loss_path: Literal["auto", "materialized", "fused"] = flag(
