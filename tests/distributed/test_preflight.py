@@ -254,6 +254,41 @@ def test_all_problems_are_listed(tiny_llama: Path, tmp_path: Path) -> None:
     assert "8 problem(s)" in output
 
 
+@pytest.mark.parametrize(
+    ("flags", "row", "problems"),
+    [
+        (
+            ["--lr", "-1", "--train-iters", "2", "--lr-warmup-iters", "3"],
+            None,
+            [
+                "--lr must be more than 0, got -1.0",
+                "--min-lr 0.0 is above --lr -1.0",
+                "--lr-warmup-iters 3 leaves nothing of the run's 2 steps",
+            ],
+        ),
+        # No steps can be counted with these.
+        (
+            ["--global-batch-size", "0", "--train-epochs", "1"],
+            None,
+            ["--global-batch-size must be more than 0"],
+        ),
+        (["--train-iters", "2"], '{"prompt": "a"}', ["train.jsonl:21: 'response' is missing"]),
+    ],
+)
+def test_problems_of_every_check_are_listed_once(
+    flags: list[str], row: str | None, problems: list[str], tiny_llama: Path, tmp_path: Path
+) -> None:
+    data = write_pairs(tmp_path / "train.jsonl", 20)
+    if row:
+        data.write_text(data.read_text() + row + "\n")
+    given = ["--hf-model", str(tiny_llama), "--data", str(data), "--seq-length", "128"]
+    status, output = _dry_run(tmp_path, *given, *flags)
+    assert status == 2
+    assert f"{len(problems)} problem(s):" in output
+    for number, text in enumerate(problems, 1):
+        assert re.search(rf"^  {number}\. .*{re.escape(text)}", output, re.MULTILINE), output
+
+
 def test_problems_that_only_the_data_tell(tiny_llama: Path, tmp_path: Path) -> None:
     """Steps are known once the data are, and whether a checkpoint was trained on the same."""
     data, other = write_pairs(tmp_path / "train.jsonl", 20), write_pairs(tmp_path / "other.jsonl", 20, seed=1)

@@ -1,4 +1,4 @@
-"""What settings can be refused for whatever the model, the data and the objective are."""
+"""The reasons to refuse settings whatever the model, the data and the objective are."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ from collections.abc import Callable, Iterator
 
 from megatron_probsft.data.text.named_templates import check_template_name
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.training.config.config import Setting, TrainConfig, settings
+from megatron_probsft.training.config.config import Setting, TrainConfig, group_types, settings
 from megatron_probsft.training.config.flag import dashed, limit_problems, meant
 
 NO_START = "give --hf-model (start from a Hugging Face model) or --load (resume a run)"
 
 
 def settings_problems(config: TrainConfig) -> Iterator[str]:
-    """Yield a line per problem, group by group: first what a field refuses, then the rules between fields."""
-    of_group: dict[str, list[Setting]] = {}
+    """Yield a line for each thing that is wrong whatever the model, the data and the objective are."""
+    for group in group_types():
+        yield from group_problems(config, group)
+
+
+def group_problems(config: TrainConfig, group: str) -> Iterator[str]:
+    """Yield those of one group: first what its fields refuse, then what the rules between fields do."""
     for setting in settings().values():
-        of_group.setdefault(setting.group, []).append(setting)
-    for group, members in of_group.items():
-        for setting in members:
+        if setting.group == group:
             yield from _field_problems(config, setting)
-        if group in _RULES:
-            yield from _RULES[group](config)
+    if group in _RULES:
+        yield from _RULES[group](config)
 
 
 def _field_problems(config: TrainConfig, setting: Setting) -> Iterator[str]:

@@ -20,7 +20,7 @@ from megatron_probsft.data.tokenizers.load import load_tokenizer
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.consoles import console
 from megatron_probsft.training.config.config import TrainConfig
-from megatron_probsft.training.config.rules import settings_problems
+from megatron_probsft.training.config.rules import group_problems
 from megatron_probsft.training.start.checks import check_start
 from megatron_probsft.training.start.inputs import Inputs, ModelSource, find_model, read_inputs
 from megatron_probsft.training.start.memory_estimate import StageMemory, parameter_count, stage_memory
@@ -78,15 +78,13 @@ def _prepare(config: TrainConfig) -> _Prepared:
     fewest = stage * math.lcm(layout.context_parallel_size, layout.expert_model_parallel_size)
     os.environ.setdefault("WORLD_SIZE", str(max(fewest, 1)))
     problems = Problems(collecting=True)
-    problems.add(settings_problems(config))
-    settings_are_right = not problems
     check_start(config, problems)
     source = problems.attempt(lambda: find_model(config, problems))
     world = distributed.world_size()
     os.environ.pop("RANK", None)  # from here on this one process
     dp = max(world // max(stage * layout.context_parallel_size, 1), 1)
     inputs = problems.attempt(lambda: _read(config, source)) if source and config.data.data else None
-    if inputs and settings_are_right:
+    if inputs and not any(any(group_problems(config, group)) for group in ("batch", "layout")):
         steps = plan_steps(config, inputs, (0, dp), problems)
         problems.raise_all()
         return _Prepared(inputs, steps, world, dp)
