@@ -61,7 +61,7 @@ class Reading:
     means: TokenMeans
 
     def record(self) -> dict[str, Any]:
-        """Return the reading as probe.json holds it."""
+        """For JSON."""
         means = asdict(self.means)
         del means["loss"]
         return {

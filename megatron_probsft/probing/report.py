@@ -42,7 +42,7 @@ def table(readings: list[Reading]) -> Group:
 
 
 def write(readings: list[Reading], folder: Path) -> None:
-    """Write `probe.json` and `probe.png` into the folder, which is made."""
+    """`probe.json` and `probe.png` in the folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"readings": [reading.record() for reading in readings]}
     figure = Figure(figsize=(7, 4), layout="constrained")

@@ -21,7 +21,7 @@ from megatron_probsft.training.config.layout import LayoutSettings
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run has come."""
+    """The place that a run has reached."""
 
     iteration: int = 0
     consumed_samples: int = 0
@@ -45,7 +45,7 @@ class MicroBatch:
     rows: torch.Tensor
     labels: torch.Tensor
     supervised_tokens: int
-    """Of the whole pack, over the context-parallel ranks that share it."""
+    """Their number in the whole pack, over the context-parallel ranks that share it."""
     weights: torch.Tensor | None = None
     """`[T]` float32, of the labels, whose sum over the step is the step's number of labels; None: all 1."""
 
@@ -56,9 +56,9 @@ class Plan:
 
     packs: list[list[int]]
     lengths: list[int]
-    """What each pack is padded to; one length for all unless --no-packing."""
+    """The length that each pack is padded to; one for all unless --no-packing."""
     sample_multiples: list[int]
-    """What each of a pack's samples is padded to a multiple of."""
+    """Each of a pack's samples is padded to a multiple of this."""
     efficiency: float
     """Real tokens ÷ computed tokens, over all ranks."""
 
@@ -69,7 +69,7 @@ class StepBatch:
 
     micro_batches: list[MicroBatch]
     pack_length: int
-    """Of the longest micro-batch; of all of them unless --no-packing."""
+    """The length of the longest micro-batch; of all of them unless --no-packing."""
     lengths: np.ndarray
     """Real tokens of each sample of the whole step, over all ranks."""
     efficiency: float

@@ -1,4 +1,4 @@
-"""A run's checkpoints while it trains: written in turn, in the foreground or behind, old ones removed."""
+"""The checkpoints of a run while it trains: they are written in turn, and old ones removed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from megatron_probsft.training.state import TrainState
 
 
 class Checkpoints:
-    """Every method is called by all ranks. What turns end with (`trained`) is used on the first one."""
+    """Writes a run's checkpoints. All ranks call every method; `trained` is used on the first one."""
 
     def __init__(
         self,
@@ -71,12 +71,12 @@ class Checkpoints:
             self._export(state, self._hf_target(state))
 
     def end(self, state: TrainState) -> None:
-        """After the last step: write the trained model. Raises as `save` does."""
+        """Write the trained model, after the last step. Raises as `save` does."""
         if self._settings.save_hf and not self._settings.save_hf_at_each_save:
             self._export(state, Path(self._settings.save_hf))
 
     def poll(self) -> None:
-        """After every step: complete what has been written meanwhile. Raises as `save` does."""
+        """Complete what has been written meanwhile, after every step. Raises as `save` does."""
         if self._saving is not None and self._saving.is_written():
             self.finish()
 

@@ -53,7 +53,7 @@ def skip_non_finite_gradients(optimizer: MegatronOptimizer) -> None:
 
 
 def save_batch(run_folder: Path, iteration: int, batch: StepBatch) -> str:
-    """Write the step's micro-batches for inspection, a file per data-parallel rank; returns their pattern.
+    """Write the step's micro-batches for inspection, a file per data-parallel rank; return their pattern.
 
     `torch.load` gives a list of dictionaries of tensors: tokens, labels, cu_seqlens, …
     """
@@ -83,7 +83,7 @@ class Spikes:
         self._history: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_WINDOW))
 
     def found(self, values: dict[str, float]) -> dict[str, float]:
-        """Take a step's values, by name; returns the medians of those that are spikes. NaN, inf: left out."""
+        """Take a step's values by name, and return the medians of those that are spikes; not NaN and inf."""
         medians = {}
         for name, value in values.items():
             history = self._history[name]
@@ -99,7 +99,7 @@ class Spikes:
 
 
 def replica_differences(chunks: list[torch.nn.Module]) -> list[str]:
-    """Compare SHA-1 hashes of the weights over the data-parallel ranks: a line per parameter that differs.
+    """Return a line per parameter whose SHA-1 hash differs between the data-parallel ranks.
 
     Megatron-Core's check, which copies all weights to the CPU and names the parameters that differ from the
     group's first rank. The list is the same on every rank, empty if all is well. Collectives: one all-gather

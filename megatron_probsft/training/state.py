@@ -25,7 +25,7 @@ from megatron_probsft.training.guards import skip_non_finite_gradients
 
 @dataclass
 class TrainState:
-    """What a checkpoint holds, beside the configuration."""
+    """The state that a checkpoint holds, beside the configuration."""
 
     model: list[DistributedDataParallel]
     """This rank's chunks: one, or --num-virtual-stages-per-pipeline-rank of them."""

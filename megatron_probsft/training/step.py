@@ -42,13 +42,13 @@ class StepResult:
     grad_norm: float
     learning_rate: float
     skipped: Literal["loss", "gradient"] | None
-    """What was not finite, if anything: then weights, optimizer and schedule are as they were."""
+    """The number that was not finite, if one: then weights, optimizer and schedule are as they were."""
     seconds: dict[str, float]
-    """Wall time of forward_backward and optimizer, as `timing.Phases` takes it."""
+    """The wall time of forward_backward and optimizer, as `timing.Phases` takes it."""
 
 
 def train_step(state: TrainState, batch: StepBatch, criterion: Criterion) -> StepResult:
-    """Forward and backward over the step's micro-batches, reduce, clip, update, advance the schedule.
+    """Do one step: forward and backward over its micro-batches, reduce, clip, update, advance the schedule.
 
     The loss is Σ objective(log p) over the global batch's supervised tokens ÷ their number (or as
     `criterion.denominator` says); Megatron-Core's `finalize_model_grads` divides, once.

@@ -99,7 +99,7 @@ def folder_problems(config: TrainConfig) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts from."""
+    """The checkpoint or the Hugging Face model that a run starts from."""
 
     checkpoint: Path | None
     """None: the weights of the Hugging Face folder."""

@@ -1,4 +1,4 @@
-"""Whether a run continues the one that its checkpoint is of, by their settings."""
+"""The comparison of a run with the one that its checkpoint is of, by their settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would be, before it costs anything."""
+"""`--dry-run` shows what a run would be, before it costs anything."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def dry_run(config: TrainConfig) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Prepared:
-    """What a run would start with."""
+    """A run as it would start, without its model."""
 
     inputs: Inputs
     steps: Steps

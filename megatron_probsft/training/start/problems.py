@@ -1,4 +1,4 @@
-"""What is wrong with a run, noted in the order of its checks."""
+"""The list of what is wrong with a run, in the order of its checks."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Saved:
     position: Position
     layout: dict[str, int]
     notes: list[str]
-    """What --allow-changed lets be different, one line each."""
+    """The differences that --allow-changed permits, one line each."""
 
 
 def look_at(checkpoint: Path, config: TrainConfig, data: TokenStore) -> Saved:
