@@ -19,7 +19,11 @@ from megatron_probsft.runtime.consoles import console
 from megatron_probsft.training.batches import START, Batches
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.config.rules import settings_problems
-from megatron_probsft.training.start.checks import schedule_problems, weight_problems
+from megatron_probsft.training.start.checks import (
+    objective_problems,
+    schedule_problems,
+    weight_problems,
+)
 from megatron_probsft.training.start.inputs import Inputs, ModelSource, find_model, read_inputs
 from megatron_probsft.training.start.problems import Problems
 from megatron_probsft.training.start.resume import Saved, load_state, look_at
@@ -60,6 +64,7 @@ def open_run(config: TrainConfig) -> Run:
     """
     problems = Problems()
     problems.add(settings_problems(config))
+    problems.add(objective_problems(config.objective))
     source = find_model(config, problems)
     distributed.say(
         f"starting {distributed.world_size()} process(es) on {source.checkpoint or config.model.hf_model}"
@@ -69,17 +74,11 @@ def open_run(config: TrainConfig) -> Run:
     if shown and distributed.rank() == 0:
         show_samples(inputs.train, load_tokenizer(inputs.hf.folder), shown, console(soft_wrap=True))
     steps = plan_steps(config, inputs, data_parallel(), problems)
-    state = build_train_state(
-        open_model(config, inputs), config.layout, config.optimizer, config.schedule, steps.train_iters
-    )
+    criterion = _criterion(config, inputs.hf.shape.vocab_size)
+    gpt = open_model(config, inputs)
+    state = build_train_state(gpt, config.layout, config.optimizer, config.schedule, steps.train_iters)
     if steps.saved:
         _resume(config, inputs, steps.saved, state)
-    shape, objective = inputs.hf.shape, get_objective(config.objective.objective)
-    if config.logging.log_entropy:
-        objective = with_statistic(objective, "entropy")
-    criterion = Criterion(
-        objective, shape.vocab_size, head_options(config), config.objective.loss_denominator
-    )
     return Run(config, inputs, steps.batches, steps.train_iters, criterion, state)
 
 
@@ -121,7 +120,7 @@ def plan_steps(
         config.batch,
         config.layout,
         data_parallel,
-        weights=None if problems else config.data.data_weights,
+        weights=None if problems else config.data.data_weights,  # a dry run goes on: they change no number
         start=saved.position if saved else START,
     )
     train_iters = batches.train_iters()
@@ -143,6 +142,13 @@ def head_options(config: TrainConfig) -> HeadOptions:
     """Return how the output head computes its losses."""
     settings = config.objective
     return HeadOptions(settings.loss_path, settings.loss_chunk_tokens, settings.loss_kernels)
+
+
+def _criterion(config: TrainConfig, vocab_size: int) -> Criterion:
+    objective = get_objective(config.objective.objective)
+    if config.logging.log_entropy:
+        objective = with_statistic(objective, "entropy")
+    return Criterion(objective, vocab_size, head_options(config), config.objective.loss_denominator)
 
 
 def _resume(config: TrainConfig, inputs: Inputs, saved: Saved, state: TrainState) -> None:
