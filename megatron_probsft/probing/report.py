@@ -1,4 +1,4 @@
-"""What a probe found, as a table, a picture and JSON."""
+"""The readings of a probe as a table, a picture and JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_probsft.runtime.folders import write_whole
 
 
 def table(readings: list[Reading]) -> Group:
-    """The readings by source, where on the continuum they are, and the paper's numbers beside."""
+    """Return the readings by source, where on the continuum they are, and the paper's numbers beside."""
     found = Table(title="p of the label tokens, before training", title_justify="left")
     found.add_column("source", overflow="fold")  # the names that tell sources apart are at their ends
     for heading in ("samples", "tokens", "mean p", "median", "p < 0.1", "p ≥ 0.55", "NLL", "entropy"):

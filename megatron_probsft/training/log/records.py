@@ -19,8 +19,8 @@ class Records:
 
     def __init__(self, config: TrainConfig, first_iteration: int) -> None:
         """first_iteration: the step resumed, 0 for a new run. Raises UserError where W&B does not start."""
-        folder = Path(config.save)
-        self._wandb = WandbRun(config, folder) if config.wandb_project else None
+        folder = Path(config.checkpoint.save)
+        self._wandb = WandbRun(config, folder) if config.logging.wandb_project else None
         self._json = (folder / "metrics.jsonl").open("a", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_iteration + 1)
 
