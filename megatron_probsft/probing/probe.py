@@ -15,8 +15,9 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_probsft.data.store.token_store import TokenStore
+from megatron_probsft.runtime.device import current_device
 from megatron_probsft.runtime.distributed import data_group
-from megatron_probsft.vocab_parallel.fused_head import Tokens
+from megatron_probsft.vocab_parallel.head_parts import Tokens
 from megatron_probsft.vocab_parallel.token_means import TokenMeans, combine
 
 Observe = Callable[[Tokens], None]
@@ -113,7 +114,7 @@ def probe(store: TokenStore, most: int, measure: Measure) -> list[Reading]:
         samples = min(most, int((store.source == number).sum()))
         if samples == 0:  # all left out by --truncation
             continue
-        bins = torch.zeros(_MEDIAN_BINS, dtype=torch.int64, device=torch.cuda.current_device())
+        bins = torch.zeros(_MEDIAN_BINS, dtype=torch.int64, device=current_device())
 
         def count(tokens: Tokens, bins: torch.Tensor = bins) -> None:
             index = (tokens.log_p.exp() * _MEDIAN_BINS).long().clamp(max=_MEDIAN_BINS - 1)

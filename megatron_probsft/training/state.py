@@ -17,10 +17,9 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_probsft.models.build import build_model, transformer_config
 from megatron_probsft.models.hf_model import HFModel
-from megatron_probsft.runtime.megatron_patches.optimizer_repairs import repair
+from megatron_probsft.runtime.megatron_patches.apply import patch_optimizer
 from megatron_probsft.training.config.layout import LayoutSettings
 from megatron_probsft.training.config.optimizer import OptimizerSettings, PrecisionSettings, ScheduleSettings
-from megatron_probsft.training.guards import skip_non_finite_gradients
 
 
 @dataclass
@@ -63,7 +62,7 @@ def build_gpt(
         recompute_num_layers=layout.recompute_num_layers,
         variable_seq_lengths=not packing,  # micro-batches differ in length: stages tell each other
     )
-    return build_model(hf.shape, megatron)
+    return build_model(hf, megatron)
 
 
 def build_train_state(
@@ -97,8 +96,7 @@ def build_train_state(
         model,  # type: ignore[arg-type]
         use_gloo_process_groups=False,
     )
-    repair(megatron)
-    skip_non_finite_gradients(megatron)
+    patch_optimizer(megatron)
     shared.grad_scale_func = megatron.scale_loss
     return TrainState(model, megatron, _scheduler(optimizer, schedule, megatron, train_iters))
 

@@ -30,11 +30,12 @@ from tests.support.training_runs import config_for, train, write_pairs
 def _model(folder: Path, tp: int, pp: int) -> tuple[Any, Any]:
     distributed.initialize(tp, pp)
     hf = read_hf_model(folder)
-    model = build_model(hf.shape, transformer_config(hf.shape, Parallelism(tp, pp), torch.float32))
+    model = build_model(hf, transformer_config(hf.shape, Parallelism(tp, pp), torch.float32))
     load_hf_weights(model, hf)
     return model, hf
 
 
+@pytest.mark.size("test")
 def test_a_folder_with_each_checkpoint(tiny_llama: Path, tmp_path: Path) -> None:
     """Also of the checkpoint that is resumed, if its folder is missing."""
     data = write_pairs(tmp_path / "train.jsonl", 20)
@@ -75,8 +76,8 @@ def _elements_read(folder: Path) -> tuple[int, int]:
     read = [0]
     plain = TensorReader.read
 
-    def counted(reader: TensorReader, name: str, *cuts: slice) -> torch.Tensor:
-        tensor = plain(reader, name, *cuts)
+    def counted(self: TensorReader, name: str, *cuts: slice) -> torch.Tensor:
+        tensor = plain(self, name, *cuts)
         read[0] += tensor.numel()
         return tensor
 
@@ -151,7 +152,7 @@ def _refused_export(folder: Path, target: Path) -> str:
 
 
 def test_files_with_an_index(tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_probsft.checkpoint.hf.safetensors_writer.MAX_SHARD_BYTES", 300_000)
+    monkeypatch.setattr("megatron_probsft.checkpoint.hf.safetensors_writer.MAX_FILE_BYTES", 300_000)
     run_ranks(4, _export, tiny_qwen2, tmp_path / "hf")
     files = sorted((tmp_path / "hf").glob("*.safetensors"))
     assert len(files) > 3

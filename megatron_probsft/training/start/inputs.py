@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from megatron_probsft.checkpoint.hf.trained_turns import generation_ends, read_record
 from megatron_probsft.data.sources.rows import check_files
+from megatron_probsft.data.store.options import StoreOptions
 from megatron_probsft.data.store.token_store import TokenStore, build_token_store
 from megatron_probsft.data.text.chat_source import prints_the_date
 from megatron_probsft.data.tokenizers.load import load_tokenizer
@@ -109,19 +110,22 @@ def _build(
 ) -> TokenStore:
     data = config.data
     beside = Path(config.checkpoint.save).absolute().parent / "data_cache"
-    return build_token_store(
-        files,
-        tokenizer,
+    options = StoreOptions(
         template=data.template,
         seq_length=config.batch.seq_length,
         vocab_size=hf.shape.vocab_size,
         truncation=data.truncation,
-        cache_dir=Path(data.data_cache_path or beside),
         prompt_key=data.prompt_key,
         response_key=data.response_key,
         messages_key=data.messages_key,
         weight_key=data.weight_key,
         template_date=date,
+    )
+    return build_token_store(
+        files,
+        tokenizer,
+        options,
+        cache_dir=Path(data.data_cache_path or beside),
         num_workers=data.num_workers,
         log=distributed.say,
     )
