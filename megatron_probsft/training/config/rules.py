@@ -83,12 +83,13 @@ def _objective(config: TrainConfig) -> Iterator[str]:
     denominator = config.objective.loss_denominator
     if config.data.weight_key is not None and denominator != "tokens":
         yield f"--weight-key goes with --loss-denominator tokens only, not with {denominator}"
-    if config.objective.loss_kernels == "triton" and not _has_cuda():
+    if config.objective.loss_kernels == "triton" and not _has_gpu():
         yield "--loss-kernels triton needs a CUDA device: leave it at auto here"
 
 
-def _has_cuda() -> bool:
-    from megatron_probsft.runtime.device import has_gpu  # here: torch takes seconds to import
+def _has_gpu() -> bool:
+    # Here: torch takes seconds to import, and other mistakes are found without it.
+    from megatron_probsft.runtime.device import has_gpu
 
     return has_gpu()
 
