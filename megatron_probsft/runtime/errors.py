@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from megatron_probsft.runtime.launch import launched_rank
+from megatron_probsft.runtime.quiet import quiet_libraries
 
 _PATIENCE = 5.0  # seconds in which rank 0, which meets most mistakes too, tells them first
 
@@ -30,7 +31,10 @@ def one_line_errors() -> Iterator[None]:
     Of several processes rank 0 tells it, since every rank meets the same mistake. Under torchrun the line
     ends torchrun's report on the failure, which comes after all that a process prints itself; and a rank that
     torchrun does not end, after what rank 0 told, met a mistake of its own, and tells it with its number.
+
+    From here on, libraries leave out what they would say in between (`quiet_libraries`).
     """
+    quiet_libraries()
     try:
         yield
     except UserError as error:
