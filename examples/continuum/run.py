@@ -11,7 +11,6 @@ own results.md and report/ under <output>/<domain>/<model>/.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from megatron_probsft.experiments.steps import shown_path, words_of  # noqa: E40
 from megatron_probsft.runtime.errors import UserError, one_line_errors  # noqa: E402
 from megatron_probsft.runtime.folders import check_writable  # noqa: E402
 from megatron_probsft.runtime.read_files import read_yaml_mapping  # noqa: E402
+from megatron_probsft.runtime.run_files.scoring import SweepResults  # noqa: E402
 
 KEYS = {
     "all": dict, "domains": dict, "model_save_name": str, "output": str, "seed": (int, list),
@@ -69,7 +69,7 @@ def run(recipe: dict[str, Any]) -> None:
         if code:
             raise UserError(f"the sweep of {domain} ended with exit status {code}: see the lines above")
         folder = output / domain / recipe["model_save_name"]
-        result = json.loads((folder / "results.json").read_text())
+        result = SweepResults.read(folder / "results.json", needs=["data", "probe", "rows"])
         results.append(result | {"folder": shown_path(folder), "command": shlex.join(words)})
         summary.write(output, results, time.perf_counter() - started)
     summary.show(results, console)

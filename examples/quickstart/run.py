@@ -10,7 +10,6 @@ Everything it does is an ordinary command of this project; they are printed as t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import shutil
@@ -31,6 +30,7 @@ from examples.quickstart.smollm2 import build_hf_folder  # noqa: E402
 from megatron_probsft.models.hf_model import read_hf_model, read_raw_config  # noqa: E402
 from megatron_probsft.runtime.errors import UserError, one_line_errors  # noqa: E402
 from megatron_probsft.runtime.folders import check_writable  # noqa: E402
+from megatron_probsft.runtime.run_files.scoring import EvaluationSummary  # noqa: E402
 from megatron_probsft.training.log.metrics_file import read_records  # noqa: E402
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
@@ -160,7 +160,8 @@ class QuickStart:
             "--max-new-tokens": task.MAX_NEW_TOKENS,
         }
         self._command(f"scoring {name} with vLLM", [sys.executable, "tools/evaluate.py", *_words(flags)])
-        return json.loads((output / "summary.json").read_text())
+        needs = ["accuracy", "accuracy_ci95", "n", "seconds"]
+        return EvaluationSummary.read(output / "summary.json", needs)
 
     def _row(
         self,

@@ -19,6 +19,7 @@ from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.objectives.registry import get_objective, with_statistic
 from megatron_probsft.runtime.device import current_device
 from megatron_probsft.runtime.distributed import data_group
+from megatron_probsft.runtime.run_files.training import ProbeReading
 from megatron_probsft.training.batches import Batches, StepBatch
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.state import data_parallel
@@ -65,7 +66,7 @@ class Reading:
         """For JSON."""
         means = asdict(self.means)
         del means["loss"]
-        return {
+        content = {
             "source": self.source,
             "samples": self.samples,
             "supervised_tokens": means.pop("tokens"),
@@ -77,6 +78,7 @@ class Reading:
             **means,
             **asdict(advise(self.means.mean_p)),
         }
+        return ProbeReading.from_keys(content).to_part()
 
 
 def advise(mean_p: float) -> Advice:
