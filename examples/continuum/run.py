@@ -69,7 +69,7 @@ def run(recipe: dict[str, Any]) -> None:
         if code:
             raise UserError(f"the sweep of {domain} ended with exit status {code}: see the lines above")
         folder = output / domain / recipe["model_save_name"]
-        result = SweepResults.read(folder / "results.json", needs=["data", "probe", "rows"])
+        result = SweepResults.read_file(folder / "results.json", needs=["data", "probe", "rows"])
         results.append(result | {"folder": shown_path(folder), "command": shlex.join(words)})
         summary.write(output, results, time.perf_counter() - started)
     summary.show(results, console)

@@ -161,7 +161,7 @@ class QuickStart:
         }
         self._command(f"scoring {name} with vLLM", [sys.executable, "tools/evaluate.py", *_words(flags)])
         needs = ["accuracy", "accuracy_ci95", "n", "seconds"]
-        return EvaluationSummary.read(output / "summary.json", needs)
+        return EvaluationSummary.read_file(output / "summary.json", needs)
 
     def _row(
         self,

@@ -22,14 +22,14 @@ def collect(sweep: Sweep, data: Path) -> dict[str, Any]:
 
     data: the folder of the prepared data.
     """
-    card = Card.read(data / "card.json", needs=["data_sources"])
-    probe = ProbeReport.read(sweep.folder / "probe" / "probe.json", needs=["readings"])["readings"][-1]
+    card = Card.read_file(data / "card.json", needs=["data_sources"])
+    probe = ProbeReport.read_file(sweep.folder / "probe" / "probe.json", needs=["readings"])["readings"][-1]
     base = {"name": "base", "objective": None, "seed": None, **_score(sweep.base)}
     rows: list[dict[str, Any]] = []
     for objective, seed, folder in sweep.runs:
         first, last = _validations(folder / "megatron")
         base |= {"heldout_nll": first["nll"], "heldout_mean_p": first["mean_p"]}  # of the same weights in all
-        summary = TrainingSummary.read(folder / "megatron" / "summary.json", needs=["wall_seconds"])
+        summary = TrainingSummary.read_file(folder / "megatron" / "summary.json", needs=["wall_seconds"])
         rows.append(
             {
                 "name": f"{objective}, seed {seed}" if len(sweep.seeds) > 1 else objective,
@@ -111,7 +111,7 @@ def _mean(objective: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _score(folder: Path) -> dict[str, Any]:
     names = ("accuracy", "accuracy_ci95", "n", "samples")
-    summary = EvaluationSummary.read(folder / "score" / "summary.json", needs=[*names, "average"])
+    summary = EvaluationSummary.read_file(folder / "score" / "summary.json", needs=[*names, "average"])
     found = {name: summary[name] for name in names}
     similarity = summary["average"].get("jaro_winkler")
     return found if similarity is None else found | {"jaro_winkler": similarity}

@@ -138,7 +138,7 @@ def _evaluation(folder: Path) -> Evaluation | None:
 
 def _json(file: Path, content: type[FileContent]) -> dict[str, Any]:
     """Empty where there is no file."""
-    return content.read(file) if file.is_file() else {}
+    return content.read_file(file) if file.is_file() else {}
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:

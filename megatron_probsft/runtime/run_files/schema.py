@@ -59,7 +59,7 @@ class FileContent:
         }
 
     @classmethod
-    def read(cls, file: Path, needs: Collection[str] = ()) -> dict[str, Any]:
+    def read_file(cls, file: Path, needs: Collection[str] = ()) -> dict[str, Any]:
         """A file's JSON object, checked. Raises UserError as `read_json_object` and `check` do."""
         return cls.check(read_json_object(file), str(file), needs)
 

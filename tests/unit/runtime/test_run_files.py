@@ -124,7 +124,7 @@ def test_a_prepared_folder(tmp_path: Path) -> None:
 
 def test_a_probe(tmp_path: Path) -> None:
     write_probe([Reading("a", 1, 0.5, TokenMeans(1, 1.0, 1.0, 0.5, [0.05] * 20, 1.0))], tmp_path)
-    content = ProbeReport.read(tmp_path / "probe.json", needs=["readings"])
+    content = ProbeReport.read_file(tmp_path / "probe.json", needs=["readings"])
     assert content["schema_version"] == SCHEMA_VERSION
     (reading,) = content["readings"]
     names = ["share_below_0.1", "objectives", "place"]
