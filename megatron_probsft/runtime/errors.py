@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend, and the guard that prints it as one line."""
+"""A mistake that a user can mend is one exception, and programs tell it in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PATIENCE = 5.0  # seconds in which rank 0, which meets most mistakes too, tells
 
 
 class UserError(Exception):
-    """Bad input. The message is one line: what is wrong, where, and what would be right."""
+    """The input is wrong. The message is one line: what is wrong, where, and what would be right."""
 
 
 @contextlib.contextmanager
@@ -64,6 +64,6 @@ def _fail(message: str) -> NoReturn:
 
 
 def _tell_torchrun(report: Path, line: str) -> None:
-    """As torch's `record` does, without importing torch; the line break sets the line apart in the report."""
+    """Leave the line as torch's `record` does, without torch; a line break sets it apart in the report."""
     message = {"message": f"\n{line}", "extraInfo": {"timestamp": str(int(time.time()))}}
     report.write_text(json.dumps({"message": message}), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What libraries say on machines and in uses that are meant, left out in programs."""
+"""Programs leave out what libraries say about a use or a machine that is meant to be so."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOGGERS = (
 
 
 def quiet_libraries() -> None:
-    """Leave out warnings and log lines of torch and Megatron-Core that tell a user nothing, in this process.
+    """Leave out, in this process, the warnings and log lines of libraries that tell a user nothing.
 
     Programs do so before they import those libraries (`one_line_errors` does it for them); importing this
     package never does, as warnings and loggers belong to whoever imports it.

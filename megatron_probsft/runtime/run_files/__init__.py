@@ -1,4 +1,4 @@
-"""The files that runs leave for programs and people: which keys each one has, in one place.
+"""One place says which keys the files have that runs leave for programs and people.
 
 `training` and `scoring` have a dataclass for each file, `schema` writes and checks them. All writers and
 readers go through them. A reader takes a file without `schema_version` for version 1, and refuses one of a

@@ -1,4 +1,4 @@
-"""JSON objects with known keys and a schema version: written from dataclasses, checked when they are read."""
+"""JSON objects are written from dataclasses, with a schema version, and checked when they are read."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Number = float | None
 
 
 def key(name: str) -> Any:
-    """A field whose key in the file is no Python name."""
+    """Declare a field whose key in the file is no Python name."""
     return dataclasses.field(metadata={"key": name})
 
 
-def left_out() -> Any:
-    """A field that is None, and has no key in the file, where there is nothing to tell."""
+def left_out_if_none() -> Any:
+    """Declare a field that may be None, and then has no key in the file."""
     return dataclasses.field(default=None, metadata={"left out": True})
 
 
@@ -41,16 +41,16 @@ class FileContent:
 
     @classmethod
     def from_keys(cls, content: Mapping[str, Any]) -> Self:
-        """Construct one from the file's keys; TypeError: one is unknown or missing."""
+        """Construct one from the file's keys; raises TypeError where one is unknown or missing."""
         names = {_key_of(field): field.name for field in dataclasses.fields(cls)}
         return cls(**{names.get(name, name): value for name, value in content.items()})
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object of a file or line, with its schema version."""
+        """Return the JSON object of a file or line, with the schema version."""
         return {_VERSION_KEY: SCHEMA_VERSION, **self.to_part()}
 
     def to_part(self) -> dict[str, Any]:
-        """The JSON object without a version, to stand in another one."""
+        """Return the JSON object without a version, to stand in another one."""
         values = {field: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
             _key_of(field): value
@@ -60,7 +60,7 @@ class FileContent:
 
     @classmethod
     def read_file(cls, file: Path, needs: Collection[str] = ()) -> dict[str, Any]:
-        """A file's JSON object, checked. Raises UserError as `read_json_object` and `check` do."""
+        """Return a file's JSON object. Raises UserError as `read_json_object` and `check` do."""
         return cls.check(read_json_object(file), str(file), needs)
 
     @classmethod
@@ -116,7 +116,7 @@ def _key_of(field: dataclasses.Field[Any]) -> str:
 
 @functools.cache
 def _kinds(content: type[FileContent]) -> dict[str, tuple[type, ...]]:
-    """By key, the Python types that JSON's values of the field's type have."""
+    """Return, by key, the Python types that values from JSON may have."""
     hints = typing.get_type_hints(content)
     return {_key_of(field): _json_types(hints[field.name]) for field in dataclasses.fields(content)}
 

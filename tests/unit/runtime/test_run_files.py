@@ -16,7 +16,7 @@ from megatron_probsft.probing.probe import Reading
 from megatron_probsft.probing.report import write as write_probe
 from megatron_probsft.reporting.report import write_report
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.runtime.run_files.schema import SCHEMA_VERSION, FileContent, key, left_out
+from megatron_probsft.runtime.run_files.schema import SCHEMA_VERSION, FileContent, key, left_out_if_none
 from megatron_probsft.runtime.run_files.training import ProbeReading, ProbeReport, TrainRecord
 from megatron_probsft.training.log.metrics_file import drop_records_after, read_records
 from megatron_probsft.training.log.records import Records
@@ -30,7 +30,7 @@ NEWER = {"schema_version": SCHEMA_VERSION + 1}
 class Example(FileContent):
     name: str
     share_0_1: float | None = key("share_0.1")
-    words: dict[str, Any] | None = left_out()
+    words: dict[str, Any] | None = left_out_if_none()
     more: list[str]
 
 
