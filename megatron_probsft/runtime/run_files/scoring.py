@@ -71,7 +71,7 @@ class GenerationLine(FileContent):
     """A line of generations.jsonl: one sample of one problem, and its grade."""
 
     benchmark: str
-    id: str
+    id: str | int
     index: int
     """The problem's place in its benchmark."""
     sample: int
