@@ -16,6 +16,7 @@ from megatron_probsft.runtime.read_files import read_json_object
 
 SCHEMA_VERSION = 1
 _VERSION_KEY = "schema_version"
+_NOT_GIVEN: Any = object()
 
 Number = float | None
 """A number in a file, or null where it was not finite."""
@@ -26,9 +27,9 @@ def key(name: str) -> Any:
     return dataclasses.field(metadata={"key": name})
 
 
-def left_out_if_none() -> Any:
-    """Declare a field that may be None, and then has no key in the file."""
-    return dataclasses.field(default=None, metadata={"left out": True})
+def may_be_missing() -> Any:
+    """Declare a field that has no key in the file where it is not given."""
+    return _NOT_GIVEN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +52,8 @@ class FileContent:
 
     def to_part(self) -> dict[str, Any]:
         """Return the JSON object without a version, to stand in another one."""
-        values = {field: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {
-            _key_of(field): value
-            for field, value in values.items()
-            if value is not None or "left out" not in field.metadata
-        }
+        values = {_key_of(field): getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value is not _NOT_GIVEN}
 
     @classmethod
     def read_file(cls, file: Path, needs: Collection[str] = ()) -> dict[str, Any]:

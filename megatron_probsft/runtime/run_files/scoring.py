@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_probsft.runtime.run_files.schema import FileContent, Number, left_out_if_none
+from megatron_probsft.runtime.run_files.schema import FileContent, Number, may_be_missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class BenchmarkScores(FileContent):
     majority_at_n: Number
     timeouts: Number
     unparsable: Number
-    jaro_winkler: Number = left_out_if_none()
+    jaro_winkler: Number = may_be_missing()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +53,10 @@ class EvaluationSummary(FileContent):
     server: str | None
     served_model: str | None
     prompts_with_less_room: int
-    dtype: str | None = left_out_if_none()
+    dtype: str = may_be_missing()
     """What generated; missing where nothing had to be generated any more."""
-    device: str | None = left_out_if_none()
-    vllm: str | None = left_out_if_none()
+    device: str = may_be_missing()
+    vllm: str = may_be_missing()
     tensor_parallel_size: int
     generated_tokens: int
     resumed_generations: int
@@ -84,7 +84,7 @@ class GenerationLine(FileContent):
     prediction: Any
     verdict: str
     correct: Any
-    similarity: Number = left_out_if_none()
+    similarity: Number = may_be_missing()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,4 +117,4 @@ class SweepResults(FileContent):
     """The data's `Card`."""
     probe: dict[str, Any]
     rows: list[dict[str, Any]]
-    means_over_seeds: list[dict[str, Any]] | None = left_out_if_none()
+    means_over_seeds: list[dict[str, Any]] = may_be_missing()

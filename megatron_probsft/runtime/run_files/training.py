@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_probsft.runtime.run_files.schema import FileContent, Number, key, left_out_if_none
+from megatron_probsft.runtime.run_files.schema import FileContent, Number, key, may_be_missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class _RecordOfMeans(Record):
     loss: Number
     nll: Number
     mean_p: Number
-    entropy: Number = left_out_if_none()
+    entropy: Number = may_be_missing()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class TrainRecord(_RecordOfMeans):
     tokens_per_second: Number
     supervised_tokens_per_second: Number
     model_tflops_per_device: Number
-    mfu: Number = left_out_if_none()
+    mfu: Number = may_be_missing()
     """It is there where the device's peak is known."""
     peak_memory_gib: Number
     skipped_steps: int
@@ -67,7 +67,7 @@ class ValidationRecord(_RecordOfMeans):
     p_histogram: list[float]
     supervised_tokens: int
     seconds: Number
-    sources: dict[str, Any] | None = left_out_if_none()
+    sources: dict[str, Any] = may_be_missing()
     """The same means by source, where there are several."""
 
 
@@ -90,12 +90,12 @@ class TrainingSummary(FileContent):
     """Wall time by part."""
     tokens_per_second: float
     supervised_tokens_per_second: float
-    packing_efficiency: float | None = left_out_if_none()
-    model_tflops_per_device: float | None = left_out_if_none()
-    mfu: float | None = left_out_if_none()
-    train: dict[str, Any] | None = left_out_if_none()
+    packing_efficiency: float = may_be_missing()
+    model_tflops_per_device: float = may_be_missing()
+    mfu: float = may_be_missing()
+    train: dict[str, Any] = may_be_missing()
     """The means of the first and the last step."""
-    validation: dict[str, Any] | None = left_out_if_none()
+    validation: dict[str, Any] = may_be_missing()
     """The means of the first, the last and the best validation."""
     skipped_steps: int
     spikes: int

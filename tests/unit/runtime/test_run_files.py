@@ -16,7 +16,7 @@ from megatron_probsft.probing.probe import Reading
 from megatron_probsft.probing.report import write as write_probe
 from megatron_probsft.reporting.report import write_report
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.runtime.run_files.schema import SCHEMA_VERSION, FileContent, key, left_out_if_none
+from megatron_probsft.runtime.run_files.schema import SCHEMA_VERSION, FileContent, key, may_be_missing
 from megatron_probsft.runtime.run_files.training import ProbeReading, ProbeReport, TrainRecord
 from megatron_probsft.training.log.metrics_file import drop_records_after, read_records
 from megatron_probsft.training.log.records import Records
@@ -30,7 +30,7 @@ NEWER = {"schema_version": SCHEMA_VERSION + 1}
 class Example(FileContent):
     name: str
     share_0_1: float | None = key("share_0.1")
-    words: dict[str, Any] | None = left_out_if_none()
+    words: dict[str, Any] | None = may_be_missing()
     more: list[str]
 
 
@@ -40,7 +40,8 @@ def test_keys_are_written_in_order_with_the_version() -> None:
         ("schema_version", SCHEMA_VERSION), ("name", "a"), ("share_0.1", None), ("more", [])
     ]  # fmt: skip
     assert "schema_version" not in content.to_part()
-    assert Example(name="a", share_0_1=1.0, words={"b": 1}, more=[]).to_json()["words"] == {"b": 1}
+    for words in ({"b": 1}, None):  # null is not missing
+        assert Example(name="a", share_0_1=1.0, words=words, more=[]).to_json()["words"] == words
 
 
 @pytest.mark.parametrize(
