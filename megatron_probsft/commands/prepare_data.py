@@ -42,11 +42,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    # Here: --help does without numpy, pyarrow and all.
-    from megatron_probsft.domains.preparing import card as cards
-    from megatron_probsft.domains.preparing.preparation import prepare
-
     with one_line_errors():
+        # Here: --help does without numpy, pyarrow and all.
+        from megatron_probsft.domains.preparing import card as cards
+        from megatron_probsft.domains.preparing.preparation import prepare
+
         card = prepare(
             args.domain, "generated" if args.generate else args.data or "hub", args.output,
             test_data=args.test_data, train=args.train, test=args.test, validation=args.validation,

@@ -29,6 +29,7 @@ from megatron_probsft.evaluation.tasks.task import Task
 from megatron_probsft.evaluation.unfinished import Unfinished, settings_of
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import check_writable, write_whole
+from megatron_probsft.runtime.run_files.scoring import EvaluationSummary
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         "generation_seconds": seconds.generation, "startup_seconds": seconds.startup,
         "seconds": time.perf_counter() - started,
     }  # fmt: skip
+    summary = EvaluationSummary.from_keys(summary).to_json()
     write_whole(settings.output / "summary.json", json.dumps(summary, indent=2) + "\n")
     unfinished.remove()
     return summary

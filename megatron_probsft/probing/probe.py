@@ -17,6 +17,7 @@ from megatron.core import parallel_state
 from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.runtime.device import current_device
 from megatron_probsft.runtime.distributed import data_group
+from megatron_probsft.runtime.run_files.training import ProbeReading
 from megatron_probsft.vocab_parallel.head_parts import Tokens
 from megatron_probsft.vocab_parallel.token_means import TokenMeans, combine
 
@@ -65,7 +66,7 @@ class Reading:
         """For JSON."""
         means = asdict(self.means)
         del means["loss"]
-        return {
+        content = {
             "source": self.source,
             "samples": self.samples,
             "supervised_tokens": means.pop("tokens"),
@@ -77,6 +78,7 @@ class Reading:
             **means,
             **asdict(advise(self.means.mean_p)),
         }
+        return ProbeReading.from_keys(content).to_part()
 
 
 def advise(mean_p: float) -> Advice:

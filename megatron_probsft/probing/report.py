@@ -12,6 +12,7 @@ from rich.table import Table
 
 from megatron_probsft.probing.probe import PAPER, Reading, advise
 from megatron_probsft.runtime.folders import write_whole
+from megatron_probsft.runtime.run_files.training import ProbeReport
 
 
 def table(readings: list[Reading]) -> Group:
@@ -44,7 +45,7 @@ def table(readings: list[Reading]) -> Group:
 def write(readings: list[Reading], folder: Path) -> None:
     """`probe.json` and `probe.png` in the folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"readings": [reading.record() for reading in readings]}
+    content = ProbeReport(readings=[reading.record() for reading in readings]).to_json()
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for reading in readings:

@@ -20,6 +20,7 @@ from megatron_probsft.domains.preparing.sources import read_examples
 from megatron_probsft.runtime.build_folder import build_folder
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import check_writable
+from megatron_probsft.runtime.run_files.scoring import Card
 
 _DOMAINS = {one.name: one for one in (mathematics.DOMAIN, medical.DOMAIN, figfont.DOMAIN)}
 
@@ -89,6 +90,7 @@ def prepare(
         "tokens": token_statistics(domain, tokenizer, parts) if tokenizer else None,
         "settings": settings,
     }
+    card = Card.from_keys(card).to_json()
     _write(chosen, parts, card, output)
     return card
 
@@ -106,6 +108,7 @@ def _card_of(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
         raise UserError(
             f"--output {output} is not empty and holds no card.json: name another folder"
         ) from None
+    Card.check(card, str(output / "card.json"))
     if differ:
         raise UserError(
             f"--output {output} holds other data: its {differ[0]} is {card['settings'].get(differ[0])}, not "

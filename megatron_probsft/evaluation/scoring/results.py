@@ -12,6 +12,7 @@ from megatron_probsft.evaluation.scoring.metrics import average_metrics, benchma
 from megatron_probsft.evaluation.tasks.task import Task
 from megatron_probsft.grading.grade import Grade
 from megatron_probsft.runtime.folders import write_whole
+from megatron_probsft.runtime.run_files.scoring import GenerationLine
 
 
 def scores(
@@ -61,5 +62,6 @@ def write_generations(
         }  # fmt: skip
         if grade.similarity is not None:
             line["similarity"] = grade.similarity
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        written = GenerationLine.from_keys(line).to_json()
+        lines.append(json.dumps(written, ensure_ascii=False) + "\n")
     write_whole(output / "generations.jsonl", "".join(lines))

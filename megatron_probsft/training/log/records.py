@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from megatron_probsft.runtime.run_files.training import RECORDS
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.log.wandb_run import WandbRun
 
@@ -29,7 +30,8 @@ class Records:
 
         `p_histogram`, shares of the `supervised_tokens` beside it in equal bins of [0, 1], becomes a/p.
         """
-        self._json.write(json.dumps({"kind": kind, "iteration": iteration, **_finite(values)}) + "\n")
+        record = RECORDS[kind].from_keys({"kind": kind, "iteration": iteration, **_finite(values)})
+        self._json.write(json.dumps(record.to_json()) + "\n")
         numbers = _scalars(kind, values)
         for name, value in numbers.items():
             self._board.add_scalar(name, value, iteration)

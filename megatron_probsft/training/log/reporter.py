@@ -16,6 +16,7 @@ from megatron_probsft.models.family import ModelShape
 from megatron_probsft.probing.probe import Reading
 from megatron_probsft.runtime.device import current_device, device_name, peak_memory_bytes
 from megatron_probsft.runtime.distributed import rank, world_size
+from megatron_probsft.runtime.run_files.training import TrainingSummary
 from megatron_probsft.training.batches import StepBatch
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.guards import Spikes
@@ -148,7 +149,8 @@ class Reporter:
             "peak_memory_gib": int(peak) / 2**30,
             "checkpoint": None if newest is None else str(checkpoint_folder(self._folder, newest)),
         }
-        (self._folder / "summary.json").write_text(json.dumps(content, indent=2) + "\n")
+        summary = TrainingSummary.from_keys(content).to_json()
+        (self._folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         from megatron_probsft.training.log.curves import plot_curves  # matplotlib takes a second: only here
 
         plot_curves(records, self._folder / "curves.png")
