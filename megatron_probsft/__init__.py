@@ -3,6 +3,8 @@
 import logging
 import warnings
 
+from megatron_probsft.domains.registry import domains
+
 # Said at import by Megatron-Core and torch on machines where the CPU path is meant.
 warnings.filterwarnings("ignore", message="(Transformer Engine and )?Apex (are|is) not installed")
 warnings.filterwarnings("ignore", message="invalid escape sequence", category=SyntaxWarning)
@@ -15,3 +17,5 @@ for _category in (UserWarning, FutureWarning):  # of torch's loader, about how M
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
 logging.getLogger("megatron.core.dist_checkpointing.strategies").setLevel(logging.ERROR)
+
+domains()  # so that their templates are known by name wherever text is encoded

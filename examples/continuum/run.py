@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from rich.console import Console  # noqa: E402
 
-from megatron_probsft.experiments.settings import DATASETS  # noqa: E402
+from megatron_probsft.domains.registry import domains  # noqa: E402
 from megatron_probsft.experiments.steps import shown_path, words_of  # noqa: E402
 from megatron_probsft.runtime.errors import UserError, one_line_errors  # noqa: E402
 from megatron_probsft.runtime.folders import check_writable  # noqa: E402
@@ -93,12 +93,12 @@ def read_recipe(file: Path) -> dict[str, Any]:
             wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
             raise UserError(f"--recipe {file}: {key} must be {wanted}, got {recipe[key]!r}")
     for domain, flags in recipe["domains"].items():
-        if domain not in DATASETS:
-            raise UserError(f"--recipe {file}: domains has {domain!r}: use some of {', '.join(DATASETS)}")
+        if domain not in domains():
+            raise UserError(f"--recipe {file}: domains has {domain!r}: use some of {', '.join(domains())}")
         if not isinstance(flags, dict):
             raise UserError(f"--recipe {file}: domains: {domain} must hold flags and values, got {flags!r}")
     if not recipe["domains"]:
-        raise UserError(f"--recipe {file} names no domains: give {', '.join(DATASETS)}")
+        raise UserError(f"--recipe {file} names no domains: give {', '.join(domains())}")
     return recipe
 
 

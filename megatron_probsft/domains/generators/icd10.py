@@ -30,9 +30,10 @@ class _Diagnosis:
 
 
 def generate(train: int | None, test: int | None, seed: int) -> Generated:
-    """Which chapter, or which block of a chapter, a diagnosis belongs to; no category is in both parts.
+    """Questions about the chapter, or the block of a chapter, that a diagnosis is filed under.
 
-    Chapters and blocks are shared by both, so that what training tells about them helps in the test.
+    No category of diagnoses is in both parts. Chapters and blocks are shared by both, so that what training
+    tells about them helps in the test.
 
     Raises UserError: more questions than there are; simple-icd-10-cm is not installed.
     """
