@@ -3,7 +3,7 @@
 import logging
 import warnings
 
-from megatron_probsft.domains.registry import domains
+from megatron_probsft.domains.registry import domains as _domains
 
 # Said at import by Megatron-Core and torch on machines where the CPU path is meant.
 warnings.filterwarnings("ignore", message="(Transformer Engine and )?Apex (are|is) not installed")
@@ -18,4 +18,4 @@ logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
 logging.getLogger("megatron.core.dist_checkpointing.strategies").setLevel(logging.ERROR)
 
-domains()  # so that their templates are known by name wherever text is encoded
+_domains()  # so that their templates are known by name wherever text is encoded

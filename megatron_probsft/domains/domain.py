@@ -1,17 +1,20 @@
 """A domain: all that belongs to one kind of problem, as one file of this folder says it.
 
-The smallest example is a file of some fifteen lines:
+The smallest file, for problems whose answer is a number:
+
+    from megatron_probsft.domains.domain import Domain, Shape
+    from megatron_probsft.domains.task import graded_by
 
     DOMAIN = Domain(
         name="sums",
         version=1,
-        columns="extra_info.question and reward_model.ground_truth",
         shapes=(Shape(("question", "answer"), lambda question, answer: (question, answer, answer, {})),),
         grade=graded_by("number"),
         max_new_tokens=16,
     )
 
-Every command reads these files to know their names, so that a file imports heavy libraries inside functions.
+Importing the package imports these files, for their names and templates: what takes long to import is
+imported inside functions.
 """
 
 from __future__ import annotations
@@ -62,7 +65,6 @@ class Shape:
 class Generated:
     """Examples and what a card says of them."""
 
-    name: str  # of data_source
     train: Sequence[Example]
     test: Sequence[Example]
     about: dict[str, Any]  # for the card: versions, what is held out
@@ -109,8 +111,8 @@ class Domain(Task):
     generator: Generator | None = None
 
     # Evaluation.
-    columns: str  # what `read_row` reads, for --help
     read_row: ReadRow = prepared_question
+    columns: str = "extra_info.question and reward_model.ground_truth"  # what `read_row` reads, for --help
     benchmarks: Mapping[str, str] = field(default_factory=dict)  # public ones: name to place on the hub
     mixed_files: bool = False  # a file may hold several benchmarks, which its rows name
     own_test: bool = False  # experiments score on the test rows of its data, not on public benchmarks

@@ -38,7 +38,7 @@ def generate(train: int | None, test: int | None, seed: int) -> Generated:
         for index, (question, word) in zip(indices, _items(indices, seed), strict=True)
     ]
     about = {"generator": generator, **_CONFIG, "seed": seed}
-    return Generated(NAME, examples[:train], examples[train:], about)
+    return Generated(examples[:train], examples[train:], about)
 
 
 def _items(indices: list[int], seed: int) -> Iterator[tuple[str, str]]:

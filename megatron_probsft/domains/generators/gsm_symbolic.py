@@ -45,7 +45,7 @@ def generate(train: int | None, test: int | None, seed: int) -> Generated:
         "test_templates": held_out, "train_templates": sorted(set(tasks_ok) - set(held_out)),
     }  # fmt: skip
     dropped = {reason: count for reason, count in found.dropped.items() if count}
-    return Generated(NAME, found.parts["train"], found.parts["test"], about, _NOTES, dropped)
+    return Generated(found.parts["train"], found.parts["test"], about, _NOTES, dropped)
 
 
 @dataclass

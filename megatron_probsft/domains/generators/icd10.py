@@ -73,7 +73,7 @@ def generate(train: int | None, test: int | None, seed: int) -> Generated:
         "A stand-in for the paper's m23k data, not that.",
         "Training and test share no ICD-10-CM category.",
     )
-    return Generated(NAME, examples["train"], examples["test"], about, notes)
+    return Generated(examples["train"], examples["test"], about, notes)
 
 
 def _read_tree() -> list[_Diagnosis]:

@@ -41,7 +41,7 @@ def read_both(
     to_test, more, also = read_examples(domain, test_data, test)
     both = {reason: dropped.get(reason, 0) + more.get(reason, 0) for reason in (*dropped, *more)}
     about = {"train from": ", ".join(items), "test from": ", ".join(test_data) or "nowhere"}
-    return Generated("", to_train, to_test, about, (), both), read + also
+    return Generated(to_train, to_test, about, (), both), read + also
 
 
 def read_examples(
