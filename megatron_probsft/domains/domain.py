@@ -55,7 +55,7 @@ type Converted = tuple[str, str, str, dict[str, Any]] | str
 
 @dataclass(frozen=True)
 class Shape:
-    """Files of one kind, recognised by their columns."""
+    """A kind of file, recognised by its columns."""
 
     columns: tuple[str, ...]  # names or dotted paths; all of text
     convert: Callable[..., Converted]  # takes the texts of these columns
@@ -63,7 +63,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Generated:
-    """Examples and what a card says of them."""
+    """The examples of a source, and what a card says of them."""
 
     train: Sequence[Example]
     test: Sequence[Example]
@@ -95,7 +95,7 @@ class Experiment:
 
 @dataclass(frozen=True, kw_only=True)
 class Domain(Task):
-    """See `Task` for the name, the version, sampling and grading."""
+    """One kind of problem; see `Task` for the name, the version, sampling and grading."""
 
     # Prompts. A domain without any takes the chat template of the model.
     templates: Mapping[str, NamedTemplate] = field(default_factory=dict)  # by their --template names
@@ -121,7 +121,7 @@ class Domain(Task):
     place: int = 100  # in lists of all domains; of equal ones the name decides
 
     def __post_init__(self) -> None:
-        """Raises ValueError: a prompt that is none of the templates."""
+        """Raise ValueError for a prompt that is none of the templates."""
         missing = {*self.prompts.values(), *self.paper_prompts.values()} - self.templates.keys()
         if missing:
             raise ValueError(f"domain {self.name}: templates lacks {', '.join(sorted(missing))}")
@@ -153,7 +153,7 @@ def row_of(domain: Domain, example: Example, split: str) -> dict[str, Any]:
 
 
 def check_number(name: str, number: int | None, most: int | None = None, why: str = "") -> None:
-    """UserError unless None or from 0 to `most`; without `most` below 2^31."""
+    """Raise UserError unless it is None or from 0 to `most`; without `most`, below 2^31."""
     if number is not None and not 0 <= number <= (2**31 - 1 if most is None else most):
         limit = "0 or more" if number < 0 else "below 2^31"
         limit = limit if most is None else f"from 0 to {most:,}{why}"

@@ -10,7 +10,7 @@ from megatron_probsft.grading.grade import Grade
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many generations of each problem are asked for, and how they are sampled."""
+    """The number of generations of each problem, and the way in which they are sampled."""
 
     samples: int
     temperature: float
@@ -36,13 +36,13 @@ class Request:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """Names it among all of an evaluation: benchmark, problem, sample."""
+        """Its name in an evaluation: benchmark, problem, sample."""
         return self.problem.benchmark, self.problem.id, self.sample
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Tokens, with the one that ended it if finish_reason is "stop"; "length": cut after the most."""
+    """Tokens, with the one that ended them if finish_reason is "stop"; if "length", they were cut."""
 
     tokens: list[int]
     finish_reason: str

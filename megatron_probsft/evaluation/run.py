@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # it imports transformers, which takes seconds, and most mist
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """What is asked of which model."""
+    """An evaluation of which all is known but the generations."""
 
     settings: Settings
     task: Task
@@ -42,7 +42,7 @@ class _Evaluation:
 
     @property
     def shortened(self) -> int:
-        """For so many problems there is room for fewer tokens than are asked for."""
+        """The number of problems that leave room for fewer tokens than are asked for."""
         return sum(one.max_new_tokens < self.sampling.max_new_tokens for one in self.first_samples)
 
 
@@ -97,7 +97,7 @@ def _sampling(settings: Settings, task: Task) -> Sampling:
 
 
 def _deciding(asked: _Evaluation) -> dict[str, Any]:
-    """What decides on the generations: an interrupted evaluation is resumed with the same only."""
+    """The settings that decide on the generations; an evaluation is resumed with the same ones only."""
     settings, sampling, model = asked.settings, asked.sampling, asked.model
     return {
         "--model": str(settings.model), "the model's weights": model.weights,

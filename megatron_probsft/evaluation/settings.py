@@ -1,4 +1,4 @@
-"""What an evaluation can be told, and what of it cannot be right."""
+"""The settings of an evaluation, and the checks that need neither task nor model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Settings:
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise UserError for what is wrong whatever the task and the model hold."""
+    """Raise UserError for what is wrong whatever task and model are."""
     check_numbers(vars(settings))
     if settings.start is not None and settings.start < 0:
         raise UserError(f"--start must be at least 0, got {settings.start}")

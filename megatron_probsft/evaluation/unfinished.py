@@ -18,7 +18,7 @@ NAME = "unfinished.jsonl"
 
 
 class Unfinished:
-    """What is generated, kept as an engine's `Listener`.
+    """A `Listener` that keeps what is generated.
 
     Attributes:
         generations: by benchmark, id and sample, those of earlier calls first.

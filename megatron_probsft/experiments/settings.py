@@ -15,7 +15,7 @@ Flags = dict[str, Any]
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """Flags of each command of a sweep, before the command line changes them."""
+    """The flags of each command of a sweep, before the command line changes them."""
 
     prepare: Flags
     train: Flags

@@ -12,7 +12,7 @@ from megatron_probsft.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Question:
-    """What a row asks.
+    """A question as a row asks it.
 
     Attributes:
         prompt: the question, which the template is put around.

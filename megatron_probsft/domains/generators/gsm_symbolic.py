@@ -50,7 +50,7 @@ def generate(train: int | None, test: int | None, seed: int) -> Generated:
 
 @dataclass
 class _Found:
-    """Examples of each part, as many as are wanted, and how many items were left out."""
+    """The examples of each part, as many as are wanted, and the number of items left out by reason."""
 
     wanted: dict[str, int]
     parts: dict[str, list[Example]] = field(default_factory=lambda: {"train": [], "test": []})

@@ -22,6 +22,8 @@ _LETTERS = "ABCDE"
 
 @dataclass(frozen=True)
 class _Diagnosis:
+    """A diagnosis and the names of what it is filed under."""
+
     code: str
     text: str
     category: str  # its text
@@ -99,7 +101,7 @@ def _read_tree() -> list[_Diagnosis]:
 
 
 def _title(description: str) -> str:
-    """Without the range of codes, which would name the block."""
+    """The description without the range of codes, which would name the block."""
     return re.sub(r" \([A-Z0-9]+-[A-Z0-9]+\)$", "", description)
 
 
@@ -108,7 +110,7 @@ def _share(categories: list[str], rng: Random) -> list[str]:
 
 
 def _questions(diagnoses: list[_Diagnosis], blocks: dict[str, list[str]], rng: Random) -> Iterator[Example]:
-    """All that can be asked, in random order; of a category's diagnoses each kind in turn."""
+    """All questions that can be asked, in random order; of a category's diagnoses each kind in turn."""
     by_category: dict[str, list[_Diagnosis]] = defaultdict(list)
     for one in diagnoses:
         by_category[one.category].append(one)

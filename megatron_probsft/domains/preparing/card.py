@@ -49,7 +49,7 @@ def _notes(parts: dict[str, Sequence[Example]]) -> list[str]:
 
 
 def token_statistics(domain: Domain, folder: str, parts: dict[str, Sequence[Example]]) -> dict[str, Any]:
-    """How many tokens the prompts, template and BOS included, and the responses with EOS have in each part.
+    """The lengths in tokens of each part's prompts, with template and BOS, and of its responses, with EOS.
 
     Raises UserError: no tokenizer in `folder`, or one of no known family.
     """

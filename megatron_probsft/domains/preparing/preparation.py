@@ -25,7 +25,7 @@ _PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a folder is to hold, as `prepare_data --help` has it.
+    """A folder that is asked for, with the settings that `prepare-data --help` explains.
 
     Attributes:
         source: "hub" (the paper's files), "generated", or files, folders and hub data sets to train on.
@@ -80,7 +80,7 @@ def prepare(asked: Preparation) -> dict[str, Any]:
 
 
 def _settings(asked: Preparation) -> dict[str, Any]:
-    """What decides on the folder's content, for the card: another preparation differs in one of them."""
+    """The settings that decide on the folder's content; another preparation differs in one of them."""
     items = asked.items
     return {
         "domain": asked.domain, "source": items or asked.source, "test_data": [*asked.test_data],
@@ -121,7 +121,7 @@ def _examples(domain: Domain, asked: Preparation) -> tuple[Generated, int]:
 
 
 def _parts(found: Generated, asked: Preparation) -> dict[str, Sequence[Example]]:
-    """The examples of each file. UserError: none would be left to train on."""
+    """The examples of each file, by its name. UserError: none would be left to train on."""
     count = asked.validation
     if len(found.train) <= count:
         raise UserError(

@@ -11,7 +11,7 @@ from megatron_probsft.evaluation.request import Generation, Request
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What generates, for summary.json."""
+    """The facts about an engine that summary.json holds."""
 
     dtype: str
     device: str
@@ -20,7 +20,7 @@ class EngineFacts:
 
 @dataclass(frozen=True)
 class Seconds:
-    """How long an engine took to be ready, and to generate."""
+    """The time that an engine took to be ready, and to generate."""
 
     startup: float
     generation: float
@@ -28,14 +28,14 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Decoding:
-    """What all requests of an evaluation have in common; temperature 0 is greedy."""
+    """The settings that all requests of an evaluation share; temperature 0 is greedy."""
 
     stop_token_ids: Sequence[int]
     temperature: float = 0.0
 
 
 class Listener(Protocol):
-    """Who is told what an engine does."""
+    """Somebody who is told what an engine does."""
 
     def started(self, engine: EngineFacts) -> None:
         """The engine is ready; called once."""
@@ -47,7 +47,7 @@ class Listener(Protocol):
 
 
 class Engine(Protocol):
-    """vLLM in a process of its own, or a server."""
+    """Something that generates: vLLM in a process of its own, or a server."""
 
     def generate(self, requests: Sequence[Request], decoding: Decoding, listener: Listener) -> Seconds:
         """Generate for each request: greedy, or as a function of the request's seed.

@@ -29,7 +29,7 @@ _PLAIN = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}  # 
 
 
 class Server:
-    """A server that serves a model, as an `Engine`."""
+    """An `Engine` that asks a server."""
 
     def __init__(self, url: str, model: str, tokenizer: Any) -> None:
         """Ask which model is served. `url` ends in /v1; `tokenizer` is the model's.
@@ -163,7 +163,7 @@ class Server:
 
 
 def _posts(requests: Sequence[Request], batch: int) -> Iterator[list[Request]]:
-    """What goes to the server at once: up to `batch` requests whose longest generation is the same."""
+    """The requests that go to the server together: up to `batch` whose longest generation is the same."""
     ordered = sorted(requests, key=lambda one: -one.max_new_tokens)
     for _, alike in itertools.groupby(ordered, key=lambda one: one.max_new_tokens):
         yield from map(list, itertools.batched(alike, batch))

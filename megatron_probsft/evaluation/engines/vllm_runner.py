@@ -41,7 +41,7 @@ _ERROR = re.compile(r"\b((?:[A-Z]\w*)?(?:Error|Exception|Interrupt)): (.*\S)")
 
 @dataclass(frozen=True)
 class VllmRunner:
-    """vLLM offline, as an `Engine`.
+    """An `Engine` that runs vLLM in a process of its own.
 
     Attributes:
         model: a Hugging Face folder.
@@ -79,7 +79,7 @@ class VllmRunner:
         return Seconds(response["startup_seconds"], response["generation_seconds"])
 
     def _asked(self, groups: list[list[Request]], decoding: Decoding) -> dict[str, Any]:
-        """What `vllm_process` reads: each prompt once, with the seeds of its samples."""
+        """The request that `vllm_process` reads: each prompt once, with the seeds of its samples."""
         firsts = [group[0] for group in groups]
         return {
             "model": str(self.model.resolve()), "prompts": [one.prompt for one in firsts],
@@ -94,7 +94,7 @@ class VllmRunner:
 
 
 def kv_bytes_per_token(config: Any) -> int:
-    """How many bytes the keys and values of a token take in all layers, in float32.
+    """The bytes that the keys and values of a token take in all layers, in float32.
 
     config: a Hugging Face text model's.
     """
