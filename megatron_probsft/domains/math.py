@@ -66,12 +66,12 @@ def _grade(problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
 def _majority_key(grade: Grade) -> Hashable | None:
     """0.5 and 1/2 are one answer; of other expressions those that are written alike."""
     from megatron_probsft.grading.mathematics.answers import normalise
-    from megatron_probsft.grading.quantities.numbers import number
+    from megatron_probsft.grading.quantities.numbers import exact_value
 
     if grade.prediction is None:
         return None
     text = normalise(grade.prediction)
-    value = number(text)
+    value = exact_value(text)
     return text if value is None else value
 
 

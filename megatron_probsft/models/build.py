@@ -17,6 +17,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron_probsft.models.family import Experts, ModelShape
 from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.models.local_layers import PackedRotary, local_block_spec
+from megatron_probsft.runtime.device import current_device, has_gpu
 
 
 def padded_vocab_size(shape: ModelShape, tp: int) -> int:
@@ -26,7 +27,7 @@ def padded_vocab_size(shape: ModelShape, tp: int) -> int:
 
 def use_transformer_engine() -> bool:
     """Transformer Engine's layers serve on CUDA where it is installed; local layers everywhere else."""
-    return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
+    return has_gpu() and importlib.util.find_spec("transformer_engine") is not None
 
 
 def transformer_config(
@@ -70,7 +71,7 @@ def transformer_config(
         context_parallel_size=layout.context_parallel_size,
         sequence_parallel=layout.sequence_parallel,
         calculate_per_token_loss=True,
-        use_cpu_initialization=not torch.cuda.is_available(),
+        use_cpu_initialization=not has_gpu(),
         perform_initialization=False,  # every weight is read from a checkpoint or a Hugging Face folder
         bias_activation_fusion=fused,
         bias_dropout_fusion=fused,
@@ -79,7 +80,7 @@ def transformer_config(
         gradient_accumulation_fusion=False,
         deallocate_pipeline_outputs=True,
         overlap_p2p_comm=interleaved,
-        batch_p2p_comm=torch.cuda.is_available() and not interleaved,
+        batch_p2p_comm=has_gpu() and not interleaved,
         **training,
     )
 
@@ -117,7 +118,7 @@ def build_model(shape: ModelShape, config: TransformerConfig, *, on_meta: bool =
         with torch.device("meta"):
             return [_build_chunk(shape, config, local_block_spec(config, stage), stage) for stage in stages]
     chunks = [_build_chunk(shape, config, _block_spec(config, stage), stage) for stage in stages]
-    return [chunk.to(torch.cuda.current_device()) for chunk in chunks]
+    return [chunk.to(current_device()) for chunk in chunks]
 
 
 def _build_chunk(

@@ -245,6 +245,7 @@ def _refused(start: str, work: Callable[[], Any]) -> str:
     return message
 
 
+@pytest.mark.size("test")
 def test_ten_kills_leave_nothing_that_passes_for_complete(tiny_qwen2: Path, tmp_path: Path) -> None:
     """In each direction, at random moments; whatever is left, the same command then succeeds."""
     generator = random.Random(11)

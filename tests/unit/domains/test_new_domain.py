@@ -20,7 +20,7 @@ from megatron_probsft.domains.preparing.preparation import Preparation, prepare
 from megatron_probsft.domains.registry import domains, get_domain
 from megatron_probsft.domains.templates import default_template, template_for
 from megatron_probsft.evaluation.tasks import get_task
-from megatron_probsft.experiments.arguments import read_request
+from megatron_probsft.experiments.arguments import read_command_line
 from megatron_probsft.experiments.plan import data_of, plan
 from megatron_probsft.runtime.errors import UserError
 from tests.support.tiny_models import save_tiny_tokenizer
@@ -114,7 +114,7 @@ def test_every_command_knows_it(
 def test_a_sweep_of_it(add: Callable[[str], None]) -> None:
     add(SUMS)
     words = ["--dataset", "sums", "--trainer-objective-trans", "p", "--cuda-visible-devices", "0"]
-    sweep = read_request([*words, "--model-save-name", "qwen-2.5-7b", "--prepare-generate"], "").sweep
+    sweep = read_command_line([*words, "--model-save-name", "qwen-2.5-7b", "--prepare-generate"], "").sweep
     assert data_of(sweep).name == "generated"  # not stand-in
     steps = {step.title.partition(":")[0]: " ".join(step.words) for step in plan(sweep)}
     assert "--template qwen-sums" in steps["training"]
@@ -122,7 +122,7 @@ def test_a_sweep_of_it(add: Callable[[str], None]) -> None:
     assert "--samples 4 --temperature 0.5 --max-new-tokens 12" in steps["scoring"]
     assert "test.parquet" in steps["scoring"]
     with pytest.raises(UserError, match="--paper trains as the paper's code does, and sums is no domain of"):
-        read_request([*words, "--model-save-name", "qwen-2.5-7b", "--paper"], "")
+        read_command_line([*words, "--model-save-name", "qwen-2.5-7b", "--paper"], "")
 
 
 def test_the_smallest_one(add: Callable[[str], None], tmp_path: Path) -> None:
