@@ -1,7 +1,7 @@
 """Whole-model conversion between a Hugging Face folder and a Megatron checkpoint, tensor by tensor.
 
-One process; memory holds the few tensors that are on their way, never the model. What is unfinished never
-has a finished thing's name.
+It takes one process, whose memory holds the few tensors that are on their way, never the model. Nothing
+unfinished ever has a finished thing's name.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from pathlib import Path
 import torch
 from megatron.core.dist_checkpointing import load_content_metadata
 
+from megatron_probsft.checkpoint.blocks import Block, blocks_of, split_vocabulary
 from megatron_probsft.checkpoint.hf import safetensors_folder
 from megatron_probsft.checkpoint.hf import weights as hf_weights
 from megatron_probsft.checkpoint.hf.safetensors_writer import SafetensorsWriter, TensorPlan
 from megatron_probsft.checkpoint.hf.trained_turns import fit_for_servers
 from megatron_probsft.checkpoint.megatron import run_folder
-from megatron_probsft.checkpoint.megatron.saving import Save
+from megatron_probsft.checkpoint.megatron.saving import Save, Streaming
+from megatron_probsft.checkpoint.megatron.side_files import SideFiles
 from megatron_probsft.checkpoint.megatron.torch_dist import CONTENT, saved_name
 from megatron_probsft.checkpoint.megatron.torch_dist_reader import BlockReader, Place
-from megatron_probsft.checkpoint.pieces import Piece, cut_vocabulary, pieces_of
-from megatron_probsft.models.hf_model import read_hf_model
+from megatron_probsft.models.hf_model import HFModel, read_hf_model
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import check_is_new, check_space, check_writable, new_folder
 from megatron_probsft.runtime.progress import ByteProgress
@@ -32,11 +33,12 @@ from megatron_probsft.runtime.progress import ByteProgress
 
 @dataclass
 class Conversion:
-    """What was written."""
+    """The result of a conversion."""
 
     folder: Path
+    """The folder that was written: a checkpoint, or a Hugging Face model."""
     nbytes: int
-    """Of tensors."""
+    """Bytes of the tensors in it."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -48,8 +50,8 @@ def hf_to_megatron(
     Needs `distributed.initialize()` with one process.
 
     Args:
-        dtype: to cast to; None keeps each tensor's own.
-        workers: threads, each with a file of its own.
+        dtype: the type that tensors are cast to; None keeps each tensor's own.
+        workers: number of threads, each with a file of its own.
 
     Raises:
         UserError: unsupported model; missing, unexpected or misshapen tensors; a truncated file; the target
@@ -60,9 +62,9 @@ def hf_to_megatron(
     hf = read_hf_model(hf_folder)
     reader = safetensors_folder.TensorReader(hf.folder)
     hf_weights.check_tensors(reader, hf)
-    pieces, state = pieces_of(hf, CONTENT, lambda name: dtype or reader.dtype(name))
-    pieces = cut_vocabulary(pieces, state)
-    by_place = {piece.place: piece for piece in pieces}
+    blocks, state = blocks_of(hf, CONTENT, lambda name: dtype or reader.dtype(name))
+    blocks = split_vocabulary(blocks, state)
+    by_place = {block.place: block for block in blocks}
     plans = [TensorPlan(name, shape, dtype or reader.dtype(name)) for name, shape in hf_weights.hf_shapes(hf)]
     needed = sum(plan.nbytes for plan in plans)
     check_space(run, needed)
@@ -78,7 +80,7 @@ def hf_to_megatron(
             progress.add(tensor.nbytes)
             return tensor
 
-        save = Save(run, 0, content, hf.folder, config_yaml=None, read=read, files_per_rank=workers)
+        save = Save(run, 0, content, SideFiles(hf.folder), streaming=Streaming(read, workers))
         folder = save.finish()
     return Conversion(folder, needed, finite.warnings(hf_folder))
 
@@ -99,18 +101,9 @@ def megatron_to_hf(
     checkpoint, _ = run_folder.find_checkpoint(run, step)
     hf = read_hf_model(run_folder.hf_folder_of(checkpoint))
     reader = BlockReader(checkpoint)
-    try:
-        content = load_content_metadata(str(checkpoint)) or {}
-    except Exception as error:  # of what a damaged file may hold, Megatron-Core and torch raise many kinds
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(f"checkpoint {checkpoint} cannot be read: {reason}") from None
-    pieces, _ = pieces_of(hf, content, lambda _: torch.float32)
-    pieces = [replace(piece, key=saved_name(piece.key, reader.tensors)) for piece in pieces]
-    _check_checkpoint(checkpoint, reader, pieces)
-    pieces = [part for piece in pieces for part in _as_saved(piece, reader)]
-    reader.plan((piece.key, piece.offset, piece.shape) for piece in pieces)
+    blocks = _saved_blocks(checkpoint, hf, reader)
     dtypes = {
-        name: dtype or reader.tensors[piece.key].properties.dtype for piece in pieces for name in piece.names
+        name: dtype or reader.tensors[block.key].properties.dtype for block in blocks for name in block.names
     }
     plans = [TensorPlan(name, shape, dtypes[name]) for name, shape in hf_weights.hf_shapes(hf)]
     needed = sum(plan.nbytes for plan in plans)
@@ -120,16 +113,16 @@ def megatron_to_hf(
         writer = SafetensorsWriter(part, plans)
         writer.create()
 
-        def convert(piece: Piece) -> None:
-            tensors = piece.split(reader.read(piece.place), hf.shape)
-            for name, tensor in zip(piece.names, tensors, strict=True):
+        def convert(block: Block) -> None:
+            tensors = block.split(reader.read(block.place), hf.shape)
+            for name, tensor in zip(block.names, tensors, strict=True):
                 tensor = tensor.to(dtypes[name])
                 finite.look([name], tensor)  # a cast may overflow
-                writer.write(name, tensor, piece.first_row)
+                writer.write(name, tensor, block.first_row)
                 progress.add(tensor.nbytes)
 
         with ThreadPoolExecutor(workers) as pool:
-            for _ in pool.map(convert, pieces):
+            for _ in pool.map(convert, blocks):
                 pass
         safetensors_folder.copy_side_files(hf.folder, part)
         fit_for_servers(part)
@@ -140,28 +133,47 @@ def megatron_to_hf(
     return Conversion(hf_folder, needed, warnings)
 
 
-def _as_saved(piece: Piece, reader: BlockReader) -> list[Piece]:
-    """The vocabulary in the blocks in which it was saved, so that no more than one is in memory."""
-    if piece.rule.layout != "vocab":
-        return [piece]
-    starts = sorted({chunk.offsets[0] for chunk in reader.tensors[piece.key].chunks})
-    return piece.in_rows([start for start in starts if start < piece.shape[0]])
+def _saved_blocks(checkpoint: Path, hf: HFModel, reader: BlockReader) -> list[Block]:
+    """The blocks as the checkpoint holds them; the reader is prepared to read each.
+
+    Raises:
+        UserError: damaged metadata; missing, unexpected or misshapen tensors.
+    """
+    try:
+        content = load_content_metadata(str(checkpoint)) or {}
+    except Exception as error:  # of what a damaged file may hold, Megatron-Core and torch raise many kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"checkpoint {checkpoint} cannot be read: {reason}") from None
+    blocks, _ = blocks_of(hf, content, lambda _: torch.float32)
+    blocks = [replace(block, key=saved_name(block.key, reader.tensors)) for block in blocks]
+    _check_checkpoint(checkpoint, reader, blocks)
+    blocks = [part for block in blocks for part in _as_saved(block, reader)]
+    reader.plan((block.key, block.offset, block.shape) for block in blocks)
+    return blocks
 
 
-def _check_checkpoint(checkpoint: Path, reader: BlockReader, pieces: Sequence[Piece]) -> None:
+def _as_saved(block: Block, reader: BlockReader) -> list[Block]:
+    """The block; the vocabulary in the blocks in which it was saved, so that memory holds one of them."""
+    if block.rule.cut != "vocab":
+        return [block]
+    starts = sorted({chunk.offsets[0] for chunk in reader.tensors[block.key].chunks})
+    return block.in_rows([start for start in starts if start < block.shape[0]])
+
+
+def _check_checkpoint(checkpoint: Path, reader: BlockReader, blocks: Sequence[Block]) -> None:
     """Compare the checkpoint's tensors with those that the config asks for."""
     problems = []
-    wanted = {piece.key: piece for piece in pieces}
-    for key, piece in wanted.items():
+    wanted = {block.key: block for block in blocks}
+    for key, block in wanted.items():
         if key not in reader.tensors:
             problems.append(f"missing {key}")
             continue
         size = tuple(reader.tensors[key].size)
-        right = size == piece.global_shape
-        if piece.rule.layout == "vocab":  # it may be padded
-            right = size[1:] == piece.global_shape[1:] and size[0] >= piece.global_shape[0]
+        right = size == block.global_shape
+        if block.rule.cut == "vocab":  # it may be padded
+            right = size[1:] == block.global_shape[1:] and size[0] >= block.global_shape[0]
         if not right:
-            problems.append(f"{key} has shape {size}, expected {piece.global_shape}")
+            problems.append(f"{key} has shape {size}, expected {block.global_shape}")
     model = re.compile(r"(embedding|decoder|output_layer)\.")
     problems += [f"unexpected {key}" for key in reader.tensors if model.match(key) and key not in wanted]
     if problems:

@@ -1,4 +1,4 @@
-"""What a folder is: a Hugging Face model, or a run folder of Megatron checkpoints. Reads headers only."""
+"""A description of a Hugging Face model's folder, or of a run's. Only headers are read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _VOCABULARY = "embedding.word_embeddings.weight"
 
 
 def inspect_hf(folder: Path) -> dict[str, Any]:
-    """A Hugging Face folder: sizes, dtypes, files; whether its tensors are those that its config asks for.
+    """A Hugging Face folder's sizes, dtypes and files, and the problems of its tensors with its config.
 
     Raises:
         UserError: no model folder, an unsupported model, truncated files.
@@ -55,7 +55,7 @@ def inspect_hf(folder: Path) -> dict[str, Any]:
 
 
 def inspect_megatron(run: Path, step: int | None = None) -> dict[str, Any]:
-    """A run folder: which checkpoints it has, and what the newest (or that of `step`) is.
+    """A run folder's checkpoints, and a description of the newest (or that of `step`).
 
     Raises:
         UserError: no such folder, no checkpoint in it, damaged metadata.

@@ -14,25 +14,24 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from megatron_probsft.checkpoint.megatron.run_folder import check_unused, find_checkpoint, hf_folder_of
 from megatron_probsft.checkpoint.sample_text import SAMPLE_TEXT
 from megatron_probsft.models.hf_model import read_hf_model, read_raw_config
+from megatron_probsft.runtime.consoles import console
 from megatron_probsft.runtime.errors import UserError, one_line_errors
 from megatron_probsft.runtime.folders import check_is_new, check_writable
 from megatron_probsft.runtime.read_files import read_text
 
 if TYPE_CHECKING:
     from megatron_probsft.checkpoint.convert import Conversion
-    from megatron_probsft.checkpoint.verify import Verdict
+    from megatron_probsft.checkpoint.verdict import Verdict
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -53,7 +52,7 @@ def main() -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """What flags and small files tell."""
+    """Tell the mistakes that flags and small files show, before the seconds that torch takes to import."""
     if json_file := getattr(args, "json", None):
         if json_file.is_dir():
             raise UserError(f"--json {json_file} is a folder: name a file")
@@ -108,7 +107,8 @@ def _convert(convert: Any, source: Path, target: Path, args: argparse.Namespace,
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from megatron_probsft.checkpoint.verify import sentence, verify
+    from megatron_probsft.checkpoint.verdict import sentence
+    from megatron_probsft.checkpoint.verify import verify
     from megatron_probsft.data.tokenizers.load import load_tokenizer
 
     hf = read_hf_model(args.hf)
@@ -117,10 +117,10 @@ def _verify(args: argparse.Namespace) -> int:
     token_ids = load_tokenizer(hf.folder).encode(text)[: hf.shape.max_position_embeddings]
     dtypes = [args.dtype] if args.dtype else ["fp32", "bf16"]
     verdicts = verify(hf, checkpoint, token_ids, dtypes, lambda text: print(f"running {text}", flush=True))
-    console = Console(width=None if os.isatty(1) else 120)
-    console.print(_verdict_table(verdicts))
+    screen = console(120)
+    screen.print(_verdict_table(verdicts))
     if args.hidden_states:
-        console.print(_layer_table(verdicts))
+        screen.print(_layer_table(verdicts))
     for verdict in verdicts:
         print(sentence(verdict))
     _write_json(
@@ -146,7 +146,7 @@ def _inspect(args: argparse.Namespace) -> int:
     for name, value in found.items():
         shown = ", ".join(f"{key}: {one}" for key, one in value.items()) if isinstance(value, dict) else value
         table.add_row(name.replace("_", " "), f"{shown:,}" if type(shown) is int else str(shown))
-    Console(width=None if os.isatty(1) else 120).print(table)
+    console(120).print(table)
     _write_json(args.json, found)
     return 0
 
@@ -197,29 +197,37 @@ def _parser() -> argparse.ArgumentParser:
         to.add_argument("--hf", type=Path, required=hf, help="Hugging Face folder")
         to.add_argument("--megatron", type=Path, required=megatron, help="folder of Megatron checkpoints")
 
-    step = {"type": int, "help": "which checkpoint (default: the newest)"}
+    step = {"type": int, "help": "step of the checkpoint (default: the newest)"}
     to_megatron = verb("hf-to-megatron", _to_megatron, "write CHECKPOINTS/iter_0000000")
     to_hf = verb("megatron-to-hf", _to_hf, "write a Hugging Face folder")
     to_hf.add_argument("--ckpt-step", **step)
     for parser_of_verb in (to_megatron, to_hf):
         folders(parser_of_verb, hf=True, megatron=True)
         parser_of_verb.add_argument(
-            "--dtype", choices=_DTYPES, help="cast the weights (default: as they are)"
+            "--dtype", choices=_DTYPES, help="type that the weights are cast to (default: each keeps its own)"
         )
         parser_of_verb.add_argument(
-            "--workers", type=int, default=4, help="threads, which wait for the disk often (default: 4)"
+            "--workers", type=int, default=4, help="threads; they often wait for the disk (default: 4)"
         )
     check = verb("verify", _verify, "compare our Megatron model with transformers on a text")
     folders(check, hf=True, megatron=False)
     check.add_argument("--ckpt-step", **step)
-    check.add_argument("--dtype", choices=("fp32", "bf16"), help="default: both")
-    check.add_argument("--text", type=Path, help="a file (default: a few hundred tokens of several kinds)")
-    check.add_argument("--hidden-states", action="store_true", help="show the difference after each layer")
-    look = verb("inspect", _inspect, "say what a folder is")
+    check.add_argument(
+        "--dtype", choices=("fp32", "bf16"), help="compare in this type only (default: in both)"
+    )
+    check.add_argument(
+        "--text",
+        type=Path,
+        help="file with the text to compare on (default: a few hundred tokens of several kinds)",
+    )
+    check.add_argument(
+        "--hidden-states", action="store_true", help="also show the difference after each layer"
+    )
+    look = verb("inspect", _inspect, "describe a folder")
     folders(look.add_mutually_exclusive_group(required=True), hf=False, megatron=False)
     look.add_argument("--ckpt-step", **step)
     for parser_of_verb in (check, look):
-        parser_of_verb.add_argument("--json", type=Path, help="write the result here too")
+        parser_of_verb.add_argument("--json", type=Path, help="file that the result is also written to")
     check.epilog = "In the JSON, max_abs_logprob_diff is fp32's, or of the one --dtype; by_dtype has each."
     return parser
 

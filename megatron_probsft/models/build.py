@@ -1,4 +1,4 @@
-"""From a Hugging Face config and a parallel layout to Megatron-Core's GPTModel."""
+"""Megatron-Core's GPTModel for a Hugging Face model on a parallel layout."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
+from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
-from megatron_probsft.models.family import Experts, ModelShape
+from megatron_probsft.models.family import Experts, Family, ModelShape
+from megatron_probsft.models.hf_model import HFModel
 from megatron_probsft.models.layout import Parallelism
-from megatron_probsft.models.local_layers import PackedRotary, local_block_spec
+from megatron_probsft.models.local_layers import LocalBackend, PackedRotary, RMSNorm, local_layer_spec
 from megatron_probsft.runtime.device import current_device, has_gpu
 
 
 def padded_vocab_size(shape: ModelShape, tp: int) -> int:
-    """The vocabulary, rounded up to a multiple of the tensor-parallel size."""
+    """The number of rows of the vocabulary, rounded up to a multiple of the tensor-parallel size."""
     return -(-shape.vocab_size // tp) * tp
 
 
 def use_transformer_engine() -> bool:
-    """Transformer Engine's layers serve on CUDA where it is installed; local layers everywhere else."""
+    """True on CUDA where Transformer Engine is installed: its layers serve there, local layers elsewhere."""
     return has_gpu() and importlib.util.find_spec("transformer_engine") is not None
 
 
@@ -38,7 +40,7 @@ def transformer_config(
 ) -> TransformerConfig:
     """Megatron-Core's configuration for this model: dropout off, losses divided once by the token count.
 
-    `training` goes to TransformerConfig as it is: recompute settings, variable_seq_lengths, ….
+    `training` goes to TransformerConfig as it is: recompute settings, variable_seq_lengths and the like.
     """
     fused = use_transformer_engine()
     interleaved = layout.num_virtual_stages_per_pipeline_rank is not None
@@ -86,7 +88,7 @@ def transformer_config(
 
 
 def _expert_settings(experts: Experts | None, layout: Parallelism, fused: bool) -> dict[str, Any]:
-    """No auxiliary loss balances the experts: the objective alone is trained."""
+    """The settings of a mixture. No auxiliary loss balances the experts: the objective alone is trained."""
     if experts is None:
         return {}
     return {
@@ -103,30 +105,35 @@ def _expert_settings(experts: Experts | None, layout: Parallelism, fused: bool) 
     }
 
 
-def build_model(shape: ModelShape, config: TransformerConfig, *, on_meta: bool = False) -> list[GPTModel]:
+def build_model(hf: HFModel, config: TransformerConfig, *, on_meta: bool = False) -> list[GPTModel]:
     """This rank's part of the model on the current device, its weights not yet filled.
 
-    on_meta: without storage, of local layers on any machine: for the names and shapes of its tensors.
+    on_meta: the model has no storage, and local layers on any machine: for its tensors' names and shapes.
 
-    One chunk, or those of the interleaved pipeline's virtual stages. Needs initialised process groups.
-    Collectives: none, except that tied embeddings on several pipeline stages are made equal
-    (Megatron-Core all-reduces zeros into the last stage's copy).
+    The list holds one chunk, or one for each virtual stage of the interleaved pipeline. Process groups must
+    exist.
+    Collectives: none, except that tied embeddings on several pipeline stages are made equal (Megatron-Core
+    all-reduces zeros into the last stage's copy).
     """
     virtual = config.virtual_pipeline_model_parallel_size
     stages = [None] if virtual is None else range(virtual)
     if on_meta:
         with torch.device("meta"):
-            return [_build_chunk(shape, config, local_block_spec(config, stage), stage) for stage in stages]
-    chunks = [_build_chunk(shape, config, _block_spec(config, stage), stage) for stage in stages]
+            return [
+                _build_chunk(hf, config, _local_block(hf.family, config, stage), stage) for stage in stages
+            ]
+    block = _transformer_engine_layer if use_transformer_engine() else _local_block
+    chunks = [_build_chunk(hf, config, block(hf.family, config, stage), stage) for stage in stages]
     return [chunk.to(current_device()) for chunk in chunks]
 
 
 def _build_chunk(
-    shape: ModelShape,
+    hf: HFModel,
     config: TransformerConfig,
     layers: TransformerBlockSubmodules | ModuleSpec,
     vp_stage: int | None,
 ) -> GPTModel:
+    shape = hf.shape
     where: dict[str, Any] = {"ignore_virtual": False, "vp_stage": vp_stage}
     model = GPTModel(
         config=config,
@@ -146,11 +153,25 @@ def _build_chunk(
     return model
 
 
-def _block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules | ModuleSpec:
-    if use_transformer_engine():
-        return get_gpt_layer_with_transformer_engine_spec(
-            num_experts=config.num_moe_experts,
-            moe_grouped_gemm=config.moe_grouped_gemm,
-            qk_layernorm=config.qk_layernorm,
-        )
-    return local_block_spec(config, vp_stage)
+def _local_block(
+    family: Family, config: TransformerConfig, vp_stage: int | None
+) -> TransformerBlockSubmodules:
+    """A spec for each layer that this pipeline stage holds, and the norm for the end of the last one."""
+    layer = local_layer_spec(config)
+    if family.layers:
+        layer = family.layers(layer, LocalBackend())
+    return TransformerBlockSubmodules(
+        layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=RMSNorm
+    )
+
+
+def _transformer_engine_layer(family: Family, config: TransformerConfig, vp_stage: int | None) -> ModuleSpec:
+    """One spec for all layers; Megatron-Core counts them and adds the norm."""
+    layer = get_gpt_layer_with_transformer_engine_spec(
+        num_experts=config.num_moe_experts,
+        moe_grouped_gemm=config.moe_grouped_gemm,
+        qk_layernorm=config.qk_layernorm,
+    )
+    if family.layers:
+        layer = family.layers(layer, TESpecProvider())
+    return layer

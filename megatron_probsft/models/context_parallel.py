@@ -14,29 +14,29 @@ from megatron.core import tensor_parallel
 
 
 def local_positions(bounds: list[int], rank: int, size: int) -> torch.Tensor:
-    """Where the rank's positions lie in the pack, int64 `[pack length / size]`.
+    """The rank's positions in the pack, int64 `[pack length / size]`.
 
     bounds: cu_seqlens, 0 to the pack's length; each sequence's length a multiple of 2 × size.
     """
     parts = []
-    for start, end, _ in local_pieces(bounds, rank, size):
+    for start, end, _ in local_spans(bounds, rank, size):
         parts.append(torch.arange(start, end))
     return torch.cat(parts)
 
 
-def local_pieces(bounds: list[int], rank: int, size: int) -> list[tuple[int, int, int]]:
-    """(first position, end, first position of its sequence) of each piece that the rank holds, in order."""
-    pieces = []
+def local_spans(bounds: list[int], rank: int, size: int) -> list[tuple[int, int, int]]:
+    """Each span of positions that the rank holds, in order: (first position, end, start of its sequence)."""
+    spans = []
     for start, end in itertools.pairwise(bounds):
         part, rest = divmod(end - start, 2 * size)
         assert rest == 0, f"a sequence of {end - start} positions does not divide into {2 * size} parts"
         for index in (rank, 2 * size - 1 - rank):
-            pieces.append((start + index * part, start + (index + 1) * part, start))
-    return pieces
+            spans.append((start + index * part, start + (index + 1) * part, start))
+    return spans
 
 
 def gather_pack(local: torch.Tensor, bounds: list[int], group: dist.ProcessGroup) -> torch.Tensor:
-    """`[t / cp, …]` of every rank to `[t, …]` in the pack's order.
+    """The whole pack, `[t, …]` in its order, from every rank's part of it, `[t / cp, …]`.
 
     Collectives on the group: forward an all-gather, backward a reduce-scatter.
     """

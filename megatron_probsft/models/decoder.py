@@ -1,17 +1,35 @@
-"""What Llama-like decoders share: the fields of their configs, the names and layouts of their weights."""
+"""The parts that Llama-like decoders share: the fields of their configs and the rows of their weights."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from megatron_probsft.models.family import Experts, ModelShape, WeightRule
+from megatron_probsft.models.family import ModelShape, Row
 from megatron_probsft.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_LAYER = "decoder.layers.{layer}."
-_HF_LAYER = "model.layers.{layer}."
+NORMS = (
+    # Megatron-Core                           Hugging Face                      cut
+    Row("input_layernorm.weight",            "input_layernorm.weight",          "replicated"),
+    Row("pre_mlp_layernorm.weight",          "post_attention_layernorm.weight", "replicated"),
+)  # fmt: skip
+ATTENTION = (
+    Row("self_attention.linear_qkv.weight", ("self_attn.q_proj.weight",
+                                             "self_attn.k_proj.weight",
+                                             "self_attn.v_proj.weight"),        "qkv"),
+    Row("self_attention.linear_proj.weight", "self_attn.o_proj.weight",         "row"),
+)  # fmt: skip
+QK_NORMS = (
+    Row("self_attention.q_layernorm.weight", "self_attn.q_norm.weight",         "replicated"),
+    Row("self_attention.k_layernorm.weight", "self_attn.k_norm.weight",         "replicated"),
+)  # fmt: skip
+MLP = (
+    Row("mlp.linear_fc1.weight",            ("mlp.gate_proj.weight",
+                                             "mlp.up_proj.weight"),             "gated"),
+    Row("mlp.linear_fc2.weight",             "mlp.down_proj.weight",            "row"),
+)  # fmt: skip
 _ROPE_SCALINGS = ("linear", "llama3")
 # Fields, of any family, that would change the mathematics.
 _REFUSED = {
@@ -30,7 +48,7 @@ _REFUSED = {
 
 
 def decoder_shape(config: PretrainedConfig, **family: Any) -> ModelShape:
-    """Read the fields that Llama-like decoder configs share; `family` are `ModelShape`'s others.
+    """The sizes of a model whose config has the fields of Llama's. `family` gives `ModelShape`'s others.
 
     Raises:
         UserError: a field would change the mathematics in a way that is not implemented.
@@ -61,103 +79,14 @@ def decoder_shape(config: PretrainedConfig, **family: Any) -> ModelShape:
     )
 
 
-def decoder_rules(shape: ModelShape, mlp: list[WeightRule] | None = None) -> list[WeightRule]:
-    """The rules that Llama-like decoders share; `lm_head` only where embeddings are untied.
-
-    mlp: the feed-forward layer's, instead of a dense one's.
-    """
-    hidden, attention = shape.hidden_size, _HF_LAYER + "self_attn."
-    query, group = (heads * shape.head_dim for heads in (shape.num_attention_heads, shape.num_query_groups))
-
-    def norm(megatron: str, hf: str, size: int = hidden) -> WeightRule:
-        return WeightRule(megatron, (hf,), "replicated", ((size,),))
-
-    def qkv(kind: str, *width: int) -> WeightRule:
-        return WeightRule(
-            f"{_LAYER}self_attention.linear_qkv.{kind}",
-            tuple(f"{attention}{name}_proj.{kind}" for name in "qkv"),
-            "qkv",
-            ((query, *width), (group, *width), (group, *width)),
-        )
-
-    def vocabulary(megatron: str, hf: str) -> WeightRule:
-        return WeightRule(megatron, (hf,), "vocab", ((shape.vocab_size, hidden),))
-
-    rules = [
-        vocabulary("embedding.word_embeddings.weight", "model.embed_tokens.weight"),
-        norm(_LAYER + "input_layernorm.weight", _HF_LAYER + "input_layernorm.weight"),
-        qkv("weight", hidden),
-        WeightRule(
-            _LAYER + "self_attention.linear_proj.weight",
-            (attention + "o_proj.weight",),
-            "row",
-            ((hidden, query),),
-        ),
-        norm(_LAYER + "pre_mlp_layernorm.weight", _HF_LAYER + "post_attention_layernorm.weight"),
-        *(_dense_rules(shape) if mlp is None else mlp),
-        norm("decoder.final_layernorm.weight", "model.norm.weight"),
-    ]
-    if shape.qkv_bias:
-        rules.append(qkv("bias"))
-    if shape.qk_norm:
-        for name in "qk":
-            rules.append(
-                norm(
-                    f"{_LAYER}self_attention.{name}_layernorm.weight",
-                    f"{attention}{name}_norm.weight",
-                    shape.head_dim,
-                )
-            )
-    if not shape.tied_embeddings:
-        rules.append(vocabulary("output_layer.weight", "lm_head.weight"))
-    return rules
-
-
-def expert_rules(shape: ModelShape, block: str, gate: str, up: str, down: str) -> list[WeightRule]:
-    """A mixture's rules: `block` holds `gate.weight`, the router, and `experts.N` with these three."""
-    experts = _experts(shape)
-    hf = f"{_HF_LAYER}{block}."
-    return [
-        WeightRule(
-            _LAYER + "mlp.router.weight",
-            (hf + "gate.weight",),
-            "replicated",
-            ((experts.count, shape.hidden_size),),
-        ),
-        *_feed_forward(
-            shape.hidden_size,
-            experts.ffn_hidden_size,
-            _LAYER + "mlp.experts.local_experts.{expert}.",
-            tuple(f"{hf}experts.{{expert}}.{name}.weight" for name in (gate, up, down)),
-        ),
-    ]
-
-
-def _dense_rules(shape: ModelShape) -> list[WeightRule]:
-    names = tuple(f"{_HF_LAYER}mlp.{name}_proj.weight" for name in ("gate", "up", "down"))
-    return _feed_forward(shape.hidden_size, shape.ffn_hidden_size, _LAYER + "mlp.", names)
-
-
-def _feed_forward(hidden: int, ffn: int, megatron: str, hf: tuple[str, ...]) -> list[WeightRule]:
-    return [
-        WeightRule(megatron + "linear_fc1.weight", hf[:2], "gated", ((ffn, hidden), (ffn, hidden))),
-        WeightRule(megatron + "linear_fc2.weight", hf[2:], "row", ((hidden, ffn),)),
-    ]
-
-
-def _experts(shape: ModelShape) -> Experts:
-    assert shape.experts is not None
-    return shape.experts
-
-
 def _positions(config: PretrainedConfig) -> int:
-    """Full attention equals the model's own up to here. Qwen's configs hold a window that may be off."""
+    """The longest sequence that full attention fits. Qwen's configs hold a window that may be off."""
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     return min(config.max_position_embeddings, window or config.max_position_embeddings)
 
 
 def _rope_frequencies(config: PretrainedConfig, head_dim: int) -> tuple[float, ...]:
-    """By transformers' own functions."""
+    """Radians per position of each pair of a head's elements, by transformers' own functions."""
     # Here: which architectures there are is asked before anything that takes seconds is imported.
     import torch
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

@@ -1,4 +1,4 @@
-"""A Hugging Face model folder, read; what is none is refused before transformers is imported."""
+"""Hugging Face model folders, read. What is not one is refused before transformers is imported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HFModel:
-    """A Hugging Face model folder, read: its config, its family and its sizes."""
+    """A Hugging Face model folder with its config, its family and its sizes."""
 
     folder: Path
     config: PretrainedConfig
@@ -27,7 +27,7 @@ class HFModel:
 
 
 def read_hf_model(folder: str | Path) -> HFModel:
-    """Read config.json of a Hugging Face folder (or of a hub id, through transformers' cache).
+    """The model of a Hugging Face folder (or of a hub id, through transformers' cache), by its config.json.
 
     Raises:
         UserError: no config.json, an unsupported architecture or an unsupported field.
@@ -44,7 +44,7 @@ def read_hf_model(folder: str | Path) -> HFModel:
 
 
 def read_raw_config(folder: str | Path) -> dict[str, Any]:
-    """What config.json itself says, without transformers' defaults, in milliseconds.
+    """The content of config.json itself, without transformers' defaults. It takes milliseconds.
 
     Raises:
         UserError: no config.json, or an unsupported architecture.

@@ -1,4 +1,4 @@
-"""How a model is spread over processes, and whether it can be."""
+"""The layout of a model over processes, and the problems that a layout has with a model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Parallelism:
 
 
 class Sizes(Protocol):
-    """What of a model decides how it divides; `ModelShape` has it."""
+    """The sizes of a model that decide how it divides; `ModelShape` has them."""
 
     @property
     def num_layers(self) -> int: ...
@@ -39,7 +39,7 @@ class Sizes(Protocol):
 
 
 def parallelism_problems(shape: Sizes, layout: Parallelism, world_size: int) -> Iterator[str]:
-    """A line for each thing that Megatron-Core would refuse late, or in riddles, with what would be right.
+    """A line for each thing that Megatron-Core would refuse late or unclearly, with what would be right.
 
     Sizes below 1, which the settings' own check refuses, are passed over.
     """

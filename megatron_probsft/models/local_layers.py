@@ -1,4 +1,4 @@
-"""Transformer layers that run without Transformer Engine and Apex: norm, packed attention, layer spec."""
+"""Transformer layers that run without Transformer Engine and Apex: layer spec, norm, packed attention."""
 
 from __future__ import annotations
 
@@ -7,26 +7,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.models.common.embeddings import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.attention.bias import causal_lower_right
 
-from megatron_probsft.models.context_parallel import gather_pack, local_pieces
+from megatron_probsft.models.context_parallel import gather_pack, local_spans
 from megatron_probsft.runtime.distributed import context_group
 
 
-def local_block_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
-    """Megatron-Core's local layer spec with the norm and the attention of this file.
-
-    Returns:
-        One spec per layer that this pipeline stage holds, and the norm for the end of the block.
-    """
+def local_layer_spec(config: TransformerConfig) -> ModuleSpec:
+    """Megatron-Core's local layer spec with the norm and the attention of this file."""
     layer = get_gpt_layer_local_spec(
         num_experts=config.num_moe_experts, normalization="RMSNorm", qk_layernorm=config.qk_layernorm
     )
@@ -39,9 +36,7 @@ def local_block_spec(config: TransformerConfig, vp_stage: int | None = None) -> 
     parts.input_layernorm = RMSNorm
     parts.pre_mlp_layernorm = RMSNorm
     parts.self_attention.submodules.core_attention = PackedAttention
-    return TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=RMSNorm
-    )
+    return layer
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -54,6 +49,16 @@ class RMSNorm(torch.nn.RMSNorm):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+class LocalBackend(LocalSpecProvider):
+    """The classes of local layers: Megatron-Core's, with the norm and the attention of this file."""
+
+    def layer_norm(self, rms_norm: bool = True, for_qk: bool = False, has_residual: bool = False) -> Any:
+        return RMSNorm
+
+    def core_attention(self) -> type:
+        return PackedAttention
 
 
 class PackedRotary(torch.nn.Module):
@@ -89,7 +94,7 @@ class PackedRotary(torch.nn.Module):
 class PackedAttention(MegatronModule):
     """Causal self-attention over packed sequences, one `scaled_dot_product_attention` per sequence.
 
-    Takes what Transformer Engine's DotProductAttention takes for `qkv_format="thd"`: query
+    It takes what Transformer Engine's DotProductAttention takes for `qkv_format="thd"`: query
     `[t, heads, head_dim]`, key and value `[t, groups, head_dim]` of this tensor-parallel rank and
     `cu_seqlens_q` `[n + 1]`. Without packed_seq_params: `[s, b, heads, head_dim]`, b sequences of length s.
     Under context parallelism t counts this rank's part of the pack (see `context_parallel`), cu_seqlens the
@@ -120,9 +125,8 @@ class PackedAttention(MegatronModule):
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        attn_mask_type: AttnMaskType | None = None,
-        attention_bias: torch.Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
+        **_megatron_passes_more: object,
     ) -> torch.Tensor:
         dtype = query.dtype
         if query.device.type == "cpu":  # its bfloat16 kernel takes 2.4 times as long, casts included
@@ -131,22 +135,22 @@ class PackedAttention(MegatronModule):
             heads_first = [tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)]
             return self._attend(*heads_first).permute(2, 0, 1, 3).flatten(2).to(dtype)
         bounds = packed_seq_params.cu_seqlens_q.tolist()
-        # (first position, end, first position of the sequence) of each run of consecutive queries
-        pieces = [(start, end, start) for start, end in itertools.pairwise(bounds)]
+        # (first position, end, first position of the sequence) of each span of consecutive queries
+        spans = [(start, end, start) for start, end in itertools.pairwise(bounds)]
         if self.config.context_parallel_size > 1:
             group = context_group()
-            pieces = local_pieces(bounds, group.rank(), group.size())
+            spans = local_spans(bounds, group.rank(), group.size())
             key, value = gather_pack(torch.stack([key, value], dim=1), bounds, group).unbind(1)
-        lengths = [end - start for start, end, _ in pieces]
+        lengths = [end - start for start, end, _ in spans]
         query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
         outputs = [
             self._attend(part, key[:, :, first:end], value[:, :, first:end])
-            for part, (_, end, first) in zip(query.split(lengths, dim=2), pieces, strict=True)
+            for part, (_, end, first) in zip(query.split(lengths, dim=2), spans, strict=True)
         ]
         return torch.cat(outputs, dim=2).squeeze(0).transpose(0, 1).flatten(1).to(dtype)
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """The queries are the last ones of the keys' positions."""
+        """Attention of queries whose positions are the last ones of the keys'."""
         whole = q.shape[2] == k.shape[2]
         return F.scaled_dot_product_attention(
             q,

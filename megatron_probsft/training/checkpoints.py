@@ -16,6 +16,7 @@ from megatron_probsft.checkpoint.megatron.run_folder import (
     remove_leftovers,
 )
 from megatron_probsft.checkpoint.megatron.saving import Save
+from megatron_probsft.checkpoint.megatron.side_files import SideFiles
 from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.models.hf_model import HFModel
 from megatron_probsft.runtime import distributed
@@ -55,9 +56,7 @@ class Checkpoints:
             self._folder,
             state.iteration,
             content,
-            self._hf.folder,
-            self._config_yaml,
-            trained=self._trained,
+            SideFiles(self._hf.folder, self._config_yaml, self._trained),
             in_background=self._config.async_save,
         )
         if not self._config.async_save:

@@ -60,7 +60,7 @@ def build_gpt(config: TrainConfig, hf: HFModel) -> list[GPTModel]:
         recompute_num_layers=config.recompute_num_layers,
         variable_seq_lengths=not config.packing,  # micro-batches differ in length: stages tell each other
     )
-    return build_model(hf.shape, megatron)
+    return build_model(hf, megatron)
 
 
 def build_train_state(config: TrainConfig, gpt: list[GPTModel], train_iters: int) -> TrainState:

@@ -30,7 +30,7 @@ from tests.support.training_runs import config_for, train, write_pairs
 def _model(folder: Path, tp: int, pp: int) -> tuple[Any, Any]:
     distributed.initialize(tp, pp)
     hf = read_hf_model(folder)
-    model = build_model(hf.shape, transformer_config(hf.shape, Parallelism(tp, pp), torch.float32))
+    model = build_model(hf, transformer_config(hf.shape, Parallelism(tp, pp), torch.float32))
     load_hf_weights(model, hf)
     return model, hf
 
@@ -152,7 +152,7 @@ def _refused_export(folder: Path, target: Path) -> str:
 
 
 def test_files_with_an_index(tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_probsft.checkpoint.hf.safetensors_writer.MAX_SHARD_BYTES", 300_000)
+    monkeypatch.setattr("megatron_probsft.checkpoint.hf.safetensors_writer.MAX_FILE_BYTES", 300_000)
     run_ranks(4, _export, tiny_qwen2, tmp_path / "hf")
     files = sorted((tmp_path / "hf").glob("*.safetensors"))
     assert len(files) > 3

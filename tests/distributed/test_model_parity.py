@@ -35,7 +35,7 @@ def _logits(folder: Path, token_ids: list[int], layout: tuple[int, int, bool], p
     distributed.initialize(tp, pp)
     hf = read_hf_model(folder)
     config = transformer_config(hf.shape, Parallelism(tp, pp, sequence_parallel), torch.float32)
-    model = build_model(hf.shape, config)
+    model = build_model(hf, config)
     load_hf_weights(model, hf)
     half = len(token_ids) // 2
     cuts = torch.tensor([0, half, len(token_ids)] if packed else [0, len(token_ids)], dtype=torch.int32)
@@ -108,7 +108,7 @@ def test_smollm2_logits_on_real_text(smollm2: Path, layout: tuple[int, int, bool
 def _round_trip(folder: Path, target: Path, tp: int, pp: int) -> None:
     distributed.initialize(tp, pp)
     hf = read_hf_model(folder)
-    model = build_model(hf.shape, transformer_config(hf.shape, Parallelism(tp, pp), torch.float32))
+    model = build_model(hf, transformer_config(hf.shape, Parallelism(tp, pp), torch.float32))
     load_hf_weights(model, hf)
     save_hf_weights(model, hf, target)
     dist.barrier()

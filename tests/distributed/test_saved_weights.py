@@ -1,4 +1,4 @@
-"""What is saved after training is what was trained, on every layout."""
+"""The weights saved after training are those that were trained, on every layout."""
 
 from __future__ import annotations
 

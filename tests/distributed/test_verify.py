@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from megatron_probsft.checkpoint.convert import hf_to_megatron
 from megatron_probsft.checkpoint.inspection import inspect_hf, inspect_megatron
-from megatron_probsft.checkpoint.verify import LOGITS, Check, Verdict, sentence, verify
+from megatron_probsft.checkpoint.verdict import LOGITS, Check, Verdict, sentence
+from megatron_probsft.checkpoint.verify import verify
 from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError

@@ -77,14 +77,20 @@ _COMMON: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 6,
     "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 1024,
     "tie_word_embeddings": True, "initializer_range": 0.15, "rms_norm_eps": 1e-5,
+    "pad_token_id": None,  # transformers gives the row of a padding token no gradient
 }  # fmt: skip
 
 
 def save_tiny_family(folder: Path, case: str, *, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
-    """A model of `CASES` with its tokenizer; weights so large that probabilities are far from uniform."""
+    """A model of `CASES` with its tokenizer."""
     torch.manual_seed(len(case))
     kind, differences = CASES[case]
-    config = AutoConfig.for_model(kind, **(_COMMON | differences | changes), dtype=dtype)
+    return save_tiny(folder, kind, dtype=dtype, **(differences | changes))
+
+
+def save_tiny(folder: Path, kind: str, *, dtype: torch.dtype = torch.float32, **differences: Any) -> Path:
+    """A model of a transformers type; weights so large that probabilities are far from uniform."""
+    config = AutoConfig.for_model(kind, **(_COMMON | differences), dtype=dtype)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -24,7 +24,7 @@ def logits_of(
     cuts: where the sequences of a pack begin, and its end; None: one sequence. Groups must exist.
     """
     hf = read_hf_model(folder)
-    model = build_model(hf.shape, transformer_config(hf.shape, layout, torch.float32))
+    model = build_model(hf, transformer_config(hf.shape, layout, torch.float32))
     load_hf_weights(model, hf)
     bounds = torch.tensor(cuts or [0, len(token_ids)], dtype=torch.int32)
 

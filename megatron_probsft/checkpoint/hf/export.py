@@ -1,4 +1,4 @@
-"""A sharded model on many ranks into one Hugging Face folder; no rank holds more than a tensor of it."""
+"""Write a model that many ranks share as one Hugging Face folder; none holds more than a tensor of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 
-from megatron_probsft.checkpoint import layouts
+from megatron_probsft.checkpoint.cuts import join
 from megatron_probsft.checkpoint.hf import safetensors_folder
 from megatron_probsft.checkpoint.hf.safetensors_writer import SafetensorsWriter, TensorPlan
 from megatron_probsft.checkpoint.hf.trained_turns import TrainedTurns, add_record, fit_for_servers
@@ -62,7 +62,7 @@ def save_hf_weights(
 
 
 def _write(model: Sequence[GPTModel], hf: HFModel, writer: SafetensorsWriter) -> None:
-    """This rank's share of the tensors. After an error it still takes part in the gathers."""
+    """Write this rank's share of the tensors. After an error it still takes part in the gathers."""
     failure: OSError | None = None
     for index, (name, parameter, rule, hf_names) in enumerate(matched_parameters(model, hf)):
         if name == "output_layer.weight" and hf.shape.tied_embeddings:
@@ -73,13 +73,13 @@ def _write(model: Sequence[GPTModel], hf: HFModel, writer: SafetensorsWriter) ->
         if replica != dist.get_rank(replicas):
             continue
         shards = [parameter.detach()]
-        if tp > 1 and rule.layout != "replicated":
+        if tp > 1 and rule.cut != "replicated":
             shards = [torch.empty_like(parameter) for _ in range(tp)]
             dist.all_gather(shards, parameter.detach().contiguous(), group=tensor_group)
         if turn % tp != dist.get_rank(tensor_group) or failure:
             continue
         try:
-            joined = layouts.join(rule, [shard.cpu() for shard in shards], hf.shape)
+            joined = join(rule, [shard.cpu() for shard in shards], hf.shape)
             for hf_name, tensor in zip(hf_names, joined, strict=True):
                 writer.write(hf_name, tensor)
         except OSError as error:
@@ -90,7 +90,7 @@ def _write(model: Sequence[GPTModel], hf: HFModel, writer: SafetensorsWriter) ->
 
 
 def _groups(parameter: torch.nn.Parameter) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
-    """(the ranks that share the parameter, the ranks that hold the same part of it)."""
+    """Two groups: the ranks that share the parameter, and the ranks that hold the same shard of it."""
     if getattr(parameter, "allreduce", True):
         return distributed.tensor_group(), distributed.data_group()
     tensor_group: dist.ProcessGroup = parallel_state.get_expert_tensor_parallel_group()  # type: ignore[assignment]
@@ -98,7 +98,7 @@ def _groups(parameter: torch.nn.Parameter) -> tuple[dist.ProcessGroup, dist.Proc
 
 
 def _together(target: Path, work: Callable[[], None] | None) -> None:
-    """Do this rank's work; what fails on any rank is raised on all. Collective over the world."""
+    """Do this rank's work, if any; a failure on one rank is raised on all. Collective over the world."""
     failure: str | None = None
     try:
         if work:

@@ -26,7 +26,7 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F
 
 
 class TensorReader:
-    """Tensors of a folder by name, sliced straight from safetensors without reading the rest.
+    """The tensors of a folder by name, read by slices from safetensors; the rest is not read.
 
     Raises:
         UserError: no safetensors, an index that names a missing file, a truncated file.
@@ -51,7 +51,7 @@ class TensorReader:
         return self._entries[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
-        """Raises UserError for one that is not of floating point: quantized weights."""
+        """A tensor's dtype. Raises UserError for quantized weights, those that are not of floating point."""
         dtype = self._entries[name].dtype
         if dtype not in DTYPES:
             raise UserError(
@@ -59,17 +59,17 @@ class TensorReader:
             )
         return DTYPES[dtype]
 
-    def read(self, name: str, *cuts: slice) -> torch.Tensor:
+    def read(self, name: str, *slices: slice) -> torch.Tensor:
         """A tensor, or only these rows (and columns) of it, on the CPU, in the file's dtype.
 
         Rows are mapped: nothing is copied, and what is mapped goes with the tensor.
         """
         entry = self._entries[name]
-        if len(cuts) > 1:
+        if len(slices) > 1:
             with safe_open(entry.file, framework="pt") as file:
-                return file.get_slice(name)[cuts].clone()
+                return file.get_slice(name)[slices].clone()
         dtype = self.dtype(name)
-        first, end, _ = (cuts or (slice(None),))[0].indices(entry.shape[0])
+        first, end, _ = (slices or (slice(None),))[0].indices(entry.shape[0])
         shape = (max(end - first, 0), *entry.shape[1:])
         count, row = math.prod(shape), math.prod(entry.shape[1:])
         if count == 0:
@@ -94,18 +94,18 @@ class TensorReader:
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a tensor lies."""
+    """The place of a tensor in a file."""
 
     file: Path
     dtype: str
-    """safetensors' name."""
+    """The name that safetensors uses."""
     shape: tuple[int, ...]
     offset: int
-    """Of its first byte in the file."""
+    """Position of its first byte in the file."""
 
 
 def _entries(file: Path) -> dict[str, _Entry]:
-    """From the header: 8 bytes with its length, JSON, then the tensors."""
+    """The file's tensors by its header. Its format: 8 bytes with the header's length, JSON, the tensors."""
     with file.open("rb") as content:
         length = int.from_bytes(content.read(8), "little")
         header = json.loads(content.read(length))
@@ -117,7 +117,7 @@ def _entries(file: Path) -> dict[str, _Entry]:
 
 
 def copy_side_files(source: Path, target: Path) -> list[str]:
-    """Copy tokenizer, chat templates, generation config and, last, config.json; the names copied."""
+    """Copy tokenizer, chat templates, generation config and, last, config.json. Returns their names."""
     target.mkdir(parents=True, exist_ok=True)
     files = [*(file for glob in _SIDE_FILES for file in sorted(source.glob(glob))), source / "config.json"]
     for file in files:
@@ -128,7 +128,7 @@ def copy_side_files(source: Path, target: Path) -> list[str]:
 
 
 def set_dtype(folder: Path, dtype: torch.dtype) -> None:
-    """Say the weights' dtype in config.json; every other field stays as it came."""
+    """Write the weights' dtype into config.json; every other field stays as it came."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     key = "dtype" if "dtype" in config else "torch_dtype"

@@ -1,4 +1,4 @@
-"""Write a Hugging Face folder's weights tensor by tensor: sizes first, then the bytes to their places.
+"""Write a Hugging Face folder's weights tensor by tensor: first the headers, then bytes to their places.
 
 The format: 8 bytes with the header's length, the header (JSON: dtype, shape and byte range by name), the
 tensors (https://huggingface.co/docs/safetensors).
@@ -18,7 +18,7 @@ import torch
 from megatron_probsft.checkpoint.hf.safetensors_folder import DTYPES, INDEX, SINGLE
 from megatron_probsft.runtime.folders import pieces, to_disk
 
-MAX_SHARD_BYTES = 5 * 10**9
+MAX_FILE_BYTES = 5 * 10**9
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -36,7 +36,7 @@ class TensorPlan:
 
 
 class SafetensorsWriter:
-    """Files of at most `MAX_SHARD_BYTES` with an index, named as transformers names them.
+    """Files of at most `MAX_FILE_BYTES` with an index, named as transformers names them.
 
     Every process that writes plans the same tensors; one of them calls `create`, then each writes any of
     them, each tensor once. Tensors lie in the order of their names, layer 2 before layer 10.
@@ -44,15 +44,15 @@ class SafetensorsWriter:
 
     def __init__(self, folder: Path, tensors: list[TensorPlan]) -> None:
         self._folder = folder
-        self._shards = _shards(tensors)
+        by_file = _divided(tensors)
         self._place: dict[str, tuple[str, int, TensorPlan]] = {}
         self._headers: dict[str, bytes] = {}
-        for number, shard in enumerate(self._shards, start=1):
+        for number, group in enumerate(by_file, start=1):
             file = SINGLE
-            if len(self._shards) > 1:
-                file = f"model-{number:05d}-of-{len(self._shards):05d}.safetensors"
-            self._headers[file], starts = _header(shard)
-            for tensor, start in zip(shard, starts, strict=True):
+            if len(by_file) > 1:
+                file = f"model-{number:05d}-of-{len(by_file):05d}.safetensors"
+            self._headers[file], starts = _header(group)
+            for tensor, start in zip(group, starts, strict=True):
                 self._place[tensor.name] = (file, len(self._headers[file]) + start, tensor)
 
     def create(self) -> None:
@@ -61,7 +61,7 @@ class SafetensorsWriter:
             (self._folder / file).write_bytes(header)
             sizes = [offset + plan.nbytes for where, offset, plan in self._place.values() if where == file]
             os.truncate(self._folder / file, max(sizes))
-        if len(self._shards) > 1:
+        if len(self._headers) > 1:
             index = {
                 "metadata": {"total_size": sum(plan.nbytes for _, _, plan in self._place.values())},
                 "weight_map": {name: file for name, (file, _, _) in sorted(self._place.items())},
@@ -93,17 +93,18 @@ class SafetensorsWriter:
             to_disk(self._folder / file)
 
 
-def _shards(tensors: list[TensorPlan]) -> list[list[TensorPlan]]:
-    shards: list[list[TensorPlan]] = [[]]
+def _divided(tensors: list[TensorPlan]) -> list[list[TensorPlan]]:
+    """The tensors of each file, in the order in which they lie there."""
+    groups: list[list[TensorPlan]] = [[]]
     size = 0
     for tensor in sorted(tensors, key=lambda tensor: _natural(tensor.name)):
-        if shards[-1] and size + tensor.nbytes > MAX_SHARD_BYTES:
-            shards.append([])
+        if groups[-1] and size + tensor.nbytes > MAX_FILE_BYTES:
+            groups.append([])
             size = 0
-        shards[-1].append(tensor)
+        groups[-1].append(tensor)
         size += tensor.nbytes
     # Wide types first, as safetensors does: every tensor starts at a multiple of its element's size.
-    return [sorted(shard, key=lambda tensor: -tensor.dtype.itemsize) for shard in shards]
+    return [sorted(group, key=lambda tensor: -tensor.dtype.itemsize) for group in groups]
 
 
 def _natural(name: str) -> list[str | int]:

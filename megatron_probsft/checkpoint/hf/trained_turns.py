@@ -1,4 +1,4 @@
-"""How a model's turns were trained to end, in its Hugging Face folder: for every server, and for ourselves.
+"""The ends of turns that a model was trained for, written into its Hugging Face folder.
 
 Servers read `generation_config.json`, and the chat template. `trained_turns.json` is for ourselves: it tells
 an export's stops from those of a model that came from elsewhere. From a checkpoint, whose tokenizer files
@@ -23,20 +23,22 @@ _OF_CONFIG = ("bos_token_id", "eos_token_id", "pad_token_id")  # what config.jso
 
 @dataclass(frozen=True)
 class TrainedTurns:
+    """The end of turns as one training run saw them, and what servers need to render turns as it did."""
+
     template: str
-    """The run's --template."""
+    """The run's `--template`."""
     ends: dict[str, int]
-    """Token to id: what ends trained turns, those of runs before included."""
+    """Token to id: the tokens that end trained turns, those of earlier runs included."""
     chat_template: str | None
-    """Jinja source that an export is to get; None where the folder's own is the right one."""
+    """Jinja source of the chat template that an export gets; None where the folder's own is right."""
     date: str | None = None
     """YYYY-MM-DD that the chat template showed as today's; None where it shows none."""
     tokenizer_class: str | None = None
-    """As `chat_template`: the class that tokenizer_config.json of an export is to name."""
+    """The class that tokenizer_config.json of an export names; None where the folder's own is right."""
 
 
 def read_record(folder: Path) -> TrainedTurns | None:
-    """None for a model that was not trained here."""
+    """The folder's record; None for a model that was not trained here. Raises UserError if it is damaged."""
     file = folder / RECORD
     try:
         return TrainedTurns(**json.loads(file.read_text())) if file.is_file() else None
@@ -54,7 +56,7 @@ def generation_ends(folder: Path) -> list[int] | None:
 
 
 def add_record(folder: Path, turns: TrainedTurns) -> None:
-    """Let a copy of a model's files say how its turns end from now on.
+    """Write into a copy of a model's files how its turns end from now on.
 
     `eos_token_id` in generation_config.json becomes the union of what it is (else of config.json's) and the
     ends; all else in it stays. A missing file is written with what is read from config.json in its place.
@@ -79,7 +81,7 @@ def add_record(folder: Path, turns: TrainedTurns) -> None:
 
 
 def fit_for_servers(folder: Path) -> None:
-    """In an export: the recorded chat template and tokenizer class, if any, in place of those that are there.
+    """Put the recorded chat template and tokenizer class, if any, in place of those of an exported folder.
 
     The record then has none: the folder may be edited from here on.
     """

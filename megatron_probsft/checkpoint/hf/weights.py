@@ -1,4 +1,4 @@
-"""Hugging Face weights into a Megatron-Core model sharded by TP and PP, and the names that both sides use."""
+"""Load Hugging Face weights into a Megatron-Core model on any layout; the names that both sides use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 
-from megatron_probsft.checkpoint import layouts
+from megatron_probsft.checkpoint.cuts import cut
 from megatron_probsft.checkpoint.hf.safetensors_folder import TensorReader
 from megatron_probsft.models.family import WeightRule
 from megatron_probsft.models.hf_model import HFModel
@@ -40,9 +40,7 @@ def load_hf_weights(model: Sequence[GPTModel], hf: HFModel) -> None:
     tp = parallel_state.get_tensor_model_parallel_world_size()
     rank = parallel_state.get_tensor_model_parallel_rank()
     for _, parameter, rule, names in matched_parameters(model, hf):
-        padded = parameter.shape[0] * tp  # only used where dim 0 is the vocabulary
-        shard = layouts.cut(rule, names, reader.read, hf.shape, rank, tp, padded)
-        parameter.copy_(shard)
+        parameter.copy_(cut(rule, names, reader.read, hf.shape, rank, tp))
 
 
 def check_tensors(reader: TensorReader, hf: HFModel) -> None:
@@ -73,29 +71,30 @@ def check_tensors(reader: TensorReader, hf: HFModel) -> None:
 
 
 def _equal(reader: TensorReader, first: str, second: str) -> bool:
-    """Whether two tensors of the folder hold the same; a few rows of them in memory at a time."""
+    """True if two tensors of the folder hold the same; a few rows of them are in memory at a time."""
     if reader.shape(first) != reader.shape(second):
         return False
-    cuts = (slice(start, start + 4096) for start in range(0, reader.shape(first)[0], 4096))
-    return all(torch.equal(reader.read(first, cut), reader.read(second, cut)) for cut in cuts)
+    blocks = (slice(start, start + 4096) for start in range(0, reader.shape(first)[0], 4096))
+    return all(torch.equal(reader.read(first, rows), reader.read(second, rows)) for rows in blocks)
 
 
 def matched_parameters(
     model: Sequence[GPTModel], hf: HFModel
 ) -> Iterator[tuple[str, torch.nn.Parameter, WeightRule, list[str]]]:
-    """(local name, parameter, rule, Hugging Face names) of every parameter on this rank."""
+    """Every parameter on this rank: (its local name, the parameter, its rule, its Hugging Face names)."""
     rules = {rule.megatron: rule for rule in hf.family.rules(hf.shape)}
     for chunk in model:
         for name, parameter in chunk.named_parameters():
             general, numbers = _generalise(name, chunk)
             if general == "output_layer.weight" and hf.shape.tied_embeddings:
                 general = _EMBEDDING
-            rule = rules[general]
+            rule = rules.get(general)
+            assert rule, f"family {hf.family.name} has no row for Megatron-Core's parameter {general}"
             yield name, parameter, rule, [pattern.format(**numbers) for pattern in rule.hf]
 
 
 def _generalise(name: str, model: GPTModel) -> tuple[str, dict[str, int]]:
-    """A local parameter name to its rule's pattern, and the global numbers of its layer and its expert."""
+    """The name in the rule of a local parameter, and the global numbers of its layer and its expert."""
     match = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", name)
     if match is None:
         return name, {}
@@ -112,7 +111,7 @@ def _generalise(name: str, model: GPTModel) -> tuple[str, dict[str, int]]:
 
 
 def hf_shapes(hf: HFModel) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(name, shape) of every tensor that the model's Hugging Face folder holds."""
+    """The name and shape of every tensor that the model's Hugging Face folder holds."""
     for rule in hf.family.rules(hf.shape):
         layers = range(hf.shape.num_layers) if "{layer}" in rule.megatron else [0]
         experts = range(hf.shape.experts.count if hf.shape.experts else 0)

@@ -1,4 +1,4 @@
-"""A run folder's checkpoints: their names, the pointer to the newest, what whole means, which ones are kept.
+"""A run folder's checkpoints: their names, the pointer to the newest, checks for damage, removal of old ones.
 
 A run folder holds `iter_0000100/` per checkpoint and `latest_checkpointed_iteration.txt`. Each checkpoint
 holds model, optimizer, schedule, random generators and data position as Megatron-Core saves them, and
@@ -21,16 +21,17 @@ _MANIFEST = "manifest.json"
 
 
 def checkpoint_folder(run_folder: Path, step: int) -> Path:
+    """The folder of a step's checkpoint, whether or not it is there."""
     return run_folder / f"iter_{step:07d}"
 
 
 def part_folder(run_folder: Path, step: int) -> Path:
-    """Where a checkpoint is written before it gets its name."""
+    """The folder in which a checkpoint is written before it gets its name."""
     return run_folder / f"iter_{step:07d}.part"
 
 
 def find_checkpoint(run_folder: Path, step: int | None = None) -> tuple[Path, int]:
-    """The checkpoint of a step, or the newest one, found whole; and its step.
+    """The checkpoint of a step, or the newest one, and its step; it is checked to be whole.
 
     Raises:
         UserError: no such folder, no checkpoint in it, or a file of it missing or truncated; then the
@@ -56,13 +57,13 @@ def find_checkpoint(run_folder: Path, step: int | None = None) -> tuple[Path, in
 
 
 def check_unused(run_folder: Path) -> None:
-    """UserError where there is more than what a killed run left over."""
+    """Raise a UserError if the folder holds more than the leftovers of a killed run."""
     if run_folder.exists() and set(run_folder.iterdir()) - set(leftovers(run_folder)):
         raise UserError(f"{run_folder} exists: choose another folder, or remove it")
 
 
 def newest_step(run_folder: Path) -> int | None:
-    """The step that the pointer names; without a pointer, the newest whole checkpoint's, or None.
+    """The step that the pointer names; without a pointer that of the newest whole checkpoint, or None.
 
     Raises:
         UserError: the pointer does not hold a number.
@@ -77,13 +78,13 @@ def newest_step(run_folder: Path) -> int | None:
 
 
 def saved_steps(run_folder: Path) -> list[int]:
-    """Steps of the checkpoints that are there, whole or not, in ascending order."""
+    """The steps of the checkpoints that are there, whole or not, in ascending order."""
     names = (folder.name.removeprefix("iter_") for folder in run_folder.glob("iter_*"))
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def check_whole(folder: Path) -> None:
-    """Compare the checkpoint's files with its manifest (Megatron's own checkpoints have none: not checked).
+    """Compare the checkpoint's files with its manifest. Megatron's own checkpoints have none to compare with.
 
     Raises:
         UserError: the folder or one of its files is missing or has another size.
@@ -116,8 +117,8 @@ def hf_folder_of(checkpoint: Path) -> Path:
     return folder
 
 
-def publish(run_folder: Path, step: int) -> Path:
-    """Give a part, all of it written, its name, and move the pointer to it; on the disk for good.
+def publish_checkpoint(run_folder: Path, step: int) -> Path:
+    """Give a part that is wholly written its name, and move the pointer to it; both are on the disk then.
 
     The checkpoint before it stays the newest until the last rename. Returns the checkpoint's folder.
     """
@@ -138,9 +139,9 @@ def publish(run_folder: Path, step: int) -> Path:
 
 
 def prune(run_folder: Path, most_recent_k: int | None, retain_interval: int | None) -> list[int]:
-    """Remove all but the newest k checkpoints and those whose step the interval divides; the steps removed.
+    """Remove all but the newest k checkpoints and those whose step the interval divides. Returns their steps.
 
-    The newest always stays. None and None: all stay.
+    The newest always stays. If both are None, all stay.
     """
     newest = newest_step(run_folder)
     if newest is None or (most_recent_k is None and retain_interval is None):
@@ -156,17 +157,18 @@ def prune(run_folder: Path, most_recent_k: int | None, retain_interval: int | No
 
 
 def leftovers(run_folder: Path) -> list[Path]:
-    """What a run that was killed had not finished writing, or removing."""
+    """The folders that a killed run had not finished to write, or to remove."""
     return [folder for pattern in ("iter_*.part", "iter_*.removed") for folder in run_folder.glob(pattern)]
 
 
 def remove_leftovers(run_folder: Path) -> None:
+    """Remove the folders that a killed run left unfinished."""
     for folder in leftovers(run_folder):
         shutil.rmtree(folder)
 
 
 def _remove(folder: Path) -> None:
-    """Under another name first: a kill in between leaves no half of a checkpoint under its own."""
+    """Remove a folder. It is renamed first: a kill leaves no half of a checkpoint under its name."""
     if folder.exists():
         removed = folder.with_name(folder.name + ".removed")
         folder.rename(removed)

@@ -1,4 +1,4 @@
-"""Writing a checkpoint, in the foreground or in a thread while training goes on."""
+"""Write a checkpoint, in the foreground or in a thread while training goes on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,26 @@ from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSys
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from torch.distributed.checkpoint.filesystem import _StorageWriterTransforms
 
-from megatron_probsft.checkpoint.hf import safetensors_folder
-from megatron_probsft.checkpoint.hf.trained_turns import TrainedTurns, add_record
 from megatron_probsft.checkpoint.megatron import run_folder as folders
+from megatron_probsft.checkpoint.megatron.side_files import SideFiles
 from megatron_probsft.checkpoint.megatron.torch_dist import CONTENT
+from megatron_probsft.checkpoint.megatron.torch_dist_reader import Place
 from megatron_probsft.runtime.device import current_device, has_gpu
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import pieces
 from megatron_probsft.runtime.megatron_patches import results_queue
 
-Read = Callable[[tuple[str, tuple[int, ...]]], torch.Tensor]
-"""(key, offset) of a block of a checkpoint's tensor → the block, on the CPU, with storage of its own."""
+ReadBlock = Callable[[Place], torch.Tensor]
+"""read(place) gives a block of a checkpoint's tensor, on the CPU, with storage of its own."""
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """Tensors that are read when they are written, for a state dict that lies on the meta device."""
+
+    read: ReadBlock
+    files: int
+    """Number of files that are written at the same time."""
 
 
 class Save:
@@ -45,35 +55,27 @@ class Save:
         run_folder: Path,
         step: int,
         state_dict: dict[str, Any],
-        hf_folder: Path,
-        config_yaml: str | None,
+        side_files: SideFiles,
         *,
-        trained: TrainedTurns | None = None,
         in_background: bool = False,
-        read: Read | None = None,
-        files_per_rank: int = 1,
+        streaming: Streaming | None = None,
     ) -> None:
         """Plan the checkpoint of `step` and start to write it.
 
         Args:
             state_dict: sharded tensors and objects, and plain values that are equal on every rank.
-            hf_folder: where config.json and the tokenizer files come from.
-            config_yaml: the run's settings; None for a converted model.
-            trained: how turns end in what the model was trained on; None for a model that was not trained.
             in_background: the tensors may change from here on: host memory takes a copy of them first.
-            read: gives the tensors of a state dict that lies on the meta device, each when it is written.
-            files_per_rank: written at the same time.
+            streaming: gives the tensors where those of the state dict lie on the meta device.
 
         Raises:
             UserError: the folder cannot be written.
         """
         self.step = step
-        self._run_folder, self._hf_folder, self._config_yaml = run_folder, hf_folder, config_yaml
-        self._trained = trained
+        self._run_folder, self._side_files = run_folder, side_files
         self._part = folders.part_folder(run_folder, step)
         self._on_first_rank(self._make_part)
         results_queue.apply()
-        self._strategy = _Strategy(thread_count=files_per_rank)
+        self._strategy = _Strategy(thread_count=streaming.files if streaming else 1)
         dist_checkpointing.save(
             state_dict,
             str(self._part),
@@ -83,19 +85,20 @@ class Save:
             content_metadata=CONTENT,
         )
         self._thread = threading.Thread(
-            target=_write, args=(self._strategy.writer, _buckets(self._strategy.writer, in_background, read))
+            target=_write,
+            args=(self._strategy.writer, _buckets(self._strategy.writer, in_background, streaming)),
         )
         self._thread.daemon = True  # a run that fails does not wait for it
         self._thread.start()
 
     def is_written(self) -> bool:
-        """Whether every rank has written its files. Collective: one all-reduce of an integer."""
+        """True once every rank has written its files. Collective: one all-reduce of an integer."""
         writing = torch.tensor(int(self._thread.is_alive()), device=current_device())
         dist.all_reduce(writing, op=dist.ReduceOp.MAX)
         return not int(writing)
 
     def finish(self) -> Path:
-        """Wait until all is written, then give the checkpoint its name; returns its folder. Collective.
+        """The checkpoint's folder, once all is written and it has its name. Collective.
 
         Raises:
             UserError: a file could not be written; the checkpoints before this one are untouched.
@@ -116,12 +119,8 @@ class Save:
     def _complete(self, results: list[Any]) -> None:
         self._strategy.writer.finish(self._strategy.metadata, results)
         save_config(CheckpointingConfig(self._strategy.backend, self._strategy.version), str(self._part))
-        safetensors_folder.copy_side_files(self._hf_folder, self._part / "hf")
-        if self._trained is not None:
-            add_record(self._part / "hf", self._trained)
-        if self._config_yaml is not None:
-            (self._part / "train_config.yaml").write_text(self._config_yaml)
-        folders.publish(self._run_folder, self.step)
+        self._side_files.write(self._part)
+        folders.publish_checkpoint(self._run_folder, self.step)
 
     def _on_first_rank(self, work: Any) -> None:
         failure: list[str | None] = [None]
@@ -144,7 +143,7 @@ class Save:
 
 
 class _Strategy(TorchDistSaveShardedStrategy):
-    """Plans as Megatron-Core's own; keeps the writer and the global metadata (on rank 0) for us."""
+    """Megatron-Core's own strategy, which keeps the writer and (on rank 0) the global metadata for us."""
 
     writer: FileSystemWriterAsync
     metadata: Any
@@ -156,14 +155,14 @@ class _Strategy(TorchDistSaveShardedStrategy):
         return super()._get_save_and_finalize_callbacks(writer, save_state_dict_ret, async_strategy)
 
 
-def _buckets(writer: FileSystemWriterAsync, copy: bool, read: Read | None) -> list[Any]:
-    """What this rank writes, in host memory or read when it is written. Device tensors are copied anyway."""
-    if read is not None:
+def _buckets(writer: FileSystemWriterAsync, copy: bool, streaming: Streaming | None) -> list[Any]:
+    """This rank's tensors by file: in host memory, or read when they are written."""
+    if streaming is not None:
         return [
-            (path, key, (objects, _Streamed(tensors, read)))
+            (path, key, (objects, _Streamed(tensors, streaming.read)))
             for path, key, (objects, tensors) in writer.write_buckets or []
         ]
-    buckets = FileSystemWriterAsync.preload_tensors(writer.write_buckets or [])
+    buckets = FileSystemWriterAsync.preload_tensors(writer.write_buckets or [])  # copies a device's
     if not copy or has_gpu():
         return buckets
     return [
@@ -173,9 +172,9 @@ def _buckets(writer: FileSystemWriterAsync, copy: bool, read: Read | None) -> li
 
 
 class _Streamed:
-    """(write item, tensor) pairs whose tensors are read one by one, as the file grows."""
+    """Pairs of write item and tensor, whose tensors are read one by one as the file grows."""
 
-    def __init__(self, tensors: list[tuple[Any, torch.Tensor]], read: Read) -> None:
+    def __init__(self, tensors: list[tuple[Any, torch.Tensor]], read: ReadBlock) -> None:
         self._tensors, self._read = tensors, read
         self.current_bytes = 0
 

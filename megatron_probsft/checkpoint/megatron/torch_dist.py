@@ -1,4 +1,4 @@
-"""State dicts in Megatron-Core's `torch_dist` format, and loading them at any layout."""
+"""Models as state dicts of Megatron-Core's `torch_dist` format, loaded on any layout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from megatron_probsft.runtime.errors import UserError
 
 _NORM = ".pre_mlp_layernorm."
 
-# What Megatron-Core and torch raise of files that hold something else.
+# Megatron-Core and torch raise these for files that hold something else.
 _OF_DAMAGE = (KeyError, ValueError, TypeError, EOFError, OSError)
 
 
@@ -49,7 +49,7 @@ def load_model(model: Sequence[GPTModel], folder: Path) -> None:
 
 
 def saved_name(key: str, there: Container[str]) -> str:
-    """The name under which a checkpoint holds a tensor: the norm before a mixture has two.
+    """The name under which a checkpoint holds a tensor; the norm before a mixture may have either of two.
 
     Megatron-Core's Transformer Engine layers, and ours, save it by its own name; its local layers as if it
     were fused into the linear layer after it.
@@ -78,7 +78,7 @@ def fill_model(model: Sequence[GPTModel], state: dict[str, Any]) -> None:
 
 
 def sharding_metadata(content: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What Megatron-Core needs to lay out state dicts that load at any TP × PP × DP."""
+    """The metadata with which Megatron-Core makes state dicts that load on any layout."""
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     return (CONTENT if content is None else content) | {"dp_cp_group": group}
 

@@ -1,4 +1,4 @@
-"""Read blocks of a `torch_dist` checkpoint one at a time: its files, without a model and without Megatron."""
+"""Read blocks of a `torch_dist` checkpoint one at a time, without a model and without Megatron."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from megatron_probsft.runtime.errors import UserError
 
 Place = tuple[str, tuple[int, ...]]
-"""(key, offset) of a block."""
+"""The key and the offset of a block."""
 
 
 class BlockReader:
-    """Blocks of tensors, whatever layout saved them. Threads may read at the same time.
+    """The blocks of a checkpoint's tensors, whatever layout saved them. Threads may read at the same time.
 
     Raises:
         UserError: the folder's metadata cannot be read.
@@ -78,7 +78,7 @@ class BlockReader:
         return target
 
     def _load(self, item: ReadItem) -> torch.Tensor:
-        """One tensor as it was saved."""
+        """A stored tensor, as it was saved."""
         where = self._reader.storage_data[item.storage_index]
         with (self._checkpoint / where.relative_path).open("rb") as file:
             part = self._reader._slice_file(file, where)

@@ -1,4 +1,4 @@
-"""The families, one file each: whatever is in this folder is supported."""
+"""The families, one file each: every file in this folder that makes a FAMILY is found."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def family_of(architecture: str) -> Family:
 
 @functools.cache
 def families() -> tuple[Family, ...]:
-    """In the order of their files."""
+    """All families, in the order of their files' names."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     return tuple(importlib.import_module(f"{__name__}.{name}").FAMILY for name in names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_probsft.models.decoder import decoder_rules, decoder_shape
+from megatron_probsft.models.decoder import ATTENTION, MLP, NORMS, decoder_shape
 from megatron_probsft.models.family import Family
 
-FAMILY = Family("mistral", ("MistralForCausalLM",), decoder_shape, decoder_rules)
+FAMILY = Family("mistral", ("MistralForCausalLM",), decoder_shape, [*NORMS, *ATTENTION, *MLP])

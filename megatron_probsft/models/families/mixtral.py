@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from megatron_probsft.models.decoder import decoder_rules, decoder_shape, expert_rules
-from megatron_probsft.models.family import Experts, Family, ModelShape, WeightRule
+from megatron_probsft.models.decoder import ATTENTION, NORMS, decoder_shape
+from megatron_probsft.models.family import Experts, Family, ModelShape, Row
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+_EXPERTS = (
+    # Megatron-Core, Hugging Face, cut
+    Row("mlp.router.weight",
+        "block_sparse_moe.gate.weight", "replicated"),
+    Row("mlp.experts.local_experts.{expert}.linear_fc1.weight",
+        ("block_sparse_moe.experts.{expert}.w1.weight",
+         "block_sparse_moe.experts.{expert}.w3.weight"), "gated"),
+    Row("mlp.experts.local_experts.{expert}.linear_fc2.weight",
+        "block_sparse_moe.experts.{expert}.w2.weight", "row"),
+)  # fmt: skip
 
 
 def _shape(config: PretrainedConfig) -> ModelShape:
@@ -18,8 +29,4 @@ def _shape(config: PretrainedConfig) -> ModelShape:
     return decoder_shape(config, experts=experts)
 
 
-def _rules(shape: ModelShape) -> list[WeightRule]:
-    return decoder_rules(shape, expert_rules(shape, "block_sparse_moe", "w1", "w3", "w2"))
-
-
-FAMILY = Family("mixtral", ("MixtralForCausalLM",), _shape, _rules)
+FAMILY = Family("mixtral", ("MixtralForCausalLM",), _shape, [*NORMS, *ATTENTION, *_EXPERTS])

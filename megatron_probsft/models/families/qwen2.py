@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from megatron_probsft.models.decoder import decoder_rules, decoder_shape
-from megatron_probsft.models.family import Family, ModelShape
+from megatron_probsft.models.decoder import ATTENTION, MLP, NORMS, decoder_shape
+from megatron_probsft.models.family import Family, ModelShape, Row
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+_BIASES = (
+    # Megatron-Core                         Hugging Face             cut
+    Row("self_attention.linear_qkv.bias",  ("self_attn.q_proj.bias",
+                                            "self_attn.k_proj.bias",
+                                            "self_attn.v_proj.bias"), "qkv"),
+)  # fmt: skip
 
 
 def _shape(config: PretrainedConfig) -> ModelShape:
     return decoder_shape(config, qkv_bias=True)
 
 
-FAMILY = Family("qwen2", ("Qwen2ForCausalLM",), _shape, decoder_rules)
+FAMILY = Family("qwen2", ("Qwen2ForCausalLM",), _shape, [*NORMS, *ATTENTION, *_BIASES, *MLP])

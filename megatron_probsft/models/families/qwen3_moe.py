@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from megatron_probsft.models.decoder import decoder_rules, decoder_shape, expert_rules
-from megatron_probsft.models.family import Experts, Family, ModelShape, WeightRule
+from megatron_probsft.models.decoder import ATTENTION, NORMS, QK_NORMS, decoder_shape
+from megatron_probsft.models.family import Experts, Family, ModelShape, Row
 from megatron_probsft.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+_EXPERTS = (
+    # Megatron-Core, Hugging Face, cut
+    Row("mlp.router.weight",
+        "mlp.gate.weight", "replicated"),
+    Row("mlp.experts.local_experts.{expert}.linear_fc1.weight",
+        ("mlp.experts.{expert}.gate_proj.weight",
+         "mlp.experts.{expert}.up_proj.weight"), "gated"),
+    Row("mlp.experts.local_experts.{expert}.linear_fc2.weight",
+        "mlp.experts.{expert}.down_proj.weight", "row"),
+)  # fmt: skip
 
 
 def _shape(config: PretrainedConfig) -> ModelShape:
@@ -23,8 +34,4 @@ def _shape(config: PretrainedConfig) -> ModelShape:
     return decoder_shape(config, qk_norm=True, ffn_hidden_size=ffn, experts=experts)
 
 
-def _rules(shape: ModelShape) -> list[WeightRule]:
-    return decoder_rules(shape, expert_rules(shape, "mlp", "gate_proj", "up_proj", "down_proj"))
-
-
-FAMILY = Family("qwen3_moe", ("Qwen3MoeForCausalLM",), _shape, _rules)
+FAMILY = Family("qwen3_moe", ("Qwen3MoeForCausalLM",), _shape, [*NORMS, *ATTENTION, *QK_NORMS, *_EXPERTS])

@@ -102,10 +102,10 @@ def _parameters(
     vocabulary = padded_vocab_size(shape, tp) * shape.hidden_size // tp
     total, experts = 0, 0
     for rule in family.rules(shape):
-        if rule.layout == "vocab":
+        if rule.cut == "vocab":
             continue
         here = layers if "{layer}" in rule.megatron else int(is_last)
-        numbers = here * (_numbers(rule) if rule.layout == "replicated" else _numbers(rule) // tp)
+        numbers = here * (_numbers(rule) if rule.cut == "replicated" else _numbers(rule) // tp)
         if "{expert}" in rule.megatron:
             experts += numbers * _copies(rule, shape) // config.expert_model_parallel_size
         else:

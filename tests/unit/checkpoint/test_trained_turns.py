@@ -1,4 +1,4 @@
-"""What an exported folder says of the end of its turns, and that nothing else in it changes."""
+"""An exported folder says how its turns end; nothing else in it changes."""
 
 from __future__ import annotations
 

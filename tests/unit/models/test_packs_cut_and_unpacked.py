@@ -1,4 +1,4 @@
-"""How packs are cut over context parallelism, and micro-batches without packing."""
+"""Packs are cut over context parallelism; micro-batches without packing."""
 
 from __future__ import annotations
 

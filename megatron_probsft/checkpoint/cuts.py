@@ -1,4 +1,4 @@
-"""Cut Hugging Face tensors into this rank's shard, and join shards back: pure functions, exact both ways."""
+"""Cut Hugging Face tensors into a rank's shard, and join shards back: pure functions, exact both ways."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from megatron_probsft.models.build import padded_vocab_size
 from megatron_probsft.models.family import ModelShape, WeightRule
 
 Read = Callable[..., torch.Tensor]
-"""read(hf name) → the tensor; read(hf name, rows), read(hf name, rows, columns) → these slices of it."""
+"""read(hf name) gives the tensor; read(hf name, rows) and read(hf name, rows, columns) these slices of it."""
 
 
 def cut(
@@ -19,22 +20,20 @@ def cut(
     shape: ModelShape,
     rank: int,
     tp: int,
-    padded_vocab: int,
 ) -> torch.Tensor:
     """This tensor-parallel rank's shard of a Megatron parameter; nothing else is read.
 
     Args:
         names: `rule.hf` with the numbers of layer and expert filled in.
         rank, tp: position in, and size of, the tensor-parallel group.
-        padded_vocab: rows of the padded vocabulary; the padding is zero.
     """
-    if rule.layout == "replicated":
+    if rule.cut == "replicated":
         return read(names[0])
-    if rule.layout == "row":
+    if rule.cut == "row":
         return read(names[0], slice(None), _share(rule.shapes[0][1], rank, tp)) if tp > 1 else read(names[0])
-    if rule.layout == "vocab":
-        return _cut_vocab(names[0], read, shape.vocab_size, rank, padded_vocab // tp)
-    if rule.layout == "gated":
+    if rule.cut == "vocab":
+        return _cut_vocab(names[0], read, shape.vocab_size, rank, padded_vocab_size(shape, tp) // tp)
+    if rule.cut == "gated":
         rows = _share(rule.shapes[0][0], rank, tp)
         return torch.cat([read(name, rows) for name in names])
     groups = shape.num_query_groups // tp
@@ -47,14 +46,14 @@ def cut(
 
 
 def join(rule: WeightRule, shards: Sequence[torch.Tensor], shape: ModelShape) -> list[torch.Tensor]:
-    """Inverse of `cut`: the Hugging Face tensors, in the order of `rule.hf`, from all ranks' shards."""
-    if rule.layout == "replicated":
+    """The Hugging Face tensors, in the order of `rule.hf`, from all ranks' shards: the inverse of `cut`."""
+    if rule.cut == "replicated":
         return [shards[0]]
-    if rule.layout == "row":
+    if rule.cut == "row":
         return [_cat(shards, dim=1)]
-    if rule.layout == "vocab":
+    if rule.cut == "vocab":
         return [_cat(shards)[: shape.vocab_size]]
-    if rule.layout == "gated":
+    if rule.cut == "gated":
         halves = [shard.chunk(2) for shard in shards]
         return [_cat([half[i] for half in halves]) for i in (0, 1)]
     head = shape.head_dim
@@ -72,7 +71,7 @@ def _cut_vocab(name: str, read: Read, vocab_size: int, rank: int, rows: int) -> 
 
 
 def _cat(parts: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
-    """Without a copy where there is one."""
+    """The parts in one tensor; a single part is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
 
 
