@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from megatron_probsft.experiments.settings import DATASETS
+from megatron_probsft.domains.registry import domains
 from megatron_probsft.experiments.words import shown_path, words_of
 from megatron_probsft.runtime.consoles import console
 from megatron_probsft.runtime.errors import UserError, one_line_errors
@@ -92,12 +92,12 @@ def read_recipe(file: Path) -> dict[str, Any]:
             wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
             raise UserError(f"--recipe {file}: {key} must be {wanted}, got {recipe[key]!r}")
     for domain, flags in recipe["domains"].items():
-        if domain not in DATASETS:
-            raise UserError(f"--recipe {file}: domains has {domain!r}: use some of {', '.join(DATASETS)}")
+        if domain not in domains():
+            raise UserError(f"--recipe {file}: domains has {domain!r}: use some of {', '.join(domains())}")
         if not isinstance(flags, dict):
             raise UserError(f"--recipe {file}: domains: {domain} must hold flags and values, got {flags!r}")
     if not recipe["domains"]:
-        raise UserError(f"--recipe {file} names no domains: give {', '.join(DATASETS)}")
+        raise UserError(f"--recipe {file} names no domains: give {', '.join(domains())}")
     return recipe
 
 

@@ -30,6 +30,8 @@ class EvaluationSummary(FileContent):
 
     model: str
     task: str
+    task_version: int | None = may_be_missing()
+    """The domain's version of prompts and grading; None for a file of one's own."""
     n: int
     samples: int
     accuracy: float

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_probsft.data.text.named_templates import TEMPLATES
+from megatron_probsft.data.text.named_templates import template_names
 from megatron_probsft.experiments.arguments import read_command_line
 from megatron_probsft.experiments.plan import Sweep, plan
 from megatron_probsft.runtime.errors import UserError
@@ -82,7 +82,7 @@ def test_every_model_has_every_dataset(model: str, dataset: str) -> None:
     assert "--use-distributed-optimizer" in words
     score = step_words(built, "scoring: p")
     assert value(score, "--template") == value(words, "--template")
-    assert value(score, "--template") in TEMPLATES
+    assert value(score, "--template") in template_names()
     assert built.model.heads % int(value(score, "--tensor-parallel-size")) == 0
     if dataset == "math":
         assert (value(score, "--samples"), value(score, "--temperature")) == ("16", "1.0")
