@@ -91,16 +91,16 @@ def _through_two_ranks(root: Path) -> None:
     save_hf_weights(model, hf, root / "exported")
 
 
-def test_a_parameter_without_a_row_is_named(olmo2: Path) -> None:
-    run_ranks(1, _check_missing_row, olmo2)
+def test_a_parameter_that_the_table_lacks_is_named(olmo2: Path) -> None:
+    run_ranks(1, _check_lacking_table, olmo2)
 
 
-def _check_missing_row(folder: Path) -> None:
+def _check_lacking_table(folder: Path) -> None:
     distributed.initialize()
     hf = read_hf_model(folder)
     model = build_model(hf, transformer_config(hf.shape, Parallelism(), torch.float32), on_meta=True)
-    lacking = dataclasses.replace(hf.family, layer_rows=hf.family.layer_rows[:-1])
-    with pytest.raises(AssertionError, match=r"olmo2 has no row for .*self_attention.k_layernorm.weight"):
+    lacking = dataclasses.replace(hf.family, layer_weights=hf.family.layer_weights[:-1])
+    with pytest.raises(AssertionError, match=r"olmo2 has no weight for .*self_attention.k_layernorm.weight"):
         list(matched_parameters(model, dataclasses.replace(hf, family=lacking)))
 
 
