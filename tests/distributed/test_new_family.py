@@ -122,8 +122,9 @@ def test_layers_of_transformer_engine_are_changed_too(olmo2: Path, monkeypatch: 
 
     def engine_spec(**settings: Any) -> ModuleSpec:
         spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=settings["qk_layernorm"])
-        spec.submodules.self_attention.submodules.linear_qkv = Fused
-        spec.submodules.mlp.keywords["submodules"].linear_fc1 = Fused
+        parts: Any = spec.submodules
+        parts.self_attention.submodules.linear_qkv = Fused
+        parts.mlp.keywords["submodules"].linear_fc1 = Fused
         return spec
 
     backend = SimpleNamespace(
