@@ -11,9 +11,9 @@ WORKDIR /workspace/megatron_probsft
 RUN pip install --no-cache-dir uv
 
 # vLLM first: its layer changes least.
-COPY pyproject.toml ./
+COPY requirements/constraints-cuda.txt requirements/
 RUN uv venv --python python3.12 /opt/vllm \
- && uv pip install --no-cache --python /opt/vllm "$(grep -o 'vllm==[0-9.]*' pyproject.toml | head -1)"
+ && uv pip install --no-cache --python /opt/vllm "$(grep '^vllm==' requirements/constraints-cuda.txt)"
 ENV PROBSFT_VLLM_PYTHON=/opt/vllm/bin/python
 
 # What the container brings stays as it is: its versions become constraints of our installation.

@@ -32,10 +32,11 @@ from benchmarks.measure import (
     write_json,
 )
 from benchmarks.peers import OURS, peers
+from benchmarks.ranks import run_ranks
 from megatron_probsft.objectives.registry import get_objective
 from megatron_probsft.runtime import distributed
-from megatron_probsft.vocab_parallel.head import HeadOptions, supervised_loss
-from tests.support.ranks import run_ranks
+from megatron_probsft.vocab_parallel.head import supervised_loss
+from megatron_probsft.vocab_parallel.head_parts import HeadOptions, OutputHead, Supervision
 
 COLUMNS = {
     "implementation": "{implementation}",
@@ -111,13 +112,9 @@ class _Case:
         rows = self.order[: round(share * len(self.order))].sort().values
         total, _ = supervised_loss(
             self.hidden,
-            self.weight,
-            rows,
-            self.labels[rows],
+            OutputHead(self.weight, self.shape["vocab"], self.group),
+            Supervision(rows, self.labels[rows]),
             self.objective,
-            vocab_size=self.shape["vocab"],
-            group=self.group,
-            sequence_parallel=False,
             options=options,
         )
         self._backward(total)

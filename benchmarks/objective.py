@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.collectives import CollectiveRecorder
 from benchmarks.measure import (
     DTYPES,
     Run,
@@ -31,10 +32,9 @@ from benchmarks.measure import (
     write_json,
 )
 from benchmarks.peers import BASELINE, OURS, peers
+from benchmarks.ranks import run_ranks
 from megatron_probsft.objectives.registry import get_objective
 from megatron_probsft.runtime import distributed
-from tests.support.collectives import CollectiveRecorder
-from tests.support.ranks import run_ranks
 
 COLUMNS = {
     "implementation": "{implementation}",

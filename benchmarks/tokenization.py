@@ -19,6 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import hardware, interleaved_medians, show, timed, write_json
+from megatron_probsft.data.store.options import StoreOptions
 from megatron_probsft.data.store.token_store import build_token_store
 from megatron_probsft.data.tokenizers.load import load_tokenizer
 
@@ -73,8 +74,8 @@ def _measure(data: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         def ours() -> None:
             with tempfile.TemporaryDirectory(dir=folder) as cache:
                 store = build_token_store(
-                    [str(file)], tokenizer, template="chat", seq_length=8192, vocab_size=len(tokenizer),
-                    cache_dir=cache, num_workers=args.cores, log=lambda _: None,
+                    [str(file)], tokenizer, StoreOptions("chat", 8192, len(tokenizer)), cache_dir=cache,
+                    num_workers=args.cores, log=lambda _: None,
                 )  # fmt: skip
                 tokens["megatron_probsft"] = len(store.tokens) - len(store)  # EOS is not the library's
 

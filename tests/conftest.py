@@ -24,9 +24,26 @@ import pytest
 import torch
 
 from megatron_probsft.training.log import curves  # noqa: F401  (runs import it late: once here)
+from tests.support import sizes
 from tests.support.tiny_models import save_tiny_model
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--size", choices=sizes.SIZES,
+        help="how much of the suite runs (default: test; all of what is named by file::test)",
+    )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "size(name): the smallest --size that runs this test")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    named = any("::" in argument for argument in config.args)
+    sizes.keep(config.option.size or ("all" if named else "test"), config, items)
 
 
 def pytest_sessionfinish() -> None:
@@ -51,6 +68,6 @@ def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct, built once from its package beside the quick start's runs."""
-    from examples.quickstart.smollm2 import build_hf_folder
+    from megatron_probsft.experiments.smollm2 import build_hf_folder
 
     return build_hf_folder(Path(__file__).parents[1] / "runs" / "models" / "SmolLM2-135M-Instruct")

@@ -1,4 +1,4 @@
-"""The three sweeps in one table, one picture, one JSON file; domains in the order of their mean p."""
+"""Shows the sweeps in one table, one picture and one JSON file, domains in the order of their mean p."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HEADINGS = (
 
 
 def write(folder: Path, results: list[dict[str, Any]], seconds: float) -> None:
-    """summary.json, summary.png and report.md of the sweeps so far; each complete when it appears.
+    """Write summary.json, summary.png and report.md of the sweeps so far; each is complete when it appears.
 
     results: results.json of each sweep, with its folder and command.
     """
@@ -43,7 +43,7 @@ def write(folder: Path, results: list[dict[str, Any]], seconds: float) -> None:
 
 
 def by_probability(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """From the domain that the base model knows best to the one that it knows least."""
+    """Order the results from the domain that the base model knows best to the one that it knows least."""
     return sorted(results, key=lambda result: -result["probe"]["mean_p"])
 
 
@@ -59,7 +59,7 @@ def show(results: list[dict[str, Any]], console: Console) -> None:
 
 
 def report(results: list[dict[str, Any]]) -> str:
-    """Markdown: the table, where the data came from, and the command of each sweep."""
+    """Return the Markdown text: the table, where the data came from, and the command of each sweep."""
     lines = [f"| {' | '.join(cells)} |" for cells in (_HEADINGS, ["---"] * len(_HEADINGS), *_cells(results))]
     parts = ["# The continuum", "![scores and held-out NLL by domain](summary.png)", "\n".join(lines)]
     for result in results:
@@ -72,7 +72,7 @@ def report(results: list[dict[str, Any]]) -> str:
 
 
 def draw(results: list[dict[str, Any]]) -> Figure:
-    """A column for each domain: its scores with intervals above, held-out NLL below."""
+    """Draw a column for each domain: its scores with intervals above, held-out NLL below."""
     figure = Figure(figsize=(4.4 * len(results), 6.4), layout="constrained")
     axes = figure.subplots(2, len(results), squeeze=False)
     for (score, nll), result in zip(axes.T, results, strict=True):

@@ -21,19 +21,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from rich.console import Console  # noqa: E402
+from rich.console import Console
 
-from examples.quickstart import task  # noqa: E402
-from examples.quickstart.smollm2 import build_hf_folder  # noqa: E402
-from megatron_probsft.models.hf_model import read_hf_model, read_raw_config  # noqa: E402
-from megatron_probsft.runtime.errors import UserError, one_line_errors  # noqa: E402
-from megatron_probsft.runtime.folders import check_writable  # noqa: E402
-from megatron_probsft.training.log.metrics_file import read_records  # noqa: E402
+from examples.quickstart import task
+from megatron_probsft.experiments.smollm2 import MODEL_NAME, build_hf_folder
+from megatron_probsft.experiments.words import shown_path
+from megatron_probsft.models.hf_model import read_hf_model, read_raw_config
+from megatron_probsft.runtime.errors import UserError, one_line_errors
+from megatron_probsft.runtime.folders import check_writable
+from megatron_probsft.training.log.metrics_file import read_records
 
-SMOLLM2 = "SmolLM2-135M-Instruct"
 GLOBAL_BATCH_SIZE = 24
 _LEAST = {
     "steps": 1, "heldout": 1, "tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1,
@@ -48,7 +47,7 @@ def main() -> None:
 
 
 class QuickStart:
-    """The steps of the quick start; each runs a command of the project and reads what it wrote."""
+    """Runs the quick start; each step is a command of the project, whose results it reads."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         for name, least in _LEAST.items():
@@ -60,7 +59,7 @@ class QuickStart:
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"--output {self.folder} is no folder")
         check_writable(self.folder.parent, "--output")
-        if args.model != SMOLLM2:
+        if args.model != MODEL_NAME:
             read_raw_config(args.model)
         # Here: torch takes seconds to import, and --help does without it.
         from megatron_probsft.objectives.registry import ObjectiveError, get_objective
@@ -104,10 +103,10 @@ class QuickStart:
         self.console.print(f"wrote summary.json and summary.png into {self.folder}", soft_wrap=True)
 
     def _model(self) -> Path:
-        if self.args.model != SMOLLM2:
+        if self.args.model != MODEL_NAME:
             return read_hf_model(self.args.model).folder.resolve()
-        self._say(f"building {SMOLLM2} from its package")
-        return build_hf_folder(ROOT / "runs" / "models" / SMOLLM2)
+        self._say(f"building {MODEL_NAME} from its package")
+        return build_hf_folder(Path.cwd() / "runs" / "models" / MODEL_NAME)
 
     def _check_layout(self, model: Path) -> None:
         from megatron_probsft.models.layout import Parallelism, parallelism_problems
@@ -119,7 +118,7 @@ class QuickStart:
             raise UserError(problem)
 
     def _train(self, model: Path, objective: str) -> Path:
-        """Train under torchrun, then convert; the Hugging Face folder."""
+        """Train under torchrun, then convert. Returns the Hugging Face folder."""
         tp, pp = self.args.tensor_model_parallel_size, self.args.pipeline_model_parallel_size
         ranks = tp * pp * self.args.data_parallel_size
         run, hf = self._of(objective) / "megatron", self._of(objective) / "hf"
@@ -145,7 +144,7 @@ class QuickStart:
         convert = {"--megatron": run, "--hf": hf}
         self._command(
             "converting to Hugging Face",
-            [sys.executable, "tools/convert_checkpoint.py", "megatron-to-hf", *_words(convert)],
+            [sys.executable, "-m", "megatron_probsft.commands.convert", "megatron-to-hf", *_words(convert)],
         )
         return hf
 
@@ -159,7 +158,8 @@ class QuickStart:
             "--dtype": "bfloat16",
             "--max-new-tokens": task.MAX_NEW_TOKENS,
         }
-        self._command(f"scoring {name} with vLLM", [sys.executable, "tools/evaluate.py", *_words(flags)])
+        evaluate = [sys.executable, "-m", "megatron_probsft.commands.evaluate", *_words(flags)]
+        self._command(f"scoring {name} with vLLM", evaluate)
         return json.loads((output / "summary.json").read_text())
 
     def _row(
@@ -179,13 +179,13 @@ class QuickStart:
         }
 
     def _command(self, title: str, words: list[Any], environment: dict[str, str] | None = None) -> None:
-        words = [str(word).removeprefix(f"{ROOT}/") for word in words]  # as typed in the project's folder
+        words = [shown_path(word) for word in words]  # as a person types them in the current folder
         shown = shlex.join(["python" if word.endswith("bin/python") else word for word in words])
         shown = " ".join([f"{key}={value}" for key, value in (environment or {}).items()] + [shown])
         self.commands.append(shown)
         self._say(title)
         self.console.print(f"[dim]$ {shown}[/dim]", soft_wrap=True, highlight=False)
-        code = subprocess.run(words, cwd=ROOT, env=os.environ | (environment or {}), check=False).returncode
+        code = subprocess.run(words, env=os.environ | (environment or {}), check=False).returncode
         if code:
             raise UserError(f"{title} failed with exit status {code}: see the lines above")
 
@@ -219,16 +219,16 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--objectives", nargs="+", default=["original", task.PRIOR_LEANING])
     parser.add_argument(
-        "--model", default=SMOLLM2, help="Hugging Face folder or hub id (default: %(default)s)"
+        "--model", default=MODEL_NAME, help="Hugging Face folder or hub id (default: %(default)s)"
     )
     parser.add_argument(
-        "--steps", type=int, default=task.STEPS, help="optimizer steps (default: %(default)s)"
+        "--steps", type=int, default=task.STEPS, help="number of optimizer steps (default: %(default)s)"
     )
-    parser.add_argument("--heldout", type=int, default=task.HELDOUT, help="held-out items")
+    parser.add_argument("--heldout", type=int, default=task.HELDOUT, help="number of held-out items")
     parser.add_argument("--tensor-model-parallel-size", type=int, default=3 if gpus == 0 or gpus >= 3 else 1)
     parser.add_argument("--pipeline-model-parallel-size", type=int, default=1)
     parser.add_argument("--data-parallel-size", type=int, default=1)
-    parser.add_argument("--output", default=str(ROOT / "runs" / "quickstart"))
+    parser.add_argument("--output", default="runs/quickstart", help="folder (default: %(default)s)")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""The quick start's result as a table, a JSON file and a picture."""
+"""Shows the quick start's result as a table, a JSON file and a picture."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _TRIES = 5  # per question asked for: after that, the generator is taken to have
 
 
 def write_task(folder: Path, *, train: int, heldout: int = HELDOUT, seed: int = 7) -> dict[str, Any]:
-    """Write `train.jsonl` and `heldout.jsonl`, which share no question; returns what they are.
+    """Write `train.jsonl` and `heldout.jsonl`, which share no question. Returns their description.
 
     Keys: `prompt`, `response` (trained on) and `answer` (the number alone, for the grader).
     27 + 46 and 46 + 27 count as one question. The held-out questions do not depend on `train`.
@@ -71,11 +71,11 @@ def _different_items(tries: int, seed: int) -> Iterator[dict[str, str]]:
 
 
 def _question(row: dict[str, str]) -> tuple[str, ...]:
-    """The operator and its terms, those of a sum in one order."""
+    """Return the operator and its terms; those of a sum are sorted."""
     first, operator, second = row["response"].split(" = ")[0].split(" ")
     return (operator, *(sorted((first, second)) if operator == "+" else (first, second)))
 
 
 def _write(file: Path, rows: list[dict[str, str]]) -> None:
-    """The file appears under its name when complete."""
+    """Write the rows; the file appears under its name when complete."""
     write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))

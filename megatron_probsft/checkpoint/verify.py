@@ -19,6 +19,7 @@ from megatron_probsft.checkpoint.verdict import Outputs, Verdict, compare
 from megatron_probsft.models.build import build_model, transformer_config
 from megatron_probsft.models.hf_model import HFModel, read_hf_model
 from megatron_probsft.models.layout import Parallelism
+from megatron_probsft.runtime.device import current_device
 from megatron_probsft.runtime.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -85,7 +86,7 @@ def _check_vocabulary(checkpoint: Path, hf: HFModel) -> None:
 
 
 def _transformers(hf: HFModel, token_ids: list[int], dtype: torch.dtype) -> Outputs:
-    device = torch.cuda.current_device()
+    device = current_device()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(hf.folder, dtype=dtype)
     except Exception as error:  # of what weights and config may have, transformers raises many kinds
@@ -112,7 +113,7 @@ def _megatron(hf: HFModel, checkpoint: Path | None, token_ids: list[int], dtype:
 
 
 def _forward(model: GPTModel, token_ids: list[int]) -> torch.Tensor:
-    device = torch.cuda.current_device()
+    device = current_device()
     bounds = torch.tensor([0, len(token_ids)], dtype=torch.int32, device=device)
     pack = PackedSeqParams(
         qkv_format="thd",

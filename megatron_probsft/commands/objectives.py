@@ -1,16 +1,15 @@
-"""List the objectives, and draw them: probsft objectives [NAME …] [--output FILE.png]
+"""List the objectives and draw them: probsft objectives [NAME …] [--output FILE.png]
 
-Without names, every registered one, drawn with example parameters; a name may be `package.module:function`.
+Without names it lists every registered one and draws it with example parameters. A name may be
+`package.module:function`.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from rich.console import Console
-
+from megatron_probsft.runtime.consoles import console
 from megatron_probsft.runtime.errors import UserError, one_line_errors
 
 
@@ -19,7 +18,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("names", nargs="*", metavar="NAME", help="as GeneralFamily-8 (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="for example GeneralFamily-8 (default: all)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="draw them into this .png, .pdf or .svg")
     arguments = parser.parse_args()
     with one_line_errors():
@@ -32,16 +31,16 @@ def main() -> None:
 def _run(names: list[str], output: Path | None) -> None:
     # Here: torch takes seconds to import, and matplotlib is needed for --output only.
     from megatron_probsft.objectives import listing
-    from megatron_probsft.objectives.families import FAMILIES
+    from megatron_probsft.objectives.forms import FORMS
     from megatron_probsft.objectives.registry import ObjectiveError, get_objective
 
     try:
-        objectives = [get_objective(name) for name in names or [family.example for family in FAMILIES]]
+        objectives = [get_objective(name) for name in names or [form.example for form in FORMS]]
     except ObjectiveError as error:
         raise UserError(str(error)) from None
     # A file or pipe has no width of its own: one line per objective.
-    console = Console(width=None if sys.stdout.isatty() else 200, markup=False)
-    console.print(listing.table(objectives) if names else listing.families())
+    found = listing.objectives_table(objectives) if names else listing.forms_table()
+    console(200, markup=False).print(found)
     if output:
         from megatron_probsft.objectives.plot import plot_objectives
 

@@ -1,9 +1,9 @@
-"""Runs side by side: one self-contained HTML page, Markdown, JSON.
+"""Show runs side by side: one self-contained HTML page, Markdown, JSON.
 
 probsft report runs/quickstart/base runs/quickstart/original runs/quickstart/p --output runs/report
 
-RUN is a trainer's run folder, or a folder that holds megatron/ (a trainer's run) and/or score/ (evaluate.py's
---output). What a run does not have is left out, and the report says so.
+RUN is a trainer's run folder, or a folder that holds megatron/ (a trainer's run) and/or score/ (the
+--output of probsft evaluate). What a run does not have is left out, and the report says so.
 
 OUTPUT/report.html  opens without a network     OUTPUT/report.md, figures/  the same as Markdown and PNG
 OUTPUT/report.json  every number of both
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
     parser.add_argument("--output", type=Path, required=True, help="folder; a report in it is replaced")
     args = parser.parse_args()
     with one_line_errors():

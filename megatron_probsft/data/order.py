@@ -1,4 +1,4 @@
-"""Which samples a step sees: a pure function of the seed and of the samples consumed before it."""
+"""The samples that a step sees are a pure function of the seed and of the samples consumed before it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MOST_POSITIONS = 1 << 30  # times a share, in units of 2⁻³², fits int64
 
 
 def sample_indices(step_first: int, count: int, dataset_size: int, seed: int) -> np.ndarray:
-    """Data set indices, int64 `[count]`, at the positions from `step_first` on of one endless stream.
+    """Return `count` data set indices, int64, at the positions from `step_first` on of one endless stream.
 
     Position k is of epoch k // dataset_size and is that epoch's permutation at k % dataset_size: every sample
     once per epoch, however the stream is cut into steps. The permutations rest only on the bit stream of
@@ -28,13 +28,13 @@ def sample_indices(step_first: int, count: int, dataset_size: int, seed: int) ->
 
 
 class Blend:
-    """Samples of several sources in given shares, each source in shuffled epochs of its own.
+    """A stream of samples from several sources in given shares, each source in shuffled epochs of its own.
 
-    Like `sample_indices` an endless stream that can be entered anywhere.
+    Like `sample_indices` it is endless and can be entered anywhere.
     """
 
     def __init__(self, source: np.ndarray, weights: Sequence[float], seed: int) -> None:
-        """source int `[n]`: of each sample; weights: of each source, positive, in any unit.
+        """Make the stream. source: int `[n]`, each sample's; weights: each source's, positive, in any unit.
 
         Raises ValueError: no weight, one that is not positive, or a source without samples.
         """
@@ -49,7 +49,7 @@ class Blend:
         ]
 
     def sample_indices(self, step_first: int, count: int) -> np.ndarray:
-        """Data set indices, int64 `[count]`, at the positions from `step_first` on.
+        """Return data set indices, int64 `[count]`, at the positions from `step_first` on.
 
         Raises ValueError if step_first or count < 0, or beyond 2³⁰ positions.
         """
@@ -61,7 +61,7 @@ class Blend:
         return indices
 
     def draws(self, step_first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """(source, which draw of that source, from 0), int64 `[count]` each, at these positions.
+        """Return (source, which draw of that source, from 0), int64 `[count]` each, at these positions.
 
         In every prefix each source has its share within about one sample.
         """
@@ -87,7 +87,7 @@ type _Node = int | tuple[int, _Node, _Node]
 
 
 def _tree_of(weights: Sequence[float]) -> _Node:
-    """Huffman's: the lightest are joined first, so that roundings, of half a draw, hardly add up."""
+    """Build Huffman's tree: joining the lightest first keeps the sum of roundings (half a draw each) low."""
     order = itertools.count()
     heap: list[tuple[float, int, _Node]] = [(float(w), next(order), s) for s, w in enumerate(weights)]
     heapq.heapify(heap)
@@ -104,7 +104,7 @@ def _rounded(units: np.ndarray) -> np.ndarray:
 
 
 def _in_epochs(draws: np.ndarray, size: int, permutation: Callable[[int], np.ndarray]) -> np.ndarray:
-    """Draw k: the permutation of epoch k // size at k % size; ascending draws."""
+    """Return, for ascending draws k, the permutation of epoch k // size at k % size."""
     epochs, within = np.divmod(draws, size)
     parts = [permutation(int(epoch))[within[epochs == epoch]] for epoch in np.unique(epochs)]
     return np.concatenate([np.empty(0, np.int64), *parts])

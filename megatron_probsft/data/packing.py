@@ -1,4 +1,4 @@
-"""A step's samples to equal packs for every data-parallel rank, and a pack to a micro-batch."""
+"""A step's samples are put into equal packs for all data-parallel ranks; a pack becomes a micro-batch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class StepPlan:
-    """packs[rank][micro_batch]: positions into the step's samples, ascending; possibly none.
+    """The packs of a step, as positions into the step's samples, and the packs' lengths.
 
-    lengths[rank][micro_batch]: what it is padded to; pack_length: the longest of them.
+    packs[rank][micro_batch] holds ascending positions, possibly none; lengths[rank][micro_batch] is what the
+    pack is padded to, and pack_length the longest of these.
     """
 
     packs: list[list[list[int]]]
@@ -32,7 +33,7 @@ class StepPlan:
 def plan_step(
     lengths: np.ndarray, dp_size: int, capacity: int, align: int = 1, microbatch_multiple: int = 1
 ) -> StepPlan:
-    """Partition a step's samples, whole, into packs; a pure function of its arguments.
+    """Partition a step's samples, whole, into packs, as a pure function of the arguments.
 
     `lengths` int `[n]`: each sample's positions, its tokens − 1. Every rank gets the same number of packs, a
     multiple of `microbatch_multiple` and as few as packs of `capacity` permit; then the longest pack is made
@@ -68,9 +69,9 @@ def plan_step(
 def plan_unpacked(
     lengths: np.ndarray, dp_size: int, micro_batch_size: int, align: int = 1, microbatch_multiple: int = 1
 ) -> StepPlan:
-    """`micro_batch_size` samples per micro-batch in the order given, padded to the longest of them.
+    """Put `micro_batch_size` samples into each micro-batch, in the order given, padded to the longest.
 
-    The same number of micro-batches on every rank, a multiple of `microbatch_multiple`.
+    Every rank gets the same number of micro-batches, a multiple of `microbatch_multiple`.
     A length is the number of samples × the longest one's length rounded up to a multiple of `align`.
     """
     unit = dp_size * micro_batch_size * microbatch_multiple
@@ -91,7 +92,7 @@ def plan_unpacked(
 def make_microbatch(
     store: TokenStore, indices: Sequence[int], pack_length: int, sample_multiple: int = 1
 ) -> dict[str, np.ndarray | int]:
-    """One pack as arrays; `indices` are the data set indices of its samples.
+    """Return one pack as arrays; `indices` are the data set indices of its samples.
 
     tokens int64 `[pack_length]`: the samples' inputs, `tokens[:-1]`, then zeros. labels int64
     `[pack_length]`: the same sample's next token where that is trained, else −100. position_ids int64
@@ -132,7 +133,7 @@ def make_microbatch(
 
 
 def _deal(packs: list[list[int]], sizes: list[int], dp_size: int, pack_length: int) -> list[list[list[int]]]:
-    """As many packs to every rank, the costliest first, each to the rank with the least attention so far."""
+    """Deal each rank as many packs, the costliest first, always to the rank with the least attention."""
     squares = [  # the padding's too, which attends to itself
         sum(sizes[s] ** 2 for s in pack) + (pack_length - _sum(pack, sizes)) ** 2 for pack in packs
     ]
@@ -147,7 +148,7 @@ def _deal(packs: list[list[int]], sizes: list[int], dp_size: int, pack_length: i
 
 
 def _fewest(ascending: np.ndarray, capacity: int) -> int:
-    """A lower bound on the packs needed (Martello and Toth's L2).
+    """Return a lower bound on the packs needed (Martello and Toth's L2).
 
     For any s: of the samples of at least s, those over capacity − s are alone, and those over half the
     capacity are each in another pack, whose room the rest may use.
@@ -165,7 +166,7 @@ def _fewest(ascending: np.ndarray, capacity: int) -> int:
 def _shorten(
     packs: list[list[int]], descending: list[tuple[int, int]], sizes: list[int], count: int
 ) -> list[list[int]]:
-    """At most `count` packs with a longest as short as found: binary search on the capacity of best fit."""
+    """Find at most `count` packs with a short longest one, by binary search on the capacity of best fit."""
     spread = _longest_to_emptiest(descending, count)
     best = min(packs, spread, key=lambda p: _longest(p, sizes))
     high = _longest(best, sizes)
@@ -181,7 +182,7 @@ def _shorten(
 
 
 def _best_fit(descending: list[tuple[int, int]], capacity: int) -> list[list[int]]:
-    """Each sample, longest first, to the fullest pack that still holds it; opens packs as needed."""
+    """Put each sample, longest first, into the fullest pack that still holds it; open packs as needed."""
     packs: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free positions, pack), ascending
     for size, sample in descending:
@@ -197,6 +198,7 @@ def _best_fit(descending: list[tuple[int, int]], capacity: int) -> list[list[int
 
 
 def _longest_to_emptiest(descending: list[tuple[int, int]], count: int) -> list[list[int]]:
+    """Put each sample, longest first, into the emptiest of `count` packs."""
     packs: list[list[int]] = [[] for _ in range(count)]
     sums = [(0, pack) for pack in range(count)]
     for size, sample in descending:

@@ -1,10 +1,9 @@
-"""The command line of tools/one_click.py, as a `Sweep`. Underscores and hyphens are alike in every flag."""
+"""Reads the command line of `probsft one-click` into a `Sweep`. Flags take underscores and hyphens alike."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from megatron_probsft.evaluation.settings import check_numbers
 from megatron_probsft.experiments.models import MODELS, SMOLLM2, named_model, other_model
 from megatron_probsft.experiments.plan import Sweep, plan, prepare_flags, scores_own_test
 from megatron_probsft.experiments.settings import DATASETS
-from megatron_probsft.experiments.steps import ROOT
 from megatron_probsft.models.hf_model import read_raw_config
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import check_writable
+from megatron_probsft.runtime.suggestions import nearest
 from megatron_probsft.training.config.arguments import Parser, add_flags, parse_arguments
 from megatron_probsft.training.config.config import TrainConfig
 
@@ -26,22 +25,24 @@ _OURS = (
     "data", "data_weights", "valid_data", "prompt_key", "response_key", "messages_key", "weight_key",
     "data_cache_path", "objective", "dry_run", "verbose", "seed",
 )  # fmt: skip
-"""Flags of the trainer that a sweep gives itself."""
+"""The trainer's flags that a sweep gives itself."""
 _TRAINER = "megatron_probsft.train"
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class CommandLine:
+    """The sweep that the command line asks for, and what to do with it."""
+
     sweep: Sweep
     run: bool
-    """Now; else write the script."""
+    """True to run the sweep now, False to write its script."""
 
 
-def read_request(argv: Sequence[str], description: str) -> Request:
-    """The command line, checked.
+def read_command_line(argv: Sequence[str], description: str) -> CommandLine:
+    """Read and check the command line.
 
     Raises:
-        UserError: a name that is none, with the nearest right one; settings that do not go together.
+        UserError: a name is unknown (with the nearest right one), or settings do not go together.
     """
     given = vars(_parser(description).parse_args([_hyphens(word) for word in argv]))
     trainer = {field.name for field in dataclasses.fields(TrainConfig)} - {"seed"}
@@ -85,17 +86,17 @@ def read_request(argv: Sequence[str], description: str) -> Request:
             raise UserError(
                 f"--trainer-objective-trans: {other} and {objective} would share the folder {folder}"
             )
-    import torch  # which `_gpus` has imported
+    from megatron_probsft.runtime.device import gpu_count  # here: it imports torch, which takes seconds
 
-    if gpus == torch.cuda.device_count():  # else the script is for another machine
+    if gpus == gpu_count():  # else the script is for another machine
         for step in plan(sweep):
             if _TRAINER in step.words:
                 parse_arguments([*step.words[step.words.index(_TRAINER) + 1 :]])
-    return Request(sweep, args.run_script)
+    return CommandLine(sweep, args.run_script)
 
 
 def _check_data(sweep: Sweep) -> None:
-    """Raises UserError: there would be nothing to validate or to score on."""
+    """Raise UserError where there would be nothing to validate or to score on."""
     prepare = prepare_flags(sweep)
     if prepare.get("validation") == 0:
         raise UserError(
@@ -110,7 +111,7 @@ def _check_data(sweep: Sweep) -> None:
 
 
 def _hyphens(word: str) -> str:
-    """--trainer_objective_trans=x → --trainer-objective-trans=x; values stay."""
+    """Write a flag with hyphens: --run_script=a_b becomes --run-script=a_b, whose value stays."""
     if not word.startswith("--"):
         return word
     name, equals, value = word.partition("=")
@@ -140,10 +141,10 @@ def _check_objectives(names: Sequence[str]) -> None:
 
 
 def _gpus(args: argparse.Namespace) -> int:
-    """How many GPUs the runs have: those named, else those of this machine; 0 without any."""
-    import torch
+    """Return the number of GPUs that the runs have: those named, or else those of this machine."""
+    from megatron_probsft.runtime.device import gpu_count  # here, as above
 
-    there = torch.cuda.device_count()
+    there = gpu_count()
     if args.cuda_visible_devices is None:
         return there
     named = len([device for device in args.cuda_visible_devices.split(",") if device.strip()])
@@ -160,8 +161,8 @@ def _prefixed(given: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _meant(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
-    return f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
+    near = nearest(name, known)
+    return f"did you mean {near}?" if near else f"use one of {', '.join(known)}"
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -169,52 +170,52 @@ def _parser(description: str) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--dataset", required=True, help=", ".join(DATASETS))
-    add("--model-save-name", help=", ".join(MODELS))
+    add("--dataset", required=True, help=f"domain to train and to score in: {', '.join(DATASETS)}")
+    add("--model-save-name", help=f"model of the paper, or a small one: {', '.join(MODELS)}")
     add("--model", help="Hugging Face folder or hub id, instead of --model-save-name")
     add(
         "--trainer-objective-trans",
         nargs="+",
         required=True,
-        help="objectives: original, p, GeneralFamily-8, …",
+        help="objectives to train with: original, p, GeneralFamily-8, …",
     )
-    add("--seed", nargs="+", type=int, default=[1], help="of data order; one run for each (default: 1)")
+    add("--seed", nargs="+", type=int, default=[1], help="seeds of the data order, a run each (default: 1)")
     add("--run-script", action="store_true", help="run the commands; without it they are written as a script")
     add("--nproc-per-node", type=int, help="training processes (default: one per GPU, or 1 on the CPU)")
-    add("--cuda-visible-devices", help="GPUs to use, as 0,1 (default: all)")
-    add("--paper", action="store_true", help="as the paper's code computes: its templates and denominators")
-    add("--output", default=str(ROOT / "runs" / "one_click"), help="(default: runs/one_click)")
+    add("--cuda-visible-devices", help="GPUs to use, for example 0,1 (default: all)")
+    add("--paper", action="store_true", help="compute as the paper's code does, its templates included")
+    add("--output", default="runs/one_click", help="folder for all results (default: %(default)s)")
 
-    prepare = parser.add_argument_group("data", "flags of tools/prepare_data.py")
+    prepare = parser.add_argument_group("data", "flags of `probsft prepare-data`")
     for name, options in PREPARE_FLAGS.items():
         prepare.add_argument(f"--prepare-{name}", default=argparse.SUPPRESS, **options)
-    score = parser.add_argument_group("evaluation", "flags of tools/evaluate.py")
+    score = parser.add_argument_group("evaluation", "flags of `probsft evaluate`")
     for name, options in SCORE_FLAGS.items():
         score.add_argument(f"--score-{name}", default=argparse.SUPPRESS, **options)
     names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in _OURS]
-    add_flags(parser.add_argument_group("training", "flags of megatron_probsft.train"), names)  # type: ignore[arg-type]
+    add_flags(parser.add_argument_group("training", "flags of `probsft train`"), names)  # type: ignore[arg-type]
     return parser
 
 
 def _path(text: str) -> Path | str:
-    """What is there as an absolute path, since commands run in the project's folder."""
+    """Return the absolute path of a file or folder that exists, and any other text as it is."""
     return Path(text).resolve() if Path(text).exists() else text
 
 
 SCORE_FLAGS: dict[str, dict[str, Any]] = {
-    "data": {"nargs": "+", "type": _path, "help": "benchmark files or folders"},
-    "limit": {"type": int, "help": "first N problems"},
-    "samples": {"type": int, "help": "generations per problem"},
-    "temperature": {"type": float, "help": "0: greedy"},
-    "max-new-tokens": {"type": int, "help": "longest generation"},
-    "dtype": {"choices": ["auto", "bfloat16", "float32"], "help": "auto: as vLLM chooses"},
-    "tensor-parallel-size": {"type": int, "help": "GPUs that share the model"},
+    "data": {"nargs": "+", "type": _path, "help": "benchmark files or folders to score on"},
+    "limit": {"type": int, "help": "score on the first N problems only"},
+    "samples": {"type": int, "help": "number of generations per problem"},
+    "temperature": {"type": float, "help": "sampling temperature; 0 means greedy"},
+    "max-new-tokens": {"type": int, "help": "longest generation, in tokens"},
+    "dtype": {"choices": ["auto", "bfloat16", "float32"], "help": "auto means that vLLM chooses"},
+    "tensor-parallel-size": {"type": int, "help": "number of GPUs that share the model"},
 }
 PREPARE_FLAGS: dict[str, dict[str, Any]] = {
-    "generate": {"action": argparse.BooleanOptionalAction, "help": "data that need no hub; see the card"},
+    "generate": {"action": argparse.BooleanOptionalAction, "help": "generate the data, without the hub"},
     "data": {"nargs": "+", "type": _path, "help": "files, folders or hub data sets to train on"},
-    "test-data": {"nargs": "+", "type": _path, "help": "and to score on"},
-    "train": {"type": int, "help": "first N rows only, the validation rows among them"},
-    "validation": {"type": int, "help": "training rows to hold out"},
-    "test": {"type": int, "help": "first N test rows only"},
+    "test-data": {"nargs": "+", "type": _path, "help": "files, folders or hub data sets to score on"},
+    "train": {"type": int, "help": "take the first N rows only, the validation rows among them"},
+    "validation": {"type": int, "help": "number of training rows to hold out"},
+    "test": {"type": int, "help": "take the first N test rows only"},
 }

@@ -1,4 +1,4 @@
-"""A model of the hub under a name of its own, as a link into transformers' cache.
+"""Fetches a model of the hub and gives it a name of its own, a link into transformers' cache.
 
 python -m megatron_probsft.experiments.hub_model Qwen/Qwen2.5-Math-1.5B --output runs/models/Qwen2.5-Math-1.5B
 """

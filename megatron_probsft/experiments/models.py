@@ -1,28 +1,28 @@
-"""The models that `--model_save_name` names: those of arXiv 2510.00526, and a small one that needs no hub."""
+"""Lists the models that `--model_save_name` names: those of arXiv 2510.00526 and one that needs no hub."""
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_probsft.domains.templates import family_of
 from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.suggestions import nearest
 
 
 @dataclass(frozen=True)
 class Model:
     name: str
-    """In paths and tables."""
+    """The name in paths and tables."""
     source: str
     """Hugging Face folder or hub id."""
     family: str
-    """Of its prompts: chatml, llama, deepseek."""
+    """The family of its prompts: chatml, llama or deepseek."""
     lr: float
-    """Peak learning rate, in every domain."""
+    """The peak learning rate, in every domain."""
     heads: int
-    """Query heads, which the evaluation's tensor parallelism divides."""
+    """The number of query heads, which the evaluation's tensor parallelism divides."""
 
 
 SMOLLM2 = "smollm2-135m"
@@ -46,16 +46,18 @@ _LR_OF_OTHERS = 5e-5
 
 
 def named_model(name: str) -> Model:
-    """Raises UserError with the nearest right name."""
+    """Return the model of that name. Raises UserError with the nearest right name."""
     if name not in MODELS:
-        near = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.5)
-        advice = f"did you mean {near[0]}?" if near else f"use one of {', '.join(MODELS)}"
+        near = nearest(name, MODELS)
+        advice = f"did you mean {near}?" if near else f"use one of {', '.join(MODELS)}"
         raise UserError(f"--model-save-name {name} is unknown: {advice} Others: --model PATH_OR_ID")
     return MODELS[name]
 
 
 def other_model(source: str) -> Model:
-    """A Hugging Face folder or hub id; what its files do not tell is as for most of the paper's models.
+    """Return the model in a Hugging Face folder or with a hub id.
+
+    What its files do not tell is as for most of the paper's models.
 
     Raises:
         UserError: neither folder nor reachable id, or a tokenizer of no family that templates are for.

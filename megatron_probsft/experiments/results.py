@@ -1,4 +1,4 @@
-"""What a sweep came to: a row per run, in a table, results.json and results.md."""
+"""Collects the results of a sweep: a row per run, in a table, results.json and results.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from megatron_probsft.training.log.metrics_file import read_records
 
 
 def collect(sweep: Sweep, data: Path) -> dict[str, Any]:
-    """Everything in the sweep's folders that a table needs, as it goes into results.json.
+    """Read from the sweep's folders everything that a table needs, as it goes into results.json.
 
     data: the folder of the prepared data.
     """
@@ -49,7 +49,7 @@ def collect(sweep: Sweep, data: Path) -> dict[str, Any]:
 
 
 def write(content: dict[str, Any], folder: Path) -> None:
-    """results.json and results.md in the folder, each complete when it appears."""
+    """Write results.json and results.md into the folder; each is complete when it appears."""
     for name, text in (
         ("results.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n"),
         ("results.md", markdown(content)),
@@ -115,6 +115,6 @@ def _score(folder: Path) -> dict[str, Any]:
 
 
 def _validations(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The first, before training, and the last."""
+    """The first validation, which is before training, and the last."""
     found = [record for record in read_records(run) if record["kind"] == "validation"]
     return found[0], found[-1]

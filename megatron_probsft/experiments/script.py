@@ -1,4 +1,4 @@
-"""An experiment's commands as a bash script that a person can read, change and run."""
+"""Writes an experiment's commands as a bash script that a person can read, change and run."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_probsft.experiments.steps import ROOT, Step, shown_path
+from megatron_probsft.experiments.steps import Step
+from megatron_probsft.experiments.words import shown_path
 
 _HEAD = """\
 #!/usr/bin/env bash
 # {title}
-# Written by tools/one_click.py. What is done is not done again: run it once more after an interruption.
+# Written by probsft one-click. What is done is not done again: run it once more after an interruption.
 set -euo pipefail
-cd {root}
+cd {folder}
 python=${{PYTHON:-{python}}}
 
-step() {{  # step RECORD DONE WORD…: run `python WORD…` unless DONE is there, made by that same command
+step() {{  # step RECORD DONE WORD…: run `python WORD…`, unless it has made DONE before
     local record=$1 finished=$2
     shift 2
     if [ -e "$finished" ]; then
-        if [ -e "$record" ] && ! printf '%s\\n' "$@" | cmp -s - "$record"; then
-            echo "error: $finished was made by another command, see $record: move its folder away" >&2
-            exit 2
-        fi
+        "$python" -m megatron_probsft.experiments.records "$record" "$finished" "$@"
         echo "done before: $finished"
         return
     fi
@@ -41,8 +39,8 @@ step() {{  # step RECORD DONE WORD…: run `python WORD…` unless DONE is there
 
 
 def render(title: str, steps: Sequence[Step]) -> str:
-    """The script's text: the same commands, in the same order, with the same rule of what is done."""
-    parts = [_HEAD.format(title=title, root=shlex.quote(str(ROOT)), python=_python())]
+    """Return the script, which runs the same commands in the same order, and what is done not again."""
+    parts = [_HEAD.format(title=title, folder=shlex.quote(str(Path.cwd())), python=_python())]
     for step in steps:
         done = "" if step.done is None else shown_path(step.done)
         variables = "".join(f"{name}={shlex.quote(value)} " for name, value in step.environment.items())
@@ -52,12 +50,12 @@ def render(title: str, steps: Sequence[Step]) -> str:
 
 
 def _python() -> str:
-    """The interpreter that runs this."""
+    """Return the interpreter that runs this program, quoted for the shell."""
     return shlex.quote(shown_path(Path(sys.executable)))
 
 
 def _wrapped(words: Sequence[str]) -> str:
-    """A flag and its values on each line."""
+    """Return the words, quoted for the shell, with each flag and its values on a line of their own."""
     text = ""
     for word in words:
         text += (" \\\n    " if word.startswith("--") or not text else " ") + shlex.quote(word)

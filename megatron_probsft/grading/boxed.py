@@ -12,7 +12,7 @@ _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 
 @dataclass(frozen=True)
 class Box:
-    """`inside` is what a box holds; `start` and `end` are where the box stands in the text."""
+    """A box holds `inside` and stands in the text from `start` to `end`."""
 
     inside: str
     start: int
@@ -20,13 +20,13 @@ class Box:
 
 
 def boxed(text: str) -> str | None:
-    """What the last whole \\boxed{…} (or \\fbox, \\framebox) holds; None if there is none."""
+    """Return the content of the last whole \\boxed{…} (or \\fbox, \\framebox); None if there is none."""
     found = boxes(text, most=1)
     return found[0].inside if found else None
 
 
 def boxes(text: str, *, most: int = _BOXES) -> list[Box]:
-    """The last whole boxes of a text, at most `most`, in the text's order; of nested ones the innermost."""
+    """Return the last whole boxes, at most `most`, in the text's order; where boxes nest, the innermost."""
     found: list[Box] = []
     for opening in [*_BOX.finditer(text)][:-_BOXES:-1]:
         closing = _closing(text, opening.end(), min(len(text), opening.end() + LONGEST + 1))

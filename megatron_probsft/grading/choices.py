@@ -1,4 +1,4 @@
-"""Which option a generation chooses. In this order, each from the last such place of the text:
+"""The option that a generation chooses, read in this order, each from the last such place of the text:
 
 1. a \\boxed{…} that holds a letter, as B, (B), \\text{B} or B. aspirin, or an option's text
 2. a statement: "answer is B", "Answer: (B)", "the correct option is **B**", "B is correct", "I choose B", or
@@ -18,8 +18,8 @@ import re
 from collections.abc import Mapping
 
 from megatron_probsft.grading.boxed import boxed
-from megatron_probsft.grading.markdown import plain
-from megatron_probsft.grading.mathematics.found import final_text
+from megatron_probsft.grading.final_text import final_text
+from megatron_probsft.grading.markdown import without_markdown
 
 _TAIL = 20_000  # characters at the end of a generation that are read
 _ADVERB = (
@@ -43,12 +43,12 @@ _RIGHT = (
 
 
 def chosen(generation: str, options: Mapping[str, str]) -> str | None:
-    """The letter of the chosen option, a key of `options` (letter: text); None if no choice is found."""
+    """Return the letter of the chosen option, a key of `options` (letter: text); None if there is none."""
     generation = final_text(generation)
     inside = boxed(generation)
-    if inside and (letter := _in_box(plain(inside), options)):
+    if inside and (letter := _in_box(without_markdown(inside), options)):
         return letter
-    text = plain(re.sub(r"</?answer>", "\n", generation[-_TAIL:]))
+    text = without_markdown(re.sub(r"</?answer>", "\n", generation[-_TAIL:]))
     letters = "".join(re.escape(letter) for letter in options)
     if alone := re.fullmatch(
         rf"(?:(?i:option|choice|answer)\W+)?([{letters}{letters.lower()}])", _bare(text)
@@ -66,13 +66,13 @@ def chosen(generation: str, options: Mapping[str, str]) -> str | None:
 
 
 def _bare(text: str) -> str:
-    """A text without what is no letter at both ends; of a long one nothing."""
+    """Return a text without the signs at both ends that are no letters; nothing if the text is long."""
     text = text.strip()
     return re.sub(r"^\W+|\W+$", "", text) if len(text) < 50 else ""
 
 
 def _last_statement(text: str, options: Mapping[str, str]) -> tuple[str | None] | None:
-    """(the choice,) of the last statement of a letter, or else of a text; (None,) where it states several."""
+    """Return (choice,) of the last statement, by letter, or else by text; (None,) where it names several."""
     letters = "".join(re.escape(letter) for letter in options)
     careful = "".join(letter for letter in "AI" if letter in options)
     others = letters.translate(str.maketrans("", "", careful)) or letters
@@ -123,7 +123,7 @@ def _starts(text: str, start: str) -> bool:
 
 
 def _by_text(text: str, options: Mapping[str, str]) -> str | None:
-    """The option whose text ends last as whole words; of two that end there, the longer."""
+    """Return the option whose text, as whole words, ends last; of two that end there, the longer."""
     text = _folded(text)
     hits = []
     for letter, option in options.items():

@@ -1,4 +1,4 @@
-"""What a grader says of a generation."""
+"""A grade is a grader's verdict on one generation."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Grade:
-    """`prediction`: the answer found in the generation; `similarity`: 0 to 1, where the task has one.
+    """The verdict on a generation is correct, wrong, unparsable or timeout.
 
-    `verdict`: correct, wrong, unparsable or timeout.
+    `prediction` is the answer found in the generation; `similarity` is from 0 to 1, where the task has one.
     """
 
     prediction: str | None

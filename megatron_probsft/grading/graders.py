@@ -10,25 +10,26 @@ Thoughts up to </think> and what follows the end of the turn are no part of an a
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from fractions import Fraction
 
+from megatron_probsft.grading.final_text import final_text
 from megatron_probsft.grading.grade import Grade
-from megatron_probsft.grading.markdown import plain
+from megatron_probsft.grading.markdown import without_markdown
 from megatron_probsft.grading.mathematics.answers import MathAnswer
-from megatron_probsft.grading.mathematics.found import final_text, stated
+from megatron_probsft.grading.mathematics.found import stated
 from megatron_probsft.grading.mathematics.judge import judge_math
 from megatron_probsft.grading.mathematics.notation import canonical, squeezed
 from megatron_probsft.grading.mathematics.shapes import items
-from megatron_probsft.grading.quantities.numbers import number as exact_value
+from megatron_probsft.grading.quantities.numbers import exact_value
 from megatron_probsft.grading.quantities.units import quantity
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.suggestions import nearest
 
-# Of equally many generations, answers and places of the answers, for messages. Raises UserError, naming the
-# place, for an answer that nothing could be equal to.
+# A grader takes equally many generations, answers and places of the answers, which messages name. It raises
+# UserError for an answer that nothing could be equal to.
 Grader = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[Grade]]
 
 _TAIL = 20_000  # characters at the end of a generation in which its last number is looked for
@@ -46,16 +47,18 @@ _DIGITS = {code: code - 0xFEE0 for code in range(0xFF10, 0xFF1A)}  # full width
 
 
 def get_grader(name: str) -> Grader:
+    """Return the grader of this name. Raises UserError for an unknown one, with the nearest."""
     if name not in GRADERS:
-        near = difflib.get_close_matches(name, GRADERS)
+        near = nearest(name, GRADERS)
         raise UserError(
             f"--grader {name} is unknown: "
-            + (f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(GRADERS)}")
+            + (f"did you mean {near}?" if near else f"use one of {', '.join(GRADERS)}")
         )
     return GRADERS[name]
 
 
 def exact(generations: Sequence[str], answers: Sequence[str], places: Sequence[str]) -> list[Grade]:
+    """Grade each generation by whether it is the answer's text."""
     return [
         Grade(text, "correct" if text == answer.strip() else "wrong")
         for text, answer in zip((final_text(one).strip() for one in generations), answers, strict=True)
@@ -63,6 +66,7 @@ def exact(generations: Sequence[str], answers: Sequence[str], places: Sequence[s
 
 
 def number(generations: Sequence[str], answers: Sequence[str], places: Sequence[str]) -> list[Grade]:
+    """Grade each generation by the number that it states."""
     grades = []
     for generation, answer, where in zip(generations, answers, places, strict=True):
         wanted = _NUMBER.fullmatch(answer.strip())
@@ -78,6 +82,7 @@ def number(generations: Sequence[str], answers: Sequence[str], places: Sequence[
 
 
 def math(generations: Sequence[str], answers: Sequence[str], places: Sequence[str]) -> list[Grade]:
+    """Grade each generation by the mathematical answer that it states."""
     for answer, where in zip(answers, places, strict=True):
         if not answer.strip():
             raise UserError(f"{where}: the answer is empty")
@@ -88,7 +93,7 @@ GRADERS: dict[str, Grader] = {"exact": exact, "number": number, "math": math}
 
 
 def _number_in(generation: str) -> str | None:
-    """The number that a generation states, or its last one; a list where it states several."""
+    """Return the number that a generation states, or its last one; a list where it states several."""
     said = stated(generation, several=False)
     if said is not None:
         text = canonical(said)
@@ -101,19 +106,19 @@ def _number_in(generation: str) -> str | None:
             return ", ".join(listed)
         if found := _numbers(said.rpartition("=")[2]):
             return found[0]
-    found = _numbers(plain(final_text(generation)[-_TAIL:]))
+    found = _numbers(without_markdown(final_text(generation)[-_TAIL:]))
     return found[-1] if found else None
 
 
 def _numbers(text: str) -> list[str]:
-    """The numbers of a text as they are written, "1,234" or "3/4"."""
+    """Return the numbers of a text as they are written, "1,234" or "3/4"."""
     text = _THIN_SPACES.sub("", text.translate(_DIGITS).replace("{,}", ",").replace("\\!", ""))
     text = _LATEX_FRACTION.sub(r"\1/\2", _POWER.sub(lambda one: str(int(one[1]) ** int(one[2])), text))
     return [re.sub(r"[$€£\s]", "", one[0]) for one in _NUMBER_OR_FRACTION.finditer(text)]
 
 
 def _value(text: str) -> Decimal | Fraction | None:
-    """None for a list."""
+    """Return the exact value of a number as it is written; None for a list of them."""
     if _NUMBER.fullmatch(text):
         return _decimal(text)
     return exact_value(text.replace("−", "-"))

@@ -18,8 +18,8 @@ _QUOTE = re.compile(r"^[ \t]{0,3}(?:>[ \t]+)+", re.MULTILINE)
 _LEFT_OVER = re.compile(r"(?:^|(?<=\s))\*\*(?=\S)|(?<=\S)\*\*(?=[\s.,:;!?)]|$)", re.MULTILINE)
 
 
-def plain(text: str) -> str:
-    """The text without emphasis, code marks, headings and quotation marks of lines; mathematics is kept."""
+def without_markdown(text: str) -> str:
+    """Return the text without emphasis, code marks, headings and quotation marks; mathematics is kept."""
     text = text.replace("\\*", "*")
     text = _QUOTE.sub("", _HEADING.sub(r"\1", _FENCE.sub("", text)))
     text = _RAISED.sub(lambda tag: f"{'^' if tag[1].lower() == 'sup' else '_'}{{{tag[2]}}}", text)

@@ -6,9 +6,10 @@ _PREFIX_WEIGHT, _PREFIX = 0.1, 4
 
 
 def jaro_winkler(one: str, two: str) -> float:
-    """0 to 1, of the texts in lower case without white space around them.
+    """Return the similarity, 0 to 1, of the texts in lower case without white space around them.
 
-    As the paper's code has it: the common prefix always counts, and half a transposition too. rapidfuzz
+    It is computed as in the paper's code: the common prefix always counts, and so does half a transposition.
+    rapidfuzz
     counts a prefix only above a Jaro similarity of 0.7 and whole transpositions only, so that on random words
     of up to seven letters it differs in 8 of 100 pairs.
     """

@@ -19,6 +19,7 @@ from megatron_probsft.models.family import Experts, Family, ModelShape
 from megatron_probsft.models.hf_model import HFModel
 from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.models.local_layers import LocalBackend, PackedRotary, RMSNorm, local_layer_spec
+from megatron_probsft.runtime.device import current_device, has_gpu
 
 
 def padded_vocab_size(shape: ModelShape, tp: int) -> int:
@@ -28,7 +29,7 @@ def padded_vocab_size(shape: ModelShape, tp: int) -> int:
 
 def use_transformer_engine() -> bool:
     """True on CUDA where Transformer Engine is installed: its layers serve there, local layers elsewhere."""
-    return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
+    return has_gpu() and importlib.util.find_spec("transformer_engine") is not None
 
 
 def transformer_config(
@@ -72,7 +73,7 @@ def transformer_config(
         context_parallel_size=layout.context_parallel_size,
         sequence_parallel=layout.sequence_parallel,
         calculate_per_token_loss=True,
-        use_cpu_initialization=not torch.cuda.is_available(),
+        use_cpu_initialization=not has_gpu(),
         perform_initialization=False,  # every weight is read from a checkpoint or a Hugging Face folder
         bias_activation_fusion=fused,
         bias_dropout_fusion=fused,
@@ -81,7 +82,7 @@ def transformer_config(
         gradient_accumulation_fusion=False,
         deallocate_pipeline_outputs=True,
         overlap_p2p_comm=interleaved,
-        batch_p2p_comm=torch.cuda.is_available() and not interleaved,
+        batch_p2p_comm=has_gpu() and not interleaved,
         **training,
     )
 
@@ -123,7 +124,7 @@ def build_model(hf: HFModel, config: TransformerConfig, *, on_meta: bool = False
             ]
     block = _transformer_engine_layer if use_transformer_engine() else _local_block
     chunks = [_build_chunk(hf, config, block(hf.family, config, stage), stage) for stage in stages]
-    return [chunk.to(torch.cuda.current_device()) for chunk in chunks]
+    return [chunk.to(current_device()) for chunk in chunks]
 
 
 def _build_chunk(

@@ -1,4 +1,4 @@
-"""A trial of an objective before it is trained on: shape, dtype, and no label pushed down."""
+"""An objective is tried before it is trained on: shapes, dtypes, and that it pushes no label down."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _REMEDY = "stop the gradient of the factor that causes it, e.g. p.detach()"
 
 
 def trial_log_p() -> torch.Tensor:
-    """A dense grid of log p `[T]` float32 from −200 to 0, both included, denser towards 0."""
+    """Return a grid of log p `[T]` float32 from −200 to 0, both included, denser towards 0."""
     return torch.cat(
         [-torch.logspace(math.log10(200), -8, 2000, dtype=torch.float64), torch.zeros(1)]
     ).float()
 
 
 def trial_statistics(log_p: torch.Tensor) -> list[dict[str, Any]]:
-    """Statistics as they occur: 1 − p on one other token, on a few, on the whole vocabulary."""
+    """Return statistics as they occur: 1 − p on one other token, on a few, on the whole vocabulary."""
     return [spread_statistics(log_p, others) for others in (1, 31, VOCABULARY - 1)]
 
 
 def check_objective(objective: Objective, remedy: str = _REMEDY) -> None:
-    """Call `objective` on the grid.
+    """Call `objective` on the grid of `trial_log_p`, and refuse it where that shows a mistake.
 
     Raises:
         ObjectiveError: it raises, returns something else than `[T]` float32 that depends on log_p, or its
@@ -57,9 +57,9 @@ def check_objective(objective: Objective, remedy: str = _REMEDY) -> None:
 
 
 def hidden_threshold(objective: Objective) -> float | None:
-    """A p at which the objective's gradient begins or ends and `keeps` says nothing of it; None: nowhere.
+    """Return a p where the gradient begins or ends although `keeps` does not say so; None if there is none.
 
-    Its number of kept tokens would be wrong. A weight that underflows fades before, and is no threshold.
+    The number of kept tokens would be wrong there. A weight that underflows fades out first: no threshold.
     """
     log_p = trial_log_p()
     log_p = log_p[(log_p > math.log(1e-6)) & (log_p < math.log(1 - 1e-3))]
@@ -76,7 +76,7 @@ def hidden_threshold(objective: Objective) -> float | None:
 
 
 def one_line(error: BaseException) -> str:
-    """`Type: first line of the message`."""
+    """Return an exception as `Type: first line of the message`."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 

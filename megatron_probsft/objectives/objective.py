@@ -1,4 +1,4 @@
-"""What an objective is: a loss of log p, the statistics it needs, and its gradient weight."""
+"""An objective is a loss of log p; it says which statistics it needs, and it has a gradient weight."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import torch
 
 Loss = Callable[..., torch.Tensor]
 
-# What a loss may ask for beside log p, `[T]` each, none with a gradient: `entropy` float32, in nats, and
+# A loss may ask for these beside log p, `[T]` each, none with a gradient: `entropy` float32, in nats, and
 # `collision` float32 = Σ_v p_v², both of the whole softmax; `correct` bool, whether the label is the argmax.
 STATISTICS = ("entropy", "collision", "correct")
 ARGUMENTS = (*STATISTICS, "vocab_size")  # `vocab_size` is one int
 
 
 class ObjectiveError(ValueError):
-    """A name that gives no objective, or a function that should not be minimised; the message is one line."""
+    """A name is no objective, or its function must not be minimised; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """`losses = objective(log_p, **statistics)`: `[T]` float32 → `[T]` float32, differentiable, minimised.
+    """A function that is minimised: `losses = objective(log_p, **statistics)`, `[T]` float32 each.
 
-    `needs` names the statistics that must be handed in, of `ARGUMENTS`; others may be, and are not passed on.
-    `keeps`, called as `loss` is, gives `[T]` bool: the tokens inside the threshold, whose number some
+    `needs` names the statistics, of `ARGUMENTS`, that a caller must hand in; more may come, and are ignored.
+    `keeps` takes what `loss` takes and returns `[T]` bool: the tokens inside the threshold, whose number some
     denominators divide by. The loss of the others must be 0. None: every token is kept.
     The texts are for people: f, its gradient weight s(p) = −f′(p)·p, and where it is from.
     """
@@ -44,14 +44,14 @@ class Objective:
         return self.loss(log_p, **{name: statistics[name] for name in self.needs})
 
     def kept(self, log_p: torch.Tensor, **statistics: Any) -> torch.Tensor:
-        """`[T]` bool: which tokens are kept, also those whose gradient weight is 0 or rounds to it."""
+        """Return `[T]` bool: which tokens are kept, also those whose gradient weight is 0 or rounds to it."""
         if self.keeps is None:
             return torch.ones_like(log_p, dtype=torch.bool)
         return self.keeps(log_p.detach(), **{name: statistics[name] for name in self.needs})
 
 
 def with_statistic(objective: Objective, statistic: str) -> Objective:
-    """The same objective, for which the kernels compute one more of STATISTICS: for reports."""
+    """Return the same objective with one more of STATISTICS in its needs, which reports want computed."""
     if statistic in objective.needs:
         return objective
     keeps = None if objective.keeps is None else objective.kept
@@ -59,7 +59,7 @@ def with_statistic(objective: Objective, statistic: str) -> Objective:
 
 
 def gradient_weight(objective: Objective, log_p: torch.Tensor, **statistics: Any) -> torch.Tensor:
-    """s = −∂f/∂log p by autograd, statistics fixed: `[T]` float32 → `[T]` float32.
+    """Return s = −∂f/∂log p by autograd, with the statistics fixed: `[T]` float32 → `[T]` float32.
 
     The gradient of f with respect to the logits is s·(softmax − onehot), arXiv 2510.00526 eq. 3.
     """
@@ -70,7 +70,7 @@ def gradient_weight(objective: Objective, log_p: torch.Tensor, **statistics: Any
 
 
 def statistics_of(loss: Loss) -> tuple[str, ...]:
-    """The statistics that `loss` asks for: its parameters after `log_p`, by name.
+    """Return the statistics that `loss` asks for: its parameters after `log_p`, by name.
 
     Other parameters are left alone if they have a default.
 

@@ -1,4 +1,4 @@
-"""The picture of objectives: loss and gradient weight over p, side by side."""
+"""Objectives as a picture: loss and gradient weight over p, side by side."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LARGEST_LOSS, _LARGEST_WEIGHT = 4.0, 3.0  # what lies above is cut off
 
 
 def plot_objectives(objectives: list[Objective], path: Path) -> None:
-    """Draw f(p) and s(p) of each into `path`; the format is that of its suffix."""
+    """Draw f(p) and s(p) of each objective into `path`, in the format of its suffix."""
     figure = Figure(figsize=(16, max(6.0, 1 + 0.29 * len(objectives))), layout="constrained")
     left, right = figure.subplots(1, 2)
     log_p = torch.linspace(1e-4, 1, 4000, dtype=torch.float64).log().float()

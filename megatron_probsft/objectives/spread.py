@@ -1,4 +1,4 @@
-"""Statistics of a softmax in which the other tokens share 1 − p evenly: for pictures and trial calls."""
+"""Statistics for pictures and trial calls: of a softmax in which the other tokens share 1 − p evenly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VOCABULARY = 32768
 
 
 def spread_statistics(log_p: torch.Tensor, others: int = VOCABULARY - 1) -> dict[str, Any]:
-    """Every argument that a loss may ask for, for log_p `[T]` with 1 − p on `others` further tokens."""
+    """Return every argument that a loss may ask for, where `others` further tokens share 1 − p."""
     x = log_p.detach().double()
     p, rest = x.exp(), -torch.expm1(x)
     each = rest / others

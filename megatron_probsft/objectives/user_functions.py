@@ -12,7 +12,7 @@ from megatron_probsft.objectives.objective import Loss, Objective, ObjectiveErro
 
 
 def user_objective(name: str) -> Objective:
-    """Import `package.module:function`, also from the current directory, and try it.
+    """Import `package.module:function`, also from the current directory, try it, and return the objective.
 
     The function takes log_p `[T]` float32, then by name the statistics that it needs (`objective.STATISTICS`
     and `vocab_size`), and returns the losses `[T]` float32. One with a threshold says which tokens it keeps

@@ -17,13 +17,13 @@ from megatron.core import parallel_state
 
 from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.objectives.registry import get_objective, with_statistic
+from megatron_probsft.runtime.device import current_device
 from megatron_probsft.runtime.distributed import data_group
 from megatron_probsft.training.batches import Batches, StepBatch
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.state import data_parallel
 from megatron_probsft.training.step import Criterion, validate
-from megatron_probsft.vocab_parallel.fused_head import Tokens
-from megatron_probsft.vocab_parallel.head import HeadOptions
+from megatron_probsft.vocab_parallel.head_parts import HeadOptions, Tokens
 from megatron_probsft.vocab_parallel.token_means import TokenMeans, combine
 
 _MEDIAN_BINS = 10_000
@@ -127,7 +127,7 @@ def probe(
         total = batches.steps_in_order(number, most)
         if total == 0:  # all left out by --truncation
             continue
-        bins = torch.zeros(_MEDIAN_BINS, dtype=torch.int64, device=torch.cuda.current_device())
+        bins = torch.zeros(_MEDIAN_BINS, dtype=torch.int64, device=current_device())
 
         def count(tokens: Tokens, bins: torch.Tensor = bins) -> None:
             index = (tokens.log_p.exp() * _MEDIAN_BINS).long().clamp(max=_MEDIAN_BINS - 1)

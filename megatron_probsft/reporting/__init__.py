@@ -1,1 +1,1 @@
-"""Runs side by side: read from disk, compared, and shown as one HTML page and as Markdown."""
+"""Reads runs from disk, compares them, and shows them side by side as an HTML page and as Markdown."""

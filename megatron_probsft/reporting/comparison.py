@@ -1,4 +1,4 @@
-"""What differs between runs: settings, and verdicts on the same problem."""
+"""Finds what differs between runs: settings, and verdicts on the same problem."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _WRITTEN_TO = ("save", "save_hf")  # differ always and change nothing
 
 
 def config_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """The keys of train_config.yaml whose values differ, each with one value per run.
+    """Return the keys of train_config.yaml whose values differ, each with one value per run.
 
-    Where a run has no configuration, or not that key, the value is None. Left out is where a run was written
-    to, and `load` where it is the run itself.
+    Where a run has no configuration, or not that key, the value is None. The folders that a run is written to
+    are left out, and `load` where it names the run itself.
     """
     configs = [_without_folders(run.config) for run in runs]
     known = [config for config in configs if config]
@@ -32,7 +32,7 @@ def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Change:
-    """A problem that one run's sample 0 got right and another's wrong; the runs by index."""
+    """A problem that is right in one run's sample 0 and wrong in another's; runs are named by index."""
 
     key: Key
     right: int
@@ -40,7 +40,7 @@ class Change:
 
 
 def changed_verdicts(runs: Sequence[Run]) -> dict[tuple[int, int], list[Change]]:
-    """By (index of the run that is right, of the one that is wrong), in the problems' order."""
+    """Return the changes by (index of the run that is right, index of the one that is wrong)."""
     found = {}
     for right, wrong in itertools.permutations(range(len(runs)), 2):
         ours, others = samples(runs[right]), samples(runs[wrong])
@@ -53,12 +53,12 @@ def changed_verdicts(runs: Sequence[Run]) -> dict[tuple[int, int], list[Change]]
 
 
 def shared_problems(one: Run, other: Run) -> int:
-    """How many problems both were asked."""
+    """Return the number of problems that both runs were asked."""
     return len(samples(one).keys() & samples(other).keys())
 
 
 def examples(changes: dict[tuple[int, int], list[Change]], most: int) -> list[Change]:
-    """Up to `most` of them, in turn from every pair of runs, no problem twice."""
+    """Choose up to `most` changes, in turn from every pair of runs, and no problem twice."""
     chosen: dict[Key, Change] = {}
     for turn in itertools.zip_longest(*changes.values()):
         for change in turn:
@@ -68,5 +68,5 @@ def examples(changes: dict[tuple[int, int], list[Change]], most: int) -> list[Ch
 
 
 def samples(run: Run) -> dict[Key, dict[str, Any]]:
-    """Sample 0 of every problem that the run was asked."""
+    """Return sample 0 of every problem that the run was asked."""
     return run.evaluation.first_samples if run.evaluation else {}

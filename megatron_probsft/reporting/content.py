@@ -1,4 +1,4 @@
-"""The report as data: everything that its page, its Markdown and its JSON say."""
+"""Makes the report as data: everything that its page, its Markdown and its JSON say."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NUMBERS = (
 
 
 def build(runs: Sequence[Run]) -> dict[str, Any]:
-    """All of the report, ready for JSON: a list of runs, and what compares them.
+    """Return all of the report, ready for JSON: a list of runs, and what compares them.
 
     Histograms and gradient mass are shares by equal bins of p; curves have up to 400 points, each the mean
     over `steps_per_point` steps.
@@ -74,7 +74,7 @@ def _training_seconds(run: Run, steps: list[dict[str, Any]]) -> float | None:
 
 
 def _curves(steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over as many steps as bring the points below the limit; a value that is not finite is null."""
+    """Average over so many steps that the points stay below the limit; null stands for what is not finite."""
     width = -(-len(steps) // _MOST_POINTS) or 1
     found: dict[str, Any] = {"steps_per_point": width}
     for name in ("iteration", *CURVES):
@@ -85,7 +85,7 @@ def _curves(steps: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _before_and_after(validations: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The first and the last validation's histogram, with the step."""
+    """Return the first and the last validation's histogram, with the step."""
     ends = {"before": validations[0], "after": validations[-1]} if validations else {}
     if len(validations) == 1:
         del ends["after"]
@@ -95,7 +95,7 @@ def _before_and_after(validations: list[dict[str, Any]]) -> dict[str, dict[str, 
 
 
 def _mass(run: Run, histograms: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """`gradient_mass` by before and after; where the objective does not let it be known, a note says why."""
+    """Return `gradient_mass` before and after training, or a note that says why it cannot be known."""
     name = run.config.get("objective")
     if not histograms or name is None:
         return {"gradient_mass": {}, "gradient_mass_note": None}

@@ -1,4 +1,4 @@
-"""The report's plots: small panels, one colour per run, no legends of their own (the page has one)."""
+"""Draws the report's plots: small panels, one colour per run, no legends (the page has one)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _CURVES = (
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot: the section of the report that it belongs to, a file name, what it shows, and the drawing."""
+    """One plot, with the section of the report that it belongs to, its file name and its title."""
 
     section: str  # curves, histograms, mass or scores
     name: str
@@ -47,7 +47,7 @@ class Panel:
     figure: Figure
 
     def svg(self) -> str:
-        """An <svg> element for a page that defines --run-0 … --run-7, --ink and --faint."""
+        """Return an <svg> element for a page that defines --run-0 … --run-7, --ink and --faint."""
         buffer = io.StringIO()
         with matplotlib.rc_context(_STYLE):
             self.figure.savefig(buffer, format="svg", transparent=True)
@@ -64,7 +64,7 @@ class Panel:
         return text.replace("<svg", '<svg role="img"', 1)
 
     def write(self, folder: Path) -> None:
-        """NAME.png on white in the folder, with a legend where curves of several runs are in it."""
+        """Write NAME.png, on white, into the folder; a plot of several runs gets a legend."""
         with matplotlib.rc_context(_STYLE):
             axes = self.figure.axes[0]
             lines, names = axes.get_legend_handles_labels()
@@ -77,13 +77,13 @@ class Panel:
 
 
 def draw(content: dict[str, Any]) -> list[Panel]:
-    """Every plot that the content has data for."""
+    """Draw every plot that the content has data for."""
     with matplotlib.rc_context(_STYLE):
         return [*_curves(content), *_histograms(content), *_mass(content), *_scores(content)]
 
 
 def colour(index: int) -> str:
-    """Of the run with that index, on light ground."""
+    """Return the colour, on light ground, of the run with that index."""
     return LIGHT[index % len(LIGHT)]
 
 
@@ -193,7 +193,7 @@ def _scores(content: dict[str, Any]) -> Iterator[Panel]:
 
 
 def shortened(text: str, most: int) -> str:
-    """The text with its middle left out where it is longer than `most` characters."""
+    """Return the text, without its middle where it is longer than `most` characters."""
     if len(text) <= most:
         return text
     head = (most - 1) // 2

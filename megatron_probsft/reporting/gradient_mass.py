@@ -1,4 +1,4 @@
-"""Where on the probability axis an objective's gradient comes from."""
+"""Computes from which probabilities an objective's gradient comes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _POINTS = 2000  # of each bin
 
 
 def gradient_mass(objective: Objective, shares: Sequence[float]) -> list[float]:
-    """Share of Σ s(p) in each of equal bins of p, with s(p) = −f′(p)·p averaged over the bin.
+    """Return the share of Σ s(p) in each of equal bins of p, with s(p) = −f′(p)·p averaged over the bin.
 
-    shares: of tokens, by bin; p is taken as even within a bin.
+    shares: the share of tokens in each bin; p is taken as even within a bin.
 
     Raises:
         ObjectiveError: s depends on more than p, is zero on every token, or has no mean over the first bin.
@@ -27,7 +27,10 @@ def gradient_mass(objective: Objective, shares: Sequence[float]) -> list[float]:
 
 
 def mean_weights(objective: Objective, bins: int) -> np.ndarray:
-    """The mean of s(p) over each of `bins` equal bins of [0, 1], float64 `[bins]`. Raises ObjectiveError."""
+    """Return the mean of s(p) over each of `bins` equal bins of [0, 1], float64 `[bins]`.
+
+    Raises ObjectiveError, as `gradient_mass`.
+    """
     if objective.needs:
         raise ObjectiveError(
             f"{objective.name!r} weighs a token by its {' and '.join(objective.needs)} too, not by p alone"

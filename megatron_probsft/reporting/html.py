@@ -1,4 +1,4 @@
-"""The report as one page that needs nothing else: styles and plots are in it, and no script."""
+"""Renders the report as one page that needs nothing else: styles and plots are in it, and no script."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_probsft.reporting.text import NOTHING, excerpt, problem_name, titl
 
 
 def render(content: dict[str, Any], panels: Sequence[Panel]) -> str:
-    """The page. Every text of a run is escaped; only the plots are inserted as they are."""
+    """Return the page. Every text of a run is escaped; only the plots are inserted as they are."""
     environment = Environment(
         loader=PackageLoader("megatron_probsft.reporting", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -50,7 +50,7 @@ def render(content: dict[str, Any], panels: Sequence[Panel]) -> str:
 
 
 def _shown(example: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """With texts shortened, and the index of the run, which has the colour."""
+    """Return the example with shortened texts and with the run's index, which gives its colour."""
     indices = {run["name"]: index for index, run in enumerate(runs)}
     shown = {
         "name": problem_name(example),

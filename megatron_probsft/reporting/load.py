@@ -1,4 +1,4 @@
-"""Runs as they lie on disk: what a trainer's folder and an evaluation's folder hold, read and checked."""
+"""Reads and checks runs as they lie on disk: the trainer's folder and the evaluation's folder of each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OF_GENERATION = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A finished evaluation: evaluate.py's --output."""
+    """A finished evaluation: the --output of `probsft evaluate`."""
 
     summary: dict[str, Any]
     benchmarks: dict[str, dict[str, Any]]
@@ -41,7 +41,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """What there is of one run; what is missing is empty or None, and named in `missing`."""
+    """One run, as far as it is there; what is missing is empty or None, and named in `missing`."""
 
     name: str
     folder: Path
@@ -52,7 +52,7 @@ class Run:
     missing: list[str]
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
-        """The records of training (`train`) or of validation (`validation`), in order of steps."""
+        """Return the records of training (`train`) or of validation (`validation`), in order of steps."""
         return [record for record in self.records if record["kind"] == kind]
 
     @property
@@ -80,7 +80,7 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def _places(folder: Path) -> tuple[Path | None, Path | None]:
-    """Where the training and the evaluation of a run are."""
+    """Find the folders of a run's training and of its evaluation."""
     if not folder.is_dir():
         raise UserError(f"run {folder} {'is a file' if folder.exists() else 'does not exist'}: give a folder")
     trained = [place for place in (folder, folder / "megatron") if (place / "metrics.jsonl").is_file()]
@@ -113,7 +113,7 @@ def _load(name: str, folder: Path, places: tuple[Path | None, Path | None]) -> R
 
 
 def _evaluation(folder: Path) -> Evaluation | None:
-    """None where it is not complete."""
+    """Read an evaluation; None where it is not complete."""
     file = folder / "summary.json"
     summary = _json(file)
     if not summary:
@@ -140,7 +140,7 @@ def _evaluation(folder: Path) -> Evaluation | None:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """Empty where there is no file."""
+    """Read a JSON object; it is empty where there is no file."""
     return read_json_object(file) if file.is_file() else {}
 
 
@@ -171,7 +171,7 @@ def _check(
 
 
 def _json_lines(file: Path) -> Iterator[tuple[int, Any]]:
-    """Every line with its number; a last one without its end is still being written, and is left."""
+    """Yield every line with its number; a last one without its end is still being written and left out."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""The report as Markdown, its plots as PNG files beside it."""
+"""Renders the report as Markdown, with its plots as PNG files beside it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_probsft.reporting.text import excerpt, problem_name, title_of
 
 
 def render(content: dict[str, Any], panels: Sequence[Panel], folder: str) -> str:
-    """The text; the plots are linked as PNG files of `folder`, relative to where the text lies."""
+    """Return the text; plots are linked as PNG files of `folder`, relative to where the text lies."""
     title, subtitle = title_of(content)
     sections = [f"# {escaped(title)}", escaped(subtitle), _table(tables.summary(content))]
     sections.append(_items(tables.missing(content)))
@@ -47,13 +47,13 @@ def render(content: dict[str, Any], panels: Sequence[Panel], folder: str) -> str
 
 
 def escaped(text: str) -> str:
-    """The text as one line that Markdown shows as it is, in a table too."""
+    """Return the text as one line that Markdown shows as it is, in a table too."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"\s+", " ", re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text))
 
 
 def fenced(text: str) -> str:
-    """A code block whose fence does not occur in the text."""
+    """Return a code block whose fence does not occur in the text."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{fence}\n{text}\n{fence}"
 

@@ -1,4 +1,4 @@
-"""Names of runs: the parts of their paths that tell them apart."""
+"""Names runs by the parts of their paths that tell them apart."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-_LAYOUT = "megatron"  # the folder's name in an experiment: says nothing about the run
+_RUN_FOLDER = "megatron"  # its name in every experiment: it says nothing about the run
 
 
 def shortest_names(folders: Sequence[Path]) -> list[str]:
-    """One name per folder, without the parts that all share; the last part where there is one folder."""
-    paths = [folder.parent if folder.name == _LAYOUT else folder for folder in folders]
+    """Return one name per folder, without the parts that all share; one alone is named by its last part."""
+    paths = [folder.parent if folder.name == _RUN_FOLDER else folder for folder in folders]
     if len(paths) == 1:
         return [paths[0].name]
     parts = [list(path.parts) for path in paths]

@@ -1,4 +1,4 @@
-"""From folders of runs to a folder with their report."""
+"""Turns folders of runs into a folder with their report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FIGURES = "figures"
 
 
 def write_report(runs: Sequence[Path], output: Path) -> Path:
-    """Write report.html, report.md with figures/, and report.json into `output`; the page's path.
+    """Write report.html, report.md with figures/, and report.json into `output`. Returns the page's path.
 
     Raises:
         UserError: a run cannot be read (`load_runs`), or the folder cannot be written.

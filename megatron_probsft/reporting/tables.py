@@ -1,4 +1,4 @@
-"""The report's tables as texts, alike for the page and for Markdown."""
+"""Makes the report's tables, of texts, which the page and the Markdown share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Table:
 
 
 def summary(content: dict[str, Any]) -> Table:
-    """A row per run: what it is and what came out."""
+    """Return a row per run with its settings and its results."""
     headings = [
         "run", "objective", "model", "steps", "validation NLL", "mean p", "score (95 % interval)",
         "training", "scoring",
@@ -40,7 +40,7 @@ def summary(content: dict[str, Any]) -> Table:
 
 
 def missing(content: dict[str, Any]) -> list[str]:
-    """A sentence per run of which something is not there or not finished."""
+    """Return a line for each run of which something is not there or not finished."""
     found = []
     for run in content["runs"]:
         notes = [f"no {part}" for part in run["missing"]]
@@ -52,7 +52,7 @@ def missing(content: dict[str, Any]) -> list[str]:
 
 
 def configuration(content: dict[str, Any]) -> Table:
-    """A row per setting that differs, a column per run."""
+    """Return a row per setting that differs, with a column per run."""
     differences = content["configuration_differences"]
     rows = [[key, *map(setting, values)] for key, values in differences.items()]
     names = [run["name"] for run in content["runs"]]
@@ -60,7 +60,7 @@ def configuration(content: dict[str, Any]) -> Table:
 
 
 def validations(content: dict[str, Any]) -> Table:
-    """NLL and mean p at every validation of every run; thinned out to twelve each."""
+    """Return NLL and mean p at every validation of every run, thinned out to twelve each."""
     rows, runs = [], []
     for index, run in enumerate(content["runs"]):
         at = [*zip(*(run["validation"][name] for name in ("iteration", "nll", "mean_p")), strict=True)]
@@ -72,7 +72,7 @@ def validations(content: dict[str, Any]) -> Table:
 
 
 def shares(content: dict[str, Any]) -> Table:
-    """Tokens and gradient mass in three ranges of p, before and after."""
+    """Return the shares of tokens and of gradient mass in three ranges of p, before and after training."""
     headings = ["run", "", "tokens p < 0.1", "0.1 to 0.55", "≥ 0.55"]
     headings += ["gradient p < 0.1", "0.1 to 0.55", "≥ 0.55"]
     rows, runs = [], []
@@ -86,7 +86,7 @@ def shares(content: dict[str, Any]) -> Table:
 
 
 def scores(content: dict[str, Any]) -> Table:
-    """A row per benchmark and run; columns that no evaluation fills are left out."""
+    """Return a row per benchmark and run; columns that no evaluation fills are left out."""
     rows: list[list[str]] = []
     runs = []
     names = dict.fromkeys(name for run in content["runs"] for name in run["scores"])
@@ -104,7 +104,7 @@ def scores(content: dict[str, Any]) -> Table:
 
 
 def verdicts(content: dict[str, Any]) -> Table:
-    """How many problems the row's run got right that the column's got wrong, of those both were asked."""
+    """Return, for each pair of runs, how many problems the row's run got right and the column's got wrong."""
     counts = {(one["right"], one["wrong"]): one for one in content["changed_verdicts"]["pairs"]}
     indices = [i for i, run in enumerate(content["runs"]) if any(run["name"] in pair for pair in counts)]
     names = [content["runs"][index]["name"] for index in indices]
@@ -121,7 +121,7 @@ def _first_to_last(values: list[float | None]) -> str:
 
 
 def _ranges(mass: list[float]) -> list[float]:
-    """Sums below 0.1, up to 0.55, and above."""
+    """Return the sums below 0.1, up to 0.55, and above."""
     low, high = round(0.1 * len(mass)), round(0.55 * len(mass))
     return [sum(mass[:low]), sum(mass[low:high]), sum(mass[high:])]
 
@@ -139,14 +139,14 @@ def _score(numbers: dict[str, Any]) -> list[str]:
 
 
 def mass_notes(content: dict[str, Any]) -> list[str]:
-    """Why a run's gradient mass is not there, or what it leaves out."""
+    """Return the lines that say why a run's gradient mass is not there, or what it leaves out."""
     return [
         f"{run['name']}: {run['gradient_mass_note']}" for run in content["runs"] if run["gradient_mass_note"]
     ]
 
 
 def score_name(content: dict[str, Any]) -> str:
-    """What the summary's score is the accuracy on; nothing where no run has one."""
+    """Return the name of the summary's score; it is empty where no run has one."""
     firsts = dict.fromkeys(next(iter(run["scores"])) for run in content["runs"] if run["scores"])
     return (
         "accuracy, " + ", ".join(f"{name} over benchmarks" if name == "average" else name for name in firsts)

@@ -1,4 +1,4 @@
-"""Numbers and texts as people read them, alike in the page and in Markdown."""
+"""Writes numbers and texts as people read them, alike in the page and in Markdown."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def percent(value: float | None) -> str:
 
 
 def with_interval(numbers: dict[str, Any]) -> str:
-    """`41.0 % (34.4 to 47.9)`; the interval is left out where there is none."""
+    """Return `41.0 % (34.4 to 47.9)`; the interval is left out where there is none."""
     interval = numbers.get("accuracy_ci95")
     shown = percent(numbers["accuracy"])
     return f"{shown} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else shown
 
 
 def duration(seconds: float | None) -> str:
-    """`41 s`, `4 min 52 s`, `3 h 07 min`."""
+    """Return the time as `41 s`, `4 min 52 s` or `3 h 07 min`."""
     if seconds is None:
         return NOTHING
     if seconds < 60:
@@ -34,7 +34,7 @@ def duration(seconds: float | None) -> str:
 
 
 def setting(value: Any) -> str:
-    """A value of train_config.yaml."""
+    """Return a value of train_config.yaml as text."""
     if value is None:
         return NOTHING
     if isinstance(value, bool):
@@ -45,7 +45,7 @@ def setting(value: Any) -> str:
 
 
 def excerpt(text: str) -> str:
-    """Beginning and end of a long text, where a generation's answer is."""
+    """Return the beginning and the end of a long text; a generation's answer stands at its end."""
     left_out = len(text) - _MOST_CHARACTERS
     if left_out <= 0:
         return text
@@ -54,7 +54,7 @@ def excerpt(text: str) -> str:
 
 
 def title_of(content: dict[str, Any]) -> tuple[str, str]:
-    """A heading that says what is compared, and a line below it."""
+    """Return a heading that says what is compared, and a line below it."""
     runs = content["runs"]
     objectives = dict.fromkeys(run["objective"] for run in runs if run["objective"])
     models = dict.fromkeys(run["model"] for run in runs if run["model"])
@@ -64,6 +64,6 @@ def title_of(content: dict[str, Any]) -> tuple[str, str]:
 
 
 def problem_name(example: dict[str, Any]) -> str:
-    """Its id, with the benchmark's name where that is not in it."""
+    """Return the problem's id, with the benchmark's name where that is not in it."""
     benchmark, problem = example["benchmark"], example["id"]
     return problem if benchmark in problem else f"{benchmark} {problem}"

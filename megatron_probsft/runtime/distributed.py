@@ -9,8 +9,9 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from torch._C._distributed_c10d import HashStore
 
+from megatron_probsft.runtime.device import has_gpu
 from megatron_probsft.runtime.launch import launched_rank, launched_world_size
-from megatron_probsft.runtime.megatron_patches import cpu
+from megatron_probsft.runtime.megatron_patches.apply import patch_for_cpu
 
 
 def initialize(
@@ -30,13 +31,13 @@ def initialize(
 
     NCCL with one GPU per local rank where CUDA is, gloo elsewhere. Collective over the world.
     """
-    cpu.enable()
+    patch_for_cpu()
     # Megatron-Core's overlap of communication and computation counts on one hardware queue.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    if torch.cuda.is_available():
+    if has_gpu():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "nccl" if has_gpu() else "gloo"
         if "RANK" in os.environ:
             dist.init_process_group(backend)
         else:

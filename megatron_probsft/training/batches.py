@@ -14,6 +14,7 @@ from megatron_probsft.data.order import Blend, sample_indices
 from megatron_probsft.data.packing import make_microbatch, plan_step, plan_unpacked
 from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.models.context_parallel import local_positions
+from megatron_probsft.runtime.device import current_device
 from megatron_probsft.runtime.distributed import context_group
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.config.config import TrainConfig
@@ -217,7 +218,7 @@ class Batches:
         rows = np.flatnonzero(labels >= 0)
 
         def on_device(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(torch.cuda.current_device(), non_blocking=True)
+            return torch.from_numpy(array).to(current_device(), non_blocking=True)
 
         return MicroBatch(
             tokens=on_device(tokens)[None],

@@ -24,7 +24,7 @@ from megatron_probsft.objectives.registry import Objective
 from megatron_probsft.runtime.distributed import context_group
 from megatron_probsft.training.batches import MicroBatch
 from megatron_probsft.training.config.config import Denominator
-from megatron_probsft.vocab_parallel.fused_head import Tokens, TokenWeights
+from megatron_probsft.vocab_parallel.head_parts import Tokens, TokenWeights
 
 
 def token_weights(

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.utils import check_param_hashes_across_dp_replicas
 
 from megatron_probsft.runtime.errors import UserError
@@ -24,25 +23,6 @@ from megatron_probsft.training.batches import StepBatch
 _WINDOW, _FEWEST = 50, 20
 _LEAST_SIGMA = 0.05
 _NAMED = 3
-
-
-def skip_non_finite_gradients(optimizer: MegatronOptimizer) -> None:
-    """Let `optimizer.step()` return (False, None, None), nothing changed, where the gradient is not finite.
-
-    Megatron-Core does so for fp16 only. The norm is the same on every rank, so all of them skip alike.
-    """
-    prepare, norm = optimizer.prepare_grads, optimizer.get_grad_norm
-    found: list[float] = []
-
-    def prepare_grads() -> bool:
-        if prepare():
-            return True
-        found[:] = [norm()]
-        return not math.isfinite(found[0])
-
-    optimizer.prepare_grads = prepare_grads  # type: ignore[method-assign]
-    # The step itself asks again: one pass over the gradients is enough.
-    optimizer.get_grad_norm = lambda: found[0]  # type: ignore[method-assign]
 
 
 def save_batch(run_folder: Path, iteration: int, batch: StepBatch) -> str:

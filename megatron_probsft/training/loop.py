@@ -37,7 +37,7 @@ from megatron_probsft.training.state import (
 )
 from megatron_probsft.training.step import Criterion, train_step, validate
 from megatron_probsft.training.turns import trained_turns
-from megatron_probsft.vocab_parallel.head import HeadOptions
+from megatron_probsft.vocab_parallel.head_parts import HeadOptions
 
 
 def run(config: TrainConfig) -> TrainState:

@@ -10,6 +10,8 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from megatron_probsft.runtime.device import current_device
+
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what Slurm and Kubernetes send before they take the machine
 
 
@@ -41,7 +43,7 @@ class StopRequests:
 
         Collectives: one all-reduce of one integer over the world.
         """
-        seen = torch.tensor(self._received, device=torch.cuda.current_device())
+        seen = torch.tensor(self._received, device=current_device())
         if self._deadline is not None and time.time() >= self._deadline:
             seen.clamp_(min=1)
         dist.all_reduce(seen, op=dist.ReduceOp.MAX)

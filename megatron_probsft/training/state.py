@@ -18,9 +18,8 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_probsft.models.build import build_model, transformer_config
 from megatron_probsft.models.hf_model import HFModel
-from megatron_probsft.runtime.megatron_patches.optimizer_repairs import repair
+from megatron_probsft.runtime.megatron_patches.apply import patch_optimizer
 from megatron_probsft.training.config.config import TrainConfig
-from megatron_probsft.training.guards import skip_non_finite_gradients
 
 
 @dataclass
@@ -102,8 +101,7 @@ def build_train_state(config: TrainConfig, gpt: list[GPTModel], train_iters: int
         model,  # type: ignore[arg-type]
         use_gloo_process_groups=False,
     )
-    repair(optimizer)
-    skip_non_finite_gradients(optimizer)
+    patch_optimizer(optimizer)
     shared.grad_scale_func = optimizer.scale_loss
     return TrainState(model, optimizer, _scheduler(config, optimizer, train_iters))
 

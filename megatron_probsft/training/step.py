@@ -19,8 +19,8 @@ from megatron_probsft.training import denominators
 from megatron_probsft.training.batches import MicroBatch, StepBatch
 from megatron_probsft.training.config.config import Denominator
 from megatron_probsft.training.state import TrainState
-from megatron_probsft.vocab_parallel.fused_head import Tokens
-from megatron_probsft.vocab_parallel.head import HeadOptions, supervised_loss
+from megatron_probsft.vocab_parallel.head import supervised_loss
+from megatron_probsft.vocab_parallel.head_parts import HeadOptions, OutputHead, Supervision, Tokens
 from megatron_probsft.vocab_parallel.token_means import TokenMeans, combine, reduce_sums, token_sums
 
 
@@ -163,19 +163,23 @@ class _Head:
             hook(output_layer, ())
         total, self._tokens = supervised_loss(
             hidden_states,
-            output_layer.weight if output_weight is None else output_weight,
-            self._micro_batch.rows,
-            self._micro_batch.labels,
-            self._criterion.objective,
-            vocab_size=self._criterion.vocab_size,
-            group=tensor_group(),
-            sequence_parallel=config.sequence_parallel,
-            token_weights=denominators.token_weights(
-                self._criterion.denominator,
-                self._micro_batch,
-                self._criterion.objective,
+            OutputHead(
+                output_layer.weight if output_weight is None else output_weight,
                 self._criterion.vocab_size,
+                tensor_group(),
+                config.sequence_parallel,
             ),
+            Supervision(
+                self._micro_batch.rows,
+                self._micro_batch.labels,
+                denominators.token_weights(
+                    self._criterion.denominator,
+                    self._micro_batch,
+                    self._criterion.objective,
+                    self._criterion.vocab_size,
+                ),
+            ),
+            self._criterion.objective,
             options=self._criterion.head,
             grad_scale=one if config.grad_scale_func is None else config.grad_scale_func(one),
         )

@@ -2,56 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import dataclasses
 from typing import Any
 
 import torch
 
 from megatron_probsft.objectives.registry import Objective
+from megatron_probsft.vocab_parallel.head_parts import HeadOptions, OutputHead, Supervision, Tokens
 from megatron_probsft.vocab_parallel.shards import PendingSoftmax, Shard, write_gradient
 
 _CPU_ROWS = 512
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """What the objective made of the supervised tokens, `[T]` float32 each, without gradient."""
-
-    losses: torch.Tensor
-    log_p: torch.Tensor
-    statistics: dict[str, torch.Tensor]
-
-
-TokenWeights = torch.Tensor | Callable[[Tokens], torch.Tensor] | None
-"""What losses are multiplied by: `[T]` float32, or what makes that of the tokens' unweighted values."""
-
-
 def fused_head_loss(
     hidden: torch.Tensor,
-    weight: torch.Tensor,
-    labels: torch.Tensor,
+    head: OutputHead,
+    supervision: Supervision,
     objective: Objective,
-    *,
-    shard: Shard,
-    token_weights: TokenWeights,
-    chunk_tokens: int,
+    options: HeadOptions,
     grad_scale: torch.Tensor | float = 1.0,
 ) -> tuple[torch.Tensor, Tokens]:
-    """Σ token_weight · f(log p) of the labels, never holding more than one chunk of logits.
-
-    Per chunk: logits (GEMM 1), log p, f and f′, the logits' gradient in their own memory, the weight's
-    gradient (GEMM 2) and the hidden states' (GEMM 3). Over several shards a chunk is two halves, so that one
-    half's collective runs during the other's GEMM. Where no gradient is wanted only GEMM 1 runs.
+    """Return Σ token_weight · f(log p) of the labels, never holding more than one chunk of logits.
 
     Args:
-        hidden: `[T, h]` in the model's dtype. **Overwritten by its gradient**, this shard's part of it.
-        weight: `[V_local, h]`. Its gradient is added to `weight.main_grad` (Megatron's DDP) in this forward
-            pass, so a backward pass must follow.
-        labels: `[T]` int64, none of them −100.
-        token_weights: `[T]` float32 that multiply the losses, or None. A function is given the tokens first,
-            which takes GEMM 1 and the collectives once more.
-        chunk_tokens: rows of logits held at a time.
+        hidden: `[T, h]`, the supervised rows, in the model's dtype. **Overwritten by its gradient**, this
+            shard's part of it.
+        head: its weight's gradient is added to `weight.main_grad` (Megatron's DDP) in this forward pass, so a
+            backward pass must follow.
+        options: `chunk_tokens` rows of logits are held at a time.
         grad_scale: the upstream gradient that backward will bring (a loss scale).
 
     Returns:
@@ -61,31 +39,52 @@ def fused_head_loss(
         ValueError: a trainable weight without main_grad.
         RuntimeError: backward ran twice, or with another gradient than grad_scale.
 
-    Collectives on the group, per half chunk: one all-gather of `[·, 3 + needs]` float32; backward none.
+    Collectives on the group: those of `_FusedHead`; twice where `token_weights` is a function.
     """
+    token_weights = supervision.token_weights
     if callable(token_weights):
+        unweighted = dataclasses.replace(supervision, token_weights=None)
         with torch.no_grad():
-            _, unweighted = fused_head_loss(
-                hidden, weight, labels, objective, shard=shard, token_weights=None, chunk_tokens=chunk_tokens
-            )
-        token_weights = token_weights(unweighted)
+            _, tokens = fused_head_loss(hidden, head, unweighted, objective, options)
+        token_weights = token_weights(tokens)
     gradients = torch.is_grad_enabled()
-    if gradients and weight.requires_grad and not hasattr(weight, "main_grad"):
+    if gradients and head.weight.requires_grad and not hasattr(head.weight, "main_grad"):
         raise ValueError("the fused head adds to weight.main_grad: wrap the model in Megatron's DDP first")
     scale = torch.as_tensor(grad_scale, dtype=torch.float32, device=hidden.device).reshape(())
     total, losses, log_p, *statistics = _FusedHead.apply(  # type: ignore[misc]
-        hidden, weight, labels, token_weights, objective, shard, chunk_tokens, scale, gradients
-    )
+        hidden, head.weight, supervision.labels, token_weights, objective, head.shard(options.kernels),
+        options.chunk_tokens, scale, gradients,
+    )  # fmt: skip
     needs = per_token_needs(objective)
     return total, Tokens(losses, log_p, dict(zip(needs, statistics, strict=True)))
 
 
 def per_token_needs(objective: Objective) -> list[str]:
-    """What the objective needs of the kernels (the vocabulary's size is known without them)."""
+    """Return what the objective needs of the kernels, which is all but the vocabulary's size."""
     return [name for name in objective.needs if name != "vocab_size"]
 
 
 class _FusedHead(torch.autograd.Function):
+    """Computes Σ token_weight · f(log p) over chunks of rows, and every gradient already in `forward`.
+
+    Shapes, with T supervised tokens and n statistics that the objective needs:
+        hidden `[T, h]`: whole on every rank; overwritten by this shard's part of its gradient, which the
+            caller's region (copy or gather, of Megatron) sums over the group in its own backward.
+        weight `[V_local, h]`: this rank's rows of the output matrix. `weight.main_grad`, of that shape, is
+            added to.
+        labels `[T]` int64: ids in the whole vocabulary; token_weights `[T]` float32 or None.
+        scale: a float32 scalar, the gradient that backward will bring.
+        Returned: total, a float32 scalar; losses and log p `[T]` float32; n statistics `[T]` float32. All
+            are the same on every rank, and only total has a gradient.
+
+    Sharding: the vocabulary is cut over the group's ranks (V_local columns of logits each); tokens and h are
+    not. Beside its inputs it holds one chunk of logits, `[chunk_tokens, V_local]` in the model's dtype.
+
+    Collectives: forward one all-gather of `[rows, 3 + n]` float32 per chunk (none for one rank); over several
+    ranks a chunk is two halves with an all-gather each, which runs during the other half's GEMM. Backward:
+    none.
+    """
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -102,6 +101,7 @@ class _FusedHead(torch.autograd.Function):
         hidden, weight_value = hidden.detach(), weight.detach()
         wants_hidden, wants_weight = (gradients and wanted for wanted in ctx.needs_input_grad[:2])
         needs = per_token_needs(objective)
+        # One lane of logits, or two that take turns: one computes while the other's collective is on its way.
         lanes = 1 if shard.ranks == 1 else 2
         size = max(1, min(chunk_tokens // lanes, len(labels)))
         pieces = [slice(i, i + size) for i in range(0, len(labels), size)]
@@ -109,11 +109,14 @@ class _FusedHead(torch.autograd.Function):
         results = [hidden.new_empty(2 + len(needs), 0, dtype=torch.float32)]
 
         def start(index: int, rows: slice) -> tuple[slice, torch.Tensor, PendingSoftmax]:
+            # GEMM 1: the piece's logits [rows, V_local].
             logits = memory[index % lanes][: len(labels[rows])]
             torch.mm(hidden[rows], weight_value.t(), out=logits)
+            # First pass over them: this shard's statistics, whose all-gather starts here.
             return rows, logits, PendingSoftmax(logits, labels[rows], shard, needs)
 
         def finish(rows: slice, logits: torch.Tensor, pending: PendingSoftmax) -> None:
+            # All shards' statistics are here: log p, f and its derivative, [rows] values each.
             softmax = pending.wait()
             log_p = softmax.log_p.requires_grad_()
             with torch.enable_grad():
@@ -125,9 +128,12 @@ class _FusedHead(torch.autograd.Function):
             if not (wants_hidden or wants_weight):
                 return
             (grad_log_p,) = torch.autograd.grad(losses, log_p, scale.expand_as(losses))
+            # Second pass: the logits become their gradient, in place.
             write_gradient(logits, softmax, shard, grad_log_p)
+            # GEMM 2: the weight's gradient.
             if wants_weight:
                 _add_product(weight.main_grad, logits, hidden[rows])  # type: ignore[arg-type]
+            # GEMM 3: the hidden states' gradient over themselves, which nothing reads any more.
             if wants_hidden:
                 torch.mm(logits, weight_value, out=hidden[rows])
 
@@ -153,6 +159,7 @@ class _FusedHead(torch.autograd.Function):
         if ctx.consumed:
             raise RuntimeError("fused_head_loss: backward ran twice, but its gradients were made in forward")
         ctx.consumed = True
+        # The gradients are right for the upstream gradient they were made with, and for no other.
         (scale,) = ctx.saved_tensors
         torch.ops.aten._assert_async.msg(grad_total == scale, "fused_head_loss: upstream is not grad_scale")
         grad_weight = None
@@ -170,7 +177,7 @@ class _FusedHead(torch.autograd.Function):
 
 
 def _add_product(main_grad: torch.Tensor, grad_logits: torch.Tensor, hidden: torch.Tensor) -> None:
-    """main_grad `[V_local, h]` += grad_logitsᵀ `[V_local, T]` · hidden `[T, h]`."""
+    """Add grad_logitsᵀ `[V_local, T]` · hidden `[T, h]` to main_grad `[V_local, h]`."""
     left = grad_logits.t()
     if main_grad.dtype == left.dtype:
         main_grad.addmm_(left, hidden)

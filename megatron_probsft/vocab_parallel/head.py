@@ -2,69 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
 
 from megatron_probsft.objectives.registry import Objective
-from megatron_probsft.vocab_parallel.fused_head import (
-    Tokens,
-    TokenWeights,
-    fused_head_loss,
-    per_token_needs,
-)
+from megatron_probsft.vocab_parallel.fused_head import fused_head_loss, per_token_needs
+from megatron_probsft.vocab_parallel.head_parts import HeadOptions, LossPath, OutputHead, Supervision, Tokens
 from megatron_probsft.vocab_parallel.log_probs import token_log_probs
-from megatron_probsft.vocab_parallel.shards import Kernels, Shard
-
-LossPath = Literal["auto", "materialized", "fused"]
-
-
-@dataclass(frozen=True)
-class HeadOptions:
-    """How the head is computed; its result is the same."""
-
-    path: LossPath = "auto"
-    """materialized: all logits of the micro-batch's supervised tokens at once. fused: a chunk at a time.
-    auto: fused, unless a trainable weight has no main_grad (Megatron's DDP gives it)."""
-    chunk_tokens: int = 4096
-    """Rows of logits that the fused head holds."""
-    kernels: Kernels = "auto"
-    """auto: Triton on CUDA, torch elsewhere."""
-
 
 _DEFAULT = HeadOptions()
 
 
 def supervised_loss(
     hidden_states: torch.Tensor,
-    weight: torch.Tensor,
-    rows: torch.Tensor,
-    labels: torch.Tensor,
+    head: OutputHead,
+    supervision: Supervision,
     objective: Objective,
     *,
-    vocab_size: int,
-    group: dist.ProcessGroup | None,
-    sequence_parallel: bool,
-    token_weights: TokenWeights = None,
     options: HeadOptions = _DEFAULT,
     grad_scale: torch.Tensor | float = 1.0,
 ) -> tuple[torch.Tensor, Tokens]:
-    """Σ f(log p) of the labels at `rows`; the other rows cost no head computation and no logits memory.
+    """Return Σ token_weight · f(log p) of the supervised tokens, and each token's values.
+
+    The other rows cost no head computation and no logits memory.
 
     Args:
         hidden_states: `[s, b, h]`, or `[s/tp, b, h]` under sequence parallelism, in the model's dtype.
-        weight: `[V_local, h]`, this rank's shard of the output (or tied embedding) matrix.
-        rows: `[T]` int64, the supervised positions in the flattened `[s × b]`.
-        labels: `[T]` int64, their labels in the whole vocabulary.
-        vocab_size: columns from there on are padding, outside the softmax.
-        group: the tensor-parallel group, or None for a single shard.
-        sequence_parallel: whether hidden_states are cut along the sequence.
-        token_weights: `[T]` float32 that multiply the losses, or None; or a function that makes them of the
-            tokens, for which the fused head computes its logits twice.
         grad_scale: the upstream gradient that backward will bring; the fused head needs it in forward.
 
     Returns:
@@ -74,33 +38,37 @@ def supervised_loss(
     one all-reduce of the selected rows' gradient `[T, h]`. Sequence parallelism has instead its own
     all-gather of the hidden states and reduce-scatter of their gradient. Logits stay on their rank.
     """
-    if sequence_parallel:
+    if head.sequence_parallel:
         # Its backward is the reduce-scatter that also sums the shards' parts of the gradient.
-        hidden_states = tensor_parallel.gather_from_sequence_parallel_region(hidden_states, group=group)
-    selected = hidden_states.flatten(0, 1).index_select(0, rows)  # a copy: the fused head may overwrite it
-    if group is not None and not sequence_parallel:
-        selected = tensor_parallel.copy_to_tensor_model_parallel_region(selected, group=group)
-    if _is_fused(options.path, weight):
-        return fused_head_loss(
-            selected,
-            weight,
-            labels,
-            objective,
-            shard=Shard(vocab_size, group, options.kernels),
-            token_weights=token_weights,
-            chunk_tokens=options.chunk_tokens,
-            grad_scale=grad_scale,
-        )
+        hidden_states = tensor_parallel.gather_from_sequence_parallel_region(hidden_states, group=head.group)
+    # index_select copies: the fused head may overwrite what it gets
+    selected = hidden_states.flatten(0, 1).index_select(0, supervision.rows)
+    if head.group is not None and not head.sequence_parallel:
+        selected = tensor_parallel.copy_to_tensor_model_parallel_region(selected, group=head.group)
+    if _is_fused(options.path, head.weight):
+        return fused_head_loss(selected, head, supervision, objective, options, grad_scale)
+    return _materialized_loss(selected, head, supervision, objective, options)
+
+
+def _materialized_loss(
+    hidden: torch.Tensor,
+    head: OutputHead,
+    supervision: Supervision,
+    objective: Objective,
+    options: HeadOptions,
+) -> tuple[torch.Tensor, Tokens]:
+    """Return what `supervised_loss` does, of hidden `[T, h]`, with all logits `[T, V_local]` at once."""
     log_p, statistics = token_log_probs(
-        F.linear(selected, weight),
-        labels,
-        vocab_size=vocab_size,
-        group=group,
+        F.linear(hidden, head.weight),
+        supervision.labels,
+        vocab_size=head.vocab_size,
+        group=head.group,
         needs=per_token_needs(objective),
         kernels=options.kernels,
     )
-    losses = objective(log_p, **statistics, vocab_size=vocab_size)
+    losses = objective(log_p, **statistics, vocab_size=head.vocab_size)
     values = {name: value.float() for name, value in statistics.items()}
+    token_weights = supervision.token_weights
     if callable(token_weights):
         token_weights = token_weights(Tokens(losses.detach(), log_p.detach(), values))
     if token_weights is not None:

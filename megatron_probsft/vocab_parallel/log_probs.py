@@ -14,13 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_probsft.vocab_parallel.shards import (
-    Kernels,
-    PendingSoftmax,
-    Shard,
-    TokenSoftmax,
-    write_gradient,
-)
+from megatron_probsft.vocab_parallel.shards import Kernels, PendingSoftmax, Shard, write_gradient
+from megatron_probsft.vocab_parallel.token_softmax import TokenSoftmax
 
 
 def token_log_probs(
@@ -32,7 +27,7 @@ def token_log_probs(
     needs: Sequence[str] = (),
     kernels: Kernels = "auto",
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """log p of each row's label under the softmax over the first `vocab_size` columns of all shards.
+    """Return log p of each row's label, under the softmax over the first `vocab_size` columns of all shards.
 
     Args:
         logits: `[…, V_local]` float32, bfloat16 or float16: columns `rank·V_local … (rank+1)·V_local − 1`
@@ -63,17 +58,32 @@ def token_log_probs(
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """d log p / d logits = onehot − softmax (arXiv 2510.00526 eq. 3 follows by the chain rule)."""
+    """Computes log p of the labels; its gradient d log p / d logits = onehot − softmax overwrites the logits.
+
+    arXiv 2510.00526 eq. 3 follows by the chain rule.
+
+    Shapes, with T rows (the product of the leading dimensions) and n = len(needs):
+        logits `[…, V_local]`: this rank's columns; labels `[…]` int64, the same on every rank.
+        Returned: log p `[…]` float32, then n statistics `[…]` without gradient, the same on every rank.
+        Kept for backward: the logits, and `[T]` values: log p, highest, log_total (float32), the local label.
+
+    Sharding: the vocabulary is cut over the group's ranks; rows are not.
+
+    Collectives: forward one all-gather of `[T, 3 + n]` float32 (none for one rank or T = 0); backward none.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, logits: torch.Tensor, labels: torch.Tensor, shard: Shard, needs: tuple[str, ...]
     ) -> tuple[torch.Tensor, ...]:
+        # The leading dimensions as they lie in memory: rows [T, V_local] without a copy.
         order = _memory_order(logits)
         in_order = labels.permute(order)
+        # First pass over the logits, and the all-gather of what it finds.
         softmax = PendingSoftmax(_rows(logits, order), in_order.reshape(-1), shard, needs).wait()
         ctx.save_for_backward(logits, softmax.log_p, softmax.highest, softmax.log_total, softmax.local_labels)
         ctx.shard, ctx.order, ctx.consumed = shard, order, False
+        # Back to the labels' own shape.
         inverse = [order.index(i) for i in range(len(order))]
         log_p, *statistics = (
             flat.view(in_order.shape).permute(inverse)
@@ -88,6 +98,7 @@ class _TokenLogProbs(torch.autograd.Function):
         if ctx.consumed:
             raise RuntimeError("token_log_probs: backward ran twice, but the first overwrote the logits")
         ctx.consumed = True
+        # Second pass: the logits become their gradient, in place.
         logits, log_p, highest, log_total, local_labels = ctx.saved_tensors
         grad = logits.detach()
         softmax = TokenSoftmax(log_p, {}, highest, log_total, local_labels)
@@ -97,7 +108,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def _memory_order(logits: torch.Tensor) -> list[int]:
-    """The leading dimensions, widest stride first: in that order they are rows one after the other."""
+    """Return the leading dimensions, widest stride first: in that order they are rows one after the other."""
     return sorted(range(logits.dim() - 1), key=lambda d: -logits.stride(d))
 
 

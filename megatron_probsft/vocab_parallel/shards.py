@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_probsft.vocab_parallel import torch_kernels
+from megatron_probsft.vocab_parallel.token_softmax import TokenSoftmax
 
 Kernels = Literal["auto", "torch", "triton"]
 IGNORED = -100
@@ -18,7 +19,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Shard:
-    """Which part of the vocabulary a rank's logits are, and how its passes are computed."""
+    """A rank's part of the vocabulary, which its logits are of, and the kernels of its passes."""
 
     vocab_size: int
     """Columns from there on, counted over all shards, are padding outside the softmax."""
@@ -36,24 +37,8 @@ class Shard:
         return 0 if self.group is None else dist.get_rank(self.group)
 
 
-@dataclass(frozen=True)
-class TokenSoftmax:
-    """The softmax at the labels, `[T]` float32 each, the same on every rank of the group."""
-
-    log_p: torch.Tensor
-    """0 for ignored rows."""
-    statistics: dict[str, torch.Tensor]
-    """What was asked of `entropy` (nats), `collision` (Σp²), `correct` (bool: the label is the argmax, the
-    first one among equals, as `torch.argmax` has it). Ignored rows: meaningless."""
-    highest: torch.Tensor
-    log_total: torch.Tensor
-    """log Σ exp z = highest + log_total."""
-    local_labels: torch.Tensor
-    """`[T]` int64: the label's column on this shard, −1 where another shard has it, −100 for ignored rows."""
-
-
 class PendingSoftmax:
-    """This shard's statistics, on their way to the other shards.
+    """The softmax of rows whose statistics are on their way between the shards.
 
     Collectives: one all-gather of `[T, 3 + len(needs)]` float32 over the group, started here and awaited in
     `wait`; none for a single shard or T = 0.
@@ -88,7 +73,7 @@ class PendingSoftmax:
             )
 
     def wait(self) -> TokenSoftmax:
-        """The shards' statistics, combined."""
+        """Wait for all shards' statistics and combine them."""
         if self._work is not None:
             self._work.wait()
         shard_max, shard_sum, shard_label, *rest = self._stats.unbind(-1)
@@ -116,30 +101,22 @@ class PendingSoftmax:
 def write_gradient(
     logits: torch.Tensor, softmax: TokenSoftmax, shard: Shard, grad_log_p: torch.Tensor
 ) -> None:
-    """Overwrite logits `[T, V_local]` with grad_log_p · (onehot − softmax); ignored rows with 0.
+    """Overwrite logits `[T, V_local]` with grad_log_p `[T]` · (onehot − softmax); ignored rows with 0.
 
-    Recomputed from the logits in float32 and rounded once. No collective.
+    The softmax is computed again from the logits, in float32, and rounded once. No collective.
     """
     upstream = torch.where(softmax.local_labels == IGNORED, 0.0, grad_log_p.float())
-    kernels_for(logits, shard).write_gradient(
-        logits,
-        softmax.local_labels,
-        columns_of(logits, shard),
-        softmax.highest,
-        softmax.log_total,
-        softmax.log_p,
-        upstream,
-    )
+    kernels_for(logits, shard).write_gradient(logits, softmax, columns_of(logits, shard), upstream)
 
 
 def columns_of(logits: torch.Tensor, shard: Shard) -> int:
-    """How many of this shard's columns are real vocabulary."""
+    """Return how many of this shard's columns are real vocabulary."""
     width = logits.shape[-1]
     return min(max(shard.vocab_size - shard.rank * width, 0), width)
 
 
 def kernels_for(logits: torch.Tensor, shard: Shard):
-    """The module with `shard_statistics` and `write_gradient`."""
+    """Return the module with the right `shard_statistics` and `write_gradient`."""
     if shard.kernels == "triton" or (shard.kernels == "auto" and logits.is_cuda):
         from megatron_probsft.vocab_parallel import triton_kernels  # only where Triton is wanted
 

@@ -1,4 +1,4 @@
-"""Sums over supervised tokens: small vectors that add up over micro-batches and ranks, and read as means."""
+"""Sums over supervised tokens: small vectors, added over micro-batches and ranks, and read as means."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from megatron_probsft.runtime.device import current_device
 from megatron_probsft.runtime.distributed import data_group
 
 HISTOGRAM_BINS = 20
@@ -17,33 +18,33 @@ _SUMS = 6
 
 @dataclass(frozen=True)
 class TokenMeans:
-    """Token means over a set of supervised tokens, the same on every rank."""
+    """Means over a set of supervised tokens, the same on every rank."""
 
     tokens: int
     loss: float
-    """Of weighted data the weighted mean; everything else here counts each token once."""
+    """The weighted mean where data are weighted; everything else here counts each token once."""
     nll: float
     mean_p: float
     histogram: list[float]
     """Share of tokens with p in each of 20 equal bins of [0, 1]."""
     entropy: float | None = None
-    """Of the model's distribution, in nats, where it was computed."""
+    """The entropy of the model's distribution, in nats, where it was computed."""
 
     def share_below(self, p: float) -> float:
-        """Of tokens; p a multiple of 0.05."""
+        """Return the share of tokens with a smaller probability than p, a multiple of 0.05."""
         return sum(self.histogram[: round(p * HISTOGRAM_BINS)])
 
     def share_above(self, p: float) -> float:
-        """Of tokens, p itself included; p a multiple of 0.05."""
+        """Return the share of tokens with probability p, a multiple of 0.05, or more."""
         return sum(self.histogram[round(p * HISTOGRAM_BINS) :])
 
 
 def token_sums(
     loss: torch.Tensor, log_p: torch.Tensor, count: torch.Tensor, entropy: torch.Tensor | None
 ) -> torch.Tensor:
-    """`[6 + bins]` float64 sums: count, tokens, loss, −log p, p, entropy (0 without), the histogram of p.
+    """Return `[6 + bins]` float64 sums: count, tokens, loss, −log p, p, entropy or 0, the histogram of p.
 
-    loss, log_p and entropy `[T]` float32; count: what the micro-batch adds to the loss's denominator.
+    loss, log_p and entropy are `[T]` float32; count is what the micro-batch adds to the loss's denominator.
     """
     p = log_p.exp()
     entropy = torch.zeros_like(p) if entropy is None else entropy
@@ -53,14 +54,14 @@ def token_sums(
 
 
 def reduce_sums(micro_batches: list[torch.Tensor], *, with_entropy: bool) -> TokenMeans:
-    """Add up the last stage's sums over micro-batches and data-parallel ranks, and tell every stage.
+    """Add the last stage's sums over micro-batches and data-parallel ranks, and give every stage the means.
 
     A value that is not finite on one rank is so on all, also where only one tensor-parallel rank has it.
 
     Collectives: two all-reduces of 26 floats, over the data-parallel and the model-parallel (TP × PP) group.
     """
     # float32 over the wire would round; gloo and NCCL both take float64.
-    total = torch.zeros(_SUMS + HISTOGRAM_BINS, dtype=torch.float64, device=torch.cuda.current_device())
+    total = torch.zeros(_SUMS + HISTOGRAM_BINS, dtype=torch.float64, device=current_device())
     for sums in micro_batches:
         total += sums
     dist.all_reduce(total, group=data_group())
@@ -80,7 +81,7 @@ def reduce_sums(micro_batches: list[torch.Tensor], *, with_entropy: bool) -> Tok
 
 
 def combine(parts: Sequence[TokenMeans]) -> TokenMeans:
-    """The means over all tokens of disjoint sets of them; of losses that are means over tokens."""
+    """Return the means over all tokens of disjoint sets, whose losses are means over their tokens."""
     tokens = sum(part.tokens for part in parts)
 
     def mean(values: Iterable[float]) -> float:

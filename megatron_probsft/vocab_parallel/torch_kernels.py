@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from megatron_probsft.vocab_parallel.token_softmax import TokenSoftmax
+
 _SCRATCH_BYTES = 2 * 2**20
-"""Of the float32 copy of a few rows: about a core's share of the cache, and all the memory a pass adds."""
+"""The size of the float32 copy of a few rows: about a core's share of the cache, and all that a pass adds."""
 _LOG2_E = 1 / math.log(2)
 _LOWEST = torch.finfo(torch.float32).min
 
@@ -20,9 +22,10 @@ _LOWEST = torch.finfo(torch.float32).min
 def shard_statistics(
     logits: torch.Tensor, local_labels: torch.Tensor, columns: int, needs: Sequence[str]
 ) -> torch.Tensor:
-    """Per row (max m, Σe, the label's logit), e = exp(z − m), and in the order of `needs`:
+    """Return, per row, the maximum m, Σe with e = exp(z − m), and the label's logit; then what `needs` names.
 
-    `entropy` Σe·(z − m); `collision` Σe²; `correct` the column of the first maximum.
+    That is, in the order of `needs`: `entropy` Σe·(z − m); `collision` Σe²; `correct` the column of the first
+    maximum.
 
     Args:
         logits: `[T, V_local]`, any float dtype, any strides.
@@ -61,27 +64,19 @@ def shard_statistics(
     return stats
 
 
-def write_gradient(
-    logits: torch.Tensor,
-    local_labels: torch.Tensor,
-    columns: int,
-    highest: torch.Tensor,
-    log_total: torch.Tensor,
-    log_p: torch.Tensor,
-    upstream: torch.Tensor,
-) -> None:
+def write_gradient(logits: torch.Tensor, softmax: TokenSoftmax, columns: int, upstream: torch.Tensor) -> None:
     """Overwrite the logits with upstream · (onehot − softmax), computed in float32 and rounded once.
 
     Args:
-        logits, local_labels, columns: as in `shard_statistics`.
-        highest, log_total: `[T]` float32, over all shards: log Σ exp z = highest + log_total.
-        log_p: `[T]` float32 of the labels.
+        logits, columns: as in `shard_statistics`.
+        softmax: of all shards; its statistics are not read.
         upstream: `[T]` float32, d loss / d log p. Where it is 0 the row is not read, only zeroed.
     """
+    highest, local_labels = softmax.highest, softmax.local_labels
     alive = upstream != 0
     active, memory = logits[:, :columns], _scratch(logits, columns)
-    offset = -log_total * _LOG2_E
-    at_label = -upstream * torch.expm1(log_p)  # upstream · (1 − p), exact where p is near 1
+    offset = -softmax.log_total * _LOG2_E
+    at_label = -upstream * torch.expm1(softmax.log_p)  # upstream · (1 − p), exact where p is near 1
     for rows, count in _blocks(alive, len(memory)):
         x = _rows(active, rows)
         scratch = memory[:count]
@@ -100,12 +95,12 @@ def write_gradient(
 
 
 def _rows(logits: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
-    """A view for a slice, a copy for a list of rows."""
+    """Return a view for a slice, a copy for a list of rows."""
     return logits[rows] if isinstance(rows, slice) else logits.index_select(0, rows)
 
 
 def _float32(x: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
-    """x itself if it is float32, else its copy in scratch."""
+    """Return x itself if it is float32, else its copy in scratch."""
     return x if x.dtype == torch.float32 else scratch.copy_(x)
 
 
@@ -115,7 +110,7 @@ def _scratch(logits: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def _blocks(wanted: torch.Tensor, size: int) -> Iterator[tuple[slice | torch.Tensor, int]]:
-    """The wanted rows, `size` at a time: as slices (views, no copy) if all are wanted, else as indices."""
+    """Yield the wanted rows, `size` at a time: as slices (views, no copy) if all are wanted, else indices."""
     if wanted.all():
         for start in range(0, len(wanted), size):
             yield slice(start, min(start + size, len(wanted))), min(size, len(wanted) - start)

@@ -1,8 +1,8 @@
 """The two passes over a vocabulary shard's logits in Triton, for CUDA.
 
-Same contract as `torch_kernels`. One program per row for the statistics (its row read once), one program per
-(row, block of columns) for the gradient; rows to skip are not read. With TRITON_INTERPRET=1 they run on CPU
-tensors, slowly, for tests.
+The contract is that of `torch_kernels`. The statistics take one program per row, which reads its row once,
+the gradient one program per row and block of columns; rows to skip are not read. With TRITON_INTERPRET=1 they
+run on CPU tensors, slowly, for tests.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
+
+from megatron_probsft.vocab_parallel.token_softmax import TokenSoftmax
 
 _LOWEST = tl.constexpr(-3.4028234663852886e38)  # float32's
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -23,7 +25,7 @@ WARPS = 8
 def shard_statistics(
     logits: torch.Tensor, local_labels: torch.Tensor, columns: int, needs: Sequence[str]
 ) -> torch.Tensor:
-    """See `torch_kernels.shard_statistics`."""
+    """Return what `torch_kernels.shard_statistics` does."""
     stats = logits.new_empty(len(logits), 3 + len(needs), dtype=torch.float32)
     if len(logits) == 0:
         return stats
@@ -49,16 +51,8 @@ def shard_statistics(
     return stats
 
 
-def write_gradient(
-    logits: torch.Tensor,
-    local_labels: torch.Tensor,
-    columns: int,
-    highest: torch.Tensor,
-    log_total: torch.Tensor,
-    log_p: torch.Tensor,
-    upstream: torch.Tensor,
-) -> None:
-    """See `torch_kernels.write_gradient`."""
+def write_gradient(logits: torch.Tensor, softmax: TokenSoftmax, columns: int, upstream: torch.Tensor) -> None:
+    """Do what `torch_kernels.write_gradient` does."""
     tokens, width = logits.shape
     if tokens == 0:
         return
@@ -68,10 +62,10 @@ def write_gradient(
         logits,
         logits.stride(0),
         logits.stride(1),
-        local_labels,
-        highest,
-        log_total,
-        -upstream * torch.expm1(log_p),  # upstream · (1 − p) at the label, exact where p is near 1
+        softmax.local_labels,
+        softmax.highest,
+        softmax.log_total,
+        -upstream * torch.expm1(softmax.log_p),  # upstream · (1 − p) at the label, exact where p is near 1
         upstream.contiguous(),
         columns,
         width,

@@ -42,6 +42,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.size("test")
 def test_loss_is_the_same_in_every_shape(wide: Path, data: Path, tmp_path: Path) -> None:
     runs = {}
     for name, settings in SHAPES.items():

@@ -20,6 +20,7 @@ from megatron_probsft.checkpoint.megatron.run_folder import find_checkpoint, pru
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
 from tests.support.ranks import run_ranks
+from tests.support.sizes import rows
 from tests.support.training_runs import config_for, records, train, write_pairs
 
 SHARDED = {"tensor_model_parallel_size": 2, "use_distributed_optimizer": True}
@@ -41,7 +42,9 @@ def _tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
     return run_ranks(1, load)[0]
 
 
-@pytest.mark.parametrize(("ranks", "layout"), [(1, {}), (1, {"bf16": True}), (4, SHARDED)], ids=str)
+@pytest.mark.parametrize(
+    ("ranks", "layout"), rows([(1, {}), (1, {"bf16": True}), (4, SHARDED)], fast=[(1, {})]), ids=str
+)
 def test_async_save_holds_the_step_it_names(
     ranks: int, layout: dict, tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,8 +83,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("async_save", [False, True])
+@pytest.mark.parametrize("ranks", rows([1, 2], fast=[1]))
+@pytest.mark.parametrize("async_save", rows([False, True], fast=[False]))
 def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(
     async_save: bool, ranks: int, tiny_llama: Path, data: Path, small_disk: Path
 ) -> None:

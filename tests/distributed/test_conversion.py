@@ -114,6 +114,7 @@ def test_values_that_are_not_finite_are_named(tiny_qwen2: Path, tmp_path: Path) 
     )
 
 
+@pytest.mark.size("test")
 def test_ten_kills_leave_nothing_that_passes_for_complete(tiny_qwen2: Path, tmp_path: Path) -> None:
     """In each direction, at random moments; whatever is left, the same command then succeeds."""
     generator = random.Random(11)

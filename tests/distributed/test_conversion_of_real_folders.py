@@ -17,6 +17,7 @@ from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
 from tests.support.ranks import run_ranks
+from tests.support.sizes import rows
 from tests.support.tiny_families import save_tiny_family
 from tests.support.tiny_models import save_tiny_model
 from tests.support.training_runs import config_for, train, write_pairs
@@ -151,7 +152,12 @@ def test_no_weights_or_none_that_are_safetensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["Llama 3.1", "SmolLM2", "Mistral", "Qwen2.5", "Qwen3", "Mixtral", "Qwen3-MoE"]
+    "case",
+    rows(
+        ["Llama 3.1", "SmolLM2", "Mistral", "Qwen2.5", "Qwen3", "Mixtral", "Qwen3-MoE"],
+        fast=["Qwen2.5"],
+        rare=["SmolLM2", "Mistral", "Qwen3"],
+    ),
 )
 def test_a_training_run_of_no_steps(case: str, tmp_path: Path) -> None:
     """TP 2 × PP 2 reads a converted checkpoint, or the folder, validates, and saves: no bit changes."""

@@ -45,6 +45,7 @@ def losses(folder: Path) -> list[tuple[float, float]]:
     return [(record["loss"], record["grad_norm"]) for record in records(folder, "train")]
 
 
+@pytest.mark.size("test")
 def test_resumed_on_another_day(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ def _seen(
     return steps
 
 
+@pytest.mark.size("test")
 def test_every_sample_once_per_epoch(
     tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from megatron_probsft.runtime.errors import UserError
 from tests.distributed.test_training_parity import STEPS, _compare, _plain_transformers
+from tests.support.sizes import rows
 from tests.support.tiny_families import save_tiny_family
 from tests.support.training_runs import config_for, records, train, write_pairs
 
@@ -60,8 +62,14 @@ def _config(folder: Path, model: Path | None, data: Path, **settings: Any) -> An
     return config_for(folder, model, data, **({"train_iters": STEPS, "lr": 2e-3} | settings))
 
 
-@pytest.mark.parametrize("case", MODELS)
-@pytest.mark.parametrize("layout", LAYOUTS)
+EVERY_WAY = list(itertools.product(LAYOUTS, MODELS))
+OFTEN = [(layout, MODELS[number % 2]) for number, layout in enumerate(LAYOUTS)]
+
+
+@pytest.mark.parametrize(
+    ("layout", "case"),
+    rows(EVERY_WAY, fast=OFTEN[:1], rare=[way for way in EVERY_WAY if way not in OFTEN]),
+)
 def test_layout_equals_one_process(
     layout: str, case: str, one_process: dict[str, Path], models: dict[str, Path], data: Path, tmp_path: Path
 ) -> None:
@@ -76,7 +84,7 @@ def test_layout_equals_one_process(
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=2e-5, msg=name)
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("case", rows(MODELS, fast=["Mixtral"]))
 def test_one_process_equals_plain_transformers(
     case: str, models: dict[str, Path], data: Path, tmp_path: Path
 ) -> None:
@@ -84,6 +92,7 @@ def test_one_process_equals_plain_transformers(
     _compare(runs, _plain_transformers(models[case], data, lambda p: -p.log()), 1e-4)
 
 
+@pytest.mark.size("test")
 @pytest.mark.parametrize(
     ("first", "second"),
     [

@@ -156,6 +156,7 @@ def _back_from_there(folders: dict[str, Path], root: Path) -> None:
         megatron_to_hf(root / case / "trained", root / case / "back again")
 
 
+@pytest.mark.size("test")
 @pytest.mark.parametrize("way", ["back", "exported", "back again"])
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_is_changed_on_the_way(case: str, way: str, carried: Path, folders: dict[str, Path]) -> None:

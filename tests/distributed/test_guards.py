@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from megatron_probsft.training.state import TrainState
 from megatron_probsft.training.step import Criterion, StepResult, train_step
 from megatron_probsft.vocab_parallel.token_means import TokenMeans
 from tests.support.ranks import run_ranks
+from tests.support.sizes import rows
 from tests.support.training_runs import config_for, records, train, write_pairs
 
 LAYOUTS = {
@@ -119,15 +121,19 @@ def _left_out(state: TrainState, batch: StepBatch, criterion: Criterion) -> Step
     return StepResult(TokenMeans(0, 0.0, 0.0, 0.0, [0.0] * 20), 0.0, 0.0, None, {})
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+FAULTS = [
+    Fault(2, 0, float("nan")),
+    Fault(2, 1, float("inf")),
+    Fault(2, 1, float("nan"), in_loss=True),
+    Fault(2, 1, float("-inf"), in_loss=True),
+]
+EVERY_FAULT = list(itertools.product(FAULTS, LAYOUTS))
+OFTEN = EVERY_FAULT[::3]  # each fault, and each layout
+
+
 @pytest.mark.parametrize(
-    "fault",
-    [
-        Fault(2, 0, float("nan")),
-        Fault(2, 1, float("inf")),
-        Fault(2, 1, float("nan"), in_loss=True),
-        Fault(2, 1, float("-inf"), in_loss=True),
-    ],
+    ("fault", "layout"),
+    rows(EVERY_FAULT, fast=OFTEN[:1], rare=[fault for fault in EVERY_FAULT if fault not in OFTEN]),
     ids=str,
 )
 def test_a_step_that_is_not_finite_on_one_rank_leaves_no_trace(
@@ -218,6 +224,7 @@ def test_spikes_are_flagged_and_normal_runs_are_not() -> None:
     assert flat.found({"loss": 1.5}) == {"loss": 1.0}
 
 
+@pytest.mark.size("test")
 def test_a_spike_in_a_run_is_shown_and_recorded(
     tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture,

@@ -9,11 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.collectives import CollectiveRecorder
 from megatron_probsft.objectives.registry import get_objective
 from megatron_probsft.runtime import distributed
-from megatron_probsft.vocab_parallel.head import HeadOptions, supervised_loss
-from tests.support.collectives import CollectiveRecorder
+from megatron_probsft.vocab_parallel.head import supervised_loss
+from megatron_probsft.vocab_parallel.head_parts import HeadOptions, OutputHead, Supervision
 from tests.support.ranks import run_ranks
+from tests.support.sizes import rows
 
 VOCAB, HIDDEN, SEQUENCE = 61, 10, 48
 ROWS = [3, 4, 5, 11, 17, 20, 21, 22, 30, 31, 32, 40, 41, 46, 47]
@@ -58,14 +60,9 @@ def _run_head(path: str, objective: str, dtype: torch.dtype, sequence_parallel: 
     with CollectiveRecorder() as forward:
         total, tokens = supervised_loss(
             hidden,
-            weight,
-            case["rows"],
-            case["labels"],
+            OutputHead(weight, VOCAB, distributed.tensor_group(), sequence_parallel),
+            Supervision(case["rows"], case["labels"], case["token_weights"]),
             get_objective(objective),
-            vocab_size=VOCAB,
-            group=distributed.tensor_group(),
-            sequence_parallel=sequence_parallel,
-            token_weights=case["token_weights"],
             options=PATHS[path],
             grad_scale=SCALE,
         )
@@ -79,7 +76,8 @@ def _run_head(path: str, objective: str, dtype: torch.dtype, sequence_parallel: 
         "log_p": tokens.log_p,
         "losses": tokens.losses,
         "hidden": hidden.grad,
-        "weight": (weight.main_grad + weight.grad - 0.5).to_dense(),  # what Megatron's DDP does
+        # what Megatron's DDP does
+        "weight": (weight.main_grad + weight.grad - 0.5).to_dense(),  # type: ignore[attr-defined]
         "collectives": {"forward": forward.calls, "backward": backward.calls},
     }
 
@@ -126,7 +124,8 @@ def _exact(tp: int, objective: str, dtype: torch.dtype) -> dict[str, torch.Tenso
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
-    ("tp", "sequence_parallel"), [(1, False), (2, False), (2, True), (3, False), (3, True)]
+    ("tp", "sequence_parallel"),
+    rows([(1, False), (2, False), (2, True), (3, False), (3, True)], fast=[(2, False), (2, True)]),
 )
 def test_against_float64(
     tp: int, sequence_parallel: bool, path: str, objective: str, dtype: torch.dtype
@@ -176,8 +175,8 @@ def _alone(options: HeadOptions, **changes: Any) -> tuple[torch.Tensor, torch.Te
         weight.requires_grad_(False)
     rows = case["rows"][: changes.get("tokens", len(ROWS))]
     total, _ = supervised_loss(
-        hidden, weight, rows, case["labels"][: len(rows)], get_objective("p"), vocab_size=VOCAB, group=None,
-        sequence_parallel=False, options=options,
+        hidden, OutputHead(weight, VOCAB, None), Supervision(rows, case["labels"][: len(rows)]),
+        get_objective("p"), options=options,
     )  # fmt: skip
     return total, hidden, weight
 
@@ -193,8 +192,8 @@ def test_micro_batches_add_up_in_main_grad() -> None:
     case = _case(1, torch.float32)
     for _ in range(2):
         total, _ = supervised_loss(
-            case["hidden"], weight, case["rows"], case["labels"], get_objective("p"), vocab_size=VOCAB,
-            group=None, sequence_parallel=False, options=FUSED,
+            case["hidden"], OutputHead(weight, VOCAB, None), Supervision(case["rows"], case["labels"]),
+            get_objective("p"), options=FUSED,
         )  # fmt: skip
         total.backward()
     torch.testing.assert_close(weight.main_grad, 3 * once)  # type: ignore[attr-defined]

@@ -35,6 +35,7 @@ def _model(folder: Path, tp: int, pp: int) -> tuple[Any, Any]:
     return model, hf
 
 
+@pytest.mark.size("test")
 def test_a_folder_with_each_checkpoint(tiny_llama: Path, tmp_path: Path) -> None:
     """Also of the checkpoint that is resumed, if its folder is missing."""
     data = write_pairs(tmp_path / "train.jsonl", 20)
@@ -75,8 +76,8 @@ def _elements_read(folder: Path) -> tuple[int, int]:
     read = [0]
     plain = TensorReader.read
 
-    def counted(reader: TensorReader, name: str, *cuts: slice) -> torch.Tensor:
-        tensor = plain(reader, name, *cuts)
+    def counted(self: TensorReader, name: str, *cuts: slice) -> torch.Tensor:
+        tensor = plain(self, name, *cuts)
         read[0] += tensor.numel()
         return tensor
 

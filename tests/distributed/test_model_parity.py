@@ -57,7 +57,7 @@ def _logits(folder: Path, token_ids: list[int], layout: tuple[int, int, bool], p
         outputs = get_forward_backward_func()(
             forward_step_func=forward_step,
             data_iterator=iter([None]),
-            model=model,
+            model=[*model],
             num_microbatches=1,
             seq_length=len(token_ids),
             micro_batch_size=1,
@@ -98,6 +98,7 @@ def test_qwen2_logits(tmp_path: Path, layout: tuple[int, int, bool], tied: bool)
     assert _check_logits(folder, token_ids, layout, packed=True) < 1e-5
 
 
+@pytest.mark.size("test")
 @pytest.mark.parametrize("layout", [(1, 1, False), (3, 1, False), (1, 2, False), (3, 2, False)], ids=str)
 def test_smollm2_logits_on_real_text(smollm2: Path, layout: tuple[int, int, bool]) -> None:
     token_ids = AutoTokenizer.from_pretrained(smollm2)(TEXT).input_ids
@@ -134,6 +135,7 @@ def test_import_then_export_is_bit_identical(
     AutoTokenizer.from_pretrained(tmp_path / "out")
 
 
+@pytest.mark.size("test")
 def test_smollm2_round_trip_is_bit_identical(smollm2: Path, tmp_path: Path) -> None:
     run_ranks(6, _round_trip, smollm2, tmp_path / "out", 3, 2)
     assert _same_tensors(smollm2, tmp_path / "out")

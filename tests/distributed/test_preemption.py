@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -15,6 +16,7 @@ from megatron_probsft.checkpoint.megatron.run_folder import find_checkpoint
 from megatron_probsft.runtime import distributed
 from megatron_probsft.training import loop, preemption
 from megatron_probsft.training.preemption import StopRequests
+from tests.support.sizes import rows
 from tests.support.training_runs import config_for, records, train, write_pairs
 
 
@@ -39,10 +41,11 @@ def _signal_when(
     monkeypatch.setattr(loop, name, called)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize(
-    "layout", [{}, {"pipeline_model_parallel_size": 2}, {"tensor_model_parallel_size": 2}]
-)
+LAYOUTS = [{}, {"pipeline_model_parallel_size": 2}, {"tensor_model_parallel_size": 2}]
+SIGNALS = list(itertools.product(LAYOUTS, [signal.SIGTERM, signal.SIGUSR1]))
+
+
+@pytest.mark.parametrize(("layout", "number"), rows(SIGNALS, fast=SIGNALS[:1], rare=SIGNALS[1:5:2]))
 def test_a_signal_to_one_rank_stops_all_after_the_step(
     layout: dict, number: signal.Signals, tiny_llama: Path, data: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture,
@@ -86,7 +89,7 @@ def test_the_time_is_up(tiny_llama: Path, data: Path, tmp_path: Path, capfd: pyt
 def test_time_counts_from_the_start_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Imports, tokenizing and loading take of the machine's time too."""
     monkeypatch.setattr(preemption.dist, "all_reduce", lambda *_, **__: None)
-    monkeypatch.setattr(preemption.torch.cuda, "current_device", lambda: "cpu")
+    monkeypatch.setattr(preemption, "current_device", lambda: "cpu")
     ran = (time.time() - psutil.Process().create_time()) / 60
     assert StopRequests(ran - 0.01).reason() == "--exit-duration-in-mins"
     assert StopRequests(ran + 10).reason() is None

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_probsft.runtime.errors import UserError
+from tests.support.sizes import rows
 from tests.support.training_runs import config_for, records, train, write_pairs
 
 TP2 = {"tensor_model_parallel_size": 2}
@@ -32,18 +33,21 @@ def _interrupted(
     return records(folder)
 
 
+SAME: list[tuple[int, dict[str, Any]]] = [
+    (1, {}),
+    (4, TP2 | SHARDED | {"bf16": True}),
+    (4, PP2 | SHARDED),  # two buckets, paddings between them
+    (2, SHARDED),
+]
+SAME_RARE: list[tuple[int, dict[str, Any]]] = [
+    (1, {"bf16": True}),
+    (4, TP2 | PP2 | {"sequence_parallel": True}),
+    (4, PP2 | VPP2 | SHARDED),
+]
+
+
 @pytest.mark.parametrize(
-    ("ranks", "settings"),
-    [
-        (1, {}),
-        (1, {"bf16": True}),
-        (4, TP2 | PP2 | {"sequence_parallel": True}),
-        (4, TP2 | SHARDED | {"bf16": True}),
-        (4, PP2 | SHARDED),  # two buckets, paddings between them
-        (4, PP2 | VPP2 | SHARDED),
-        (2, SHARDED),
-    ],
-    ids=str,
+    ("ranks", "settings"), rows(SAME + SAME_RARE, fast=SAME[:1], rare=SAME_RARE), ids=str
 )
 def test_same_layout_continues_identically(
     ranks: int, settings: dict, tiny_llama: Path, data: Path, tmp_path: Path
@@ -54,17 +58,20 @@ def test_same_layout_continues_identically(
         assert [record[key] for record in parts] == [record[key] for record in whole], key
 
 
+OTHER: list[tuple] = [
+    ((2, TP2), (2, PP2), {}),
+    ((2, {}), (2, TP2), SHARDED),
+    ((2, PP2 | VPP2), (2, TP2), {}),
+    ((1, {}), (4, PP2 | VPP2), SHARDED),
+]
+OTHER_RARE: list[tuple] = [
+    ((1, {}), (4, TP2 | {"sequence_parallel": True}), {}),
+    ((4, TP2), (4, PP2), SHARDED),
+]
+
+
 @pytest.mark.parametrize(
-    ("first", "second", "shared"),
-    [
-        ((2, TP2), (2, PP2), {}),
-        ((1, {}), (4, TP2 | {"sequence_parallel": True}), {}),
-        ((2, {}), (2, TP2), SHARDED),
-        ((4, TP2), (4, PP2), SHARDED),
-        ((2, PP2 | VPP2), (2, TP2), {}),
-        ((1, {}), (4, PP2 | VPP2), SHARDED),
-    ],
-    ids=str,
+    ("first", "second", "shared"), rows(OTHER + OTHER_RARE, fast=OTHER[:1], rare=OTHER_RARE), ids=str
 )
 def test_another_layout_continues_equally(
     first: tuple, second: tuple, shared: dict, tiny_llama: Path, data: Path, tmp_path: Path

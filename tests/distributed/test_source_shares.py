@@ -31,6 +31,7 @@ def _config(folder: Path, model: Path | None, files: list[str], **settings: Any)
     return dataclasses.replace(config, data=files, data_weights=weights)
 
 
+@pytest.mark.size("test")
 def test_one_order_on_every_layout_and_over_interruptions(
     tiny_llama: Path, files: list[str], tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ from megatron_probsft.training.log.timing import PARTS
 from megatron_probsft.training.state import TrainState
 from megatron_probsft.training.step import StepResult, train_step
 from megatron_probsft.vocab_parallel.token_means import TokenMeans, combine
+from tests.support.sizes import rows
 from tests.support.tiny_families import save_tiny_family
 from tests.support.training_runs import config_for, records, train, write_pairs
 
@@ -74,7 +75,7 @@ def test_peaks_by_device_name() -> None:
 
 @pytest.mark.parametrize(
     "layout",
-    [{}, {"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}],
+    rows([{}, {"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}], fast=[{}]),
     ids=["DP 2", "TP 2", "PP 2"],
 )
 def test_the_records_of_a_run(
@@ -259,6 +260,7 @@ def fake_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "calls"
 
 
+@pytest.mark.size("test")
 def test_wandb_gets_the_records_and_a_resumed_run_goes_on_there(
     fake_wandb: Path, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -325,6 +327,7 @@ def test_wandb_is_refused_where_it_cannot_work(
     )
 
 
+@pytest.mark.size("test")
 def test_the_summary_of_a_stopped_and_resumed_run(
     tiny_llama: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
@@ -374,6 +377,7 @@ def test_the_summary_of_a_stopped_and_resumed_run(
     assert f"loss {best['loss']:.4f}, nll {best['nll']:.4f}" in shown
 
 
+@pytest.mark.size("test")
 def test_skipped_steps_are_counted_over_resumes(
     tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from megatron_probsft.data.store import encoding, store_files, token_store
-from megatron_probsft.data.store.token_store import TokenStore, build_token_store
+from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.runtime import build_folder
 from megatron_probsft.runtime.errors import UserError
 from tests.support.tiny_models import VOCAB_SIZE, save_tiny_tokenizer
+from tests.support.token_stores import build_store
 
 FORK = get_context("fork")
 ROWS = 1200
@@ -31,7 +32,7 @@ def tokenizer(tmp_path: Path) -> Any:
 
 
 def build(folder: Path, tokenizer: Any, cache: str = "cache", num_workers: int = 1) -> TokenStore:
-    return build_token_store(
+    return build_store(
         [str(folder / "a.jsonl")], tokenizer, template="chat", seq_length=64, vocab_size=VOCAB_SIZE,
         cache_dir=folder / cache, num_workers=num_workers, log=lambda _: None,
     )  # fmt: skip
@@ -56,6 +57,7 @@ def assert_same(store: TokenStore, expected: TokenStore) -> None:
     assert len(store) == ROWS
 
 
+@pytest.mark.size("test")
 def test_four_processes_build_the_same_store_at_once(tmp_path: Path, tokenizer: Any) -> None:
     expected = build(tmp_path, tokenizer, "elsewhere")
     for attempt in range(3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_probsft.data.order import sample_indices
 from megatron_probsft.training.config.config import TrainConfig
+from tests.support.sizes import rows
 from tests.support.training_runs import config_for, records, train, write_pairs
 
 STEPS = 4
@@ -108,9 +110,16 @@ def _compare(runs: list[dict], expected: list[dict], tolerance: float) -> None:
             assert run[key] == pytest.approx(reference[key], rel=tolerance), (run["iteration"], key)
 
 
-@pytest.mark.parametrize("objective", ["original", "GeneralFamily-8", "OnlyTopP-0.2"])
-@pytest.mark.parametrize("packs", ["packed", "unpacked"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+EVERY_WAY = list(
+    itertools.product(LAYOUTS, ["packed", "unpacked"], ["original", "GeneralFamily-8", "OnlyTopP-0.2"])
+)
+OFTEN = EVERY_WAY[::5]  # each layout with an objective or two
+
+
+@pytest.mark.parametrize(
+    ("layout", "packs", "objective"),
+    rows(EVERY_WAY, fast=OFTEN[:1], rare=[way for way in EVERY_WAY if way not in OFTEN]),
+)
 def test_layout_equals_one_process(
     layout: str, packs: str, objective: str, one_process: dict, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -120,7 +129,19 @@ def test_layout_equals_one_process(
     _compare(train(ranks, config), one_process[objective], 1e-5)
 
 
-@pytest.mark.parametrize("layout", OTHERS)
+@pytest.mark.parametrize(
+    "layout",
+    rows(
+        OTHERS,
+        fast=["materialized"],
+        rare=[
+            "TP 2 × PP 2 × VPP 2 + SP", "DP 2", "DP 2 distributed optimizer", "TP 2 × CP 2 + SP",
+            "PP 2 × CP 2", "PP 2 × VPP 2 × CP 2", "PP 4, no packing", "TP 2 + SP, fixed pack length",
+            "PP 2 × DP 2 distributed optimizer + overlaps", "TP 2 × PP 2 × CP 2 + SP, full recompute",
+            "PP 2 small loss chunks", "PP 2 materialized",
+        ],
+    ),
+)  # fmt: skip
 def test_more_layouts_equal_one_process(
     layout: str, one_process: dict, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -129,13 +150,14 @@ def test_more_layouts_equal_one_process(
     _compare(train(ranks, config), one_process["GeneralFamily-8"], 1e-5)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", rows(OBJECTIVES, fast=["original"]))
 def test_one_process_equals_plain_transformers(
     objective: str, one_process: dict, tiny_llama: Path, data: Path
 ) -> None:
     _compare(one_process[objective], _plain_transformers(tiny_llama, data, OBJECTIVES[objective]), 1e-4)
 
 
+@pytest.mark.size("test")
 def test_untied_qwen2_across_stages_and_shards(tiny_qwen2: Path, data: Path, tmp_path: Path) -> None:
     one = train(1, _config(tmp_path / "one", tiny_qwen2, data))
     settings = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 4, "sequence_parallel": True}
@@ -154,8 +176,8 @@ DENOMINATORS = {
 }
 
 
-@pytest.mark.parametrize("layout", ["one process", "CP 2", "TP 2 × PP 2"])
-@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize("layout", rows(["one process", "CP 2", "TP 2 × PP 2"], fast=["one process"]))
+@pytest.mark.parametrize("denominator", rows(DENOMINATORS, fast=["microbatch-mean"]))
 def test_denominators_of_other_trainers(
     denominator: str, layout: str, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -202,8 +224,14 @@ def _papers_code(objective: str, ranks: int, kept: list[list[int]]) -> Any:
     return of_step
 
 
-@pytest.mark.parametrize("layout", ["one process", "DP 2", "CP 2", "TP 2 + SP", "TP 2 × CP 2", "TP 2 × PP 2"])
-@pytest.mark.parametrize("objective", PAPERS_LOSSES)
+PAPERS_LAYOUTS = ["one process", "DP 2", "CP 2", "TP 2 + SP", "TP 2 × CP 2", "TP 2 × PP 2"]
+PAPERS_RUNS = list(itertools.product(PAPERS_LOSSES, PAPERS_LAYOUTS))
+
+
+@pytest.mark.parametrize(
+    ("objective", "layout"),
+    rows(PAPERS_RUNS, fast=PAPERS_RUNS[:1], rare=[run for run in PAPERS_RUNS if run not in PAPERS_RUNS[::5]]),
+)
 def test_the_papers_denominator(
     objective: str, layout: str, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -218,7 +246,7 @@ def test_the_papers_denominator(
     assert sum(step.count(0) for step in kept) == NOTHING_KEPT.get(objective, 0)
 
 
-@pytest.mark.parametrize("path", ["fused", "materialized"])
+@pytest.mark.parametrize("path", rows(["fused", "materialized"], fast=["fused"]))
 @pytest.mark.parametrize("denominator", ["microbatch-mean", "kept-tokens"])
 def test_kept_tokens_of_micro_batches_and_of_the_step(
     denominator: str, path: str, tiny_llama: Path, data: Path, tmp_path: Path
@@ -236,6 +264,7 @@ def test_kept_tokens_of_micro_batches_and_of_the_step(
     _compare(train(1, config), _plain_transformers(tiny_llama, data, None, loss_of_parts=loss), 1e-4)
 
 
+@pytest.mark.size("test")
 def test_micro_batches_of_all_ranks_count_alike(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
     """Eight samples in micro-batches of two: the sum over four of one rank, the mean of two ranks' two."""
     settings: dict[str, Any] = {"packing": False, "micro_batch_size": 2, "clip_grad": 0.0}
@@ -261,7 +290,10 @@ def half_entropy_weight(log_p: torch.Tensor, entropy: torch.Tensor) -> torch.Ten
     return -log_p * (1 + entropy / 2)
 
 
-@pytest.mark.parametrize("objective", ["EAFT-1", f"{__name__}:half_entropy_weight"])
+USERS_OWN = f"{__name__}:half_entropy_weight"
+
+
+@pytest.mark.parametrize("objective", rows(["EAFT-1", USERS_OWN], fast=[]))
 def test_statistics_across_shards_and_a_users_own_function(
     objective: str, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -270,6 +302,7 @@ def test_statistics_across_shards_and_a_users_own_function(
     _compare(train(4, _config(tmp_path / "four", tiny_llama, data, objective=objective, **layout)), one, 1e-5)
 
 
+@pytest.mark.size("test")
 def test_ten_steps_with_the_fused_head_equal_the_materialized_path(
     tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -284,7 +317,7 @@ def test_ten_steps_with_the_fused_head_equal_the_materialized_path(
     _compare(fused, materialized, 1e-5)
 
 
-@pytest.mark.parametrize("path", ["materialized", "fused"])
+@pytest.mark.parametrize("path", rows(["materialized", "fused"], fast=["fused"]))
 def test_bf16_follows_float32(
     path: str, one_process: dict, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 BYTE_LEVEL = Path(__file__).parents[1] / "data" / "byte_level_llama_tokenizer"
 
 
+@pytest.mark.size("test")
 def test_a_run_keeps_its_spaces_and_says_who_loses_them(
     tiny_llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

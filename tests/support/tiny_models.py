@@ -39,7 +39,7 @@ def save_tiny_model(
         initializer_range=initializer_range,
         dtype=dtype,
     )  # fmt: skip
-    model = (
+    model: Any = (  # a decorator hides the type of `to`
         LlamaForCausalLM(LlamaConfig(**sizes))
         if family == "llama"
         else Qwen2ForCausalLM(Qwen2Config(**sizes))

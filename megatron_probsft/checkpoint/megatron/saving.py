@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import queue
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +17,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from torch.distributed.checkpoint.filesystem import _StorageWriterTransforms
@@ -27,8 +25,10 @@ from megatron_probsft.checkpoint.megatron import run_folder as folders
 from megatron_probsft.checkpoint.megatron.side_files import SideFiles
 from megatron_probsft.checkpoint.megatron.torch_dist import CONTENT
 from megatron_probsft.checkpoint.megatron.torch_dist_reader import Place
+from megatron_probsft.runtime.device import current_device, has_gpu
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import pieces
+from megatron_probsft.runtime.megatron_patches import results_queue
 
 ReadBlock = Callable[[Place], torch.Tensor]
 """read(place) gives a block of a checkpoint's tensor, on the CPU, with storage of its own."""
@@ -74,8 +74,7 @@ class Save:
         self._run_folder, self._side_files = run_folder, side_files
         self._part = folders.part_folder(run_folder, step)
         self._on_first_rank(self._make_part)
-        # Results come from a thread: no process manager is needed for their queue (19 s → 0.2 s).
-        filesystem_async._results_queue = queue.Queue()  # type: ignore[assignment]
+        results_queue.apply()
         self._strategy = _Strategy(thread_count=streaming.files if streaming else 1)
         dist_checkpointing.save(
             state_dict,
@@ -94,7 +93,7 @@ class Save:
 
     def is_written(self) -> bool:
         """True once every rank has written its files. Collective: one all-reduce of an integer."""
-        writing = torch.tensor(int(self._thread.is_alive()), device=torch.cuda.current_device())
+        writing = torch.tensor(int(self._thread.is_alive()), device=current_device())
         dist.all_reduce(writing, op=dist.ReduceOp.MAX)
         return not int(writing)
 
@@ -164,7 +163,7 @@ def _buckets(writer: FileSystemWriterAsync, copy: bool, streaming: Streaming | N
             for path, key, (objects, tensors) in writer.write_buckets or []
         ]
     buckets = FileSystemWriterAsync.preload_tensors(writer.write_buckets or [])  # copies a device's
-    if not copy or torch.cuda.is_available():
+    if not copy or has_gpu():
         return buckets
     return [
         (path, key, (objects, [(item, tensor.clone()) for item, tensor in tensors]))

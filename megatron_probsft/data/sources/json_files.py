@@ -1,4 +1,4 @@
-"""Rows of JSON files: an object per line or one array of them, as they are or packed."""
+"""JSON files are read as rows: an object per line or one array of them, as they are or compressed."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from megatron_probsft.runtime.errors import UserError
 
 
 class JsonFile:
-    """A `Reader` of one file."""
+    """A `Reader` of one JSON file."""
 
     columnar = False
 
     def __init__(self, file: str) -> None:
         self._file = file
 
-    def form(self) -> str:
-        packed = "packed, " * (Path(self._file).suffix in PACKED)
+    def describe(self) -> str:
+        packed = "packed, " * (Path(self._file).suffix in COMPRESSED)
         return f"{packed}one JSON array" if self._array is not None else packed + "JSON lines" * bool(packed)
 
     def columns(self) -> dict[str, Any] | None:
         return next((row for _, row in self.rows(())), None)
 
     def rows(self, keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Numbered by line, blank ones passed over; in an array by its items."""
+        """Yield rows with the number of their line, or of their item in an array; blank lines are skipped."""
         for number, row in self._items():
             if not isinstance(row, dict):
                 raise UserError(f"{self._file}:{number}: is of type {type(row).__name__}, not a JSON object")
@@ -61,7 +61,7 @@ class JsonFile:
 
     @cached_property
     def _array(self) -> list[Any] | None:
-        """The file's rows where it is one array: then nothing but that array is in it."""
+        """The file's rows, if it is one array, and nothing but that array is in it; else None."""
         with self._stream() as stream:
             start = stream.read(1 << 10).lstrip(b"\xef\xbb\xbf \t\r\n")
             if not start.startswith(b"["):
@@ -78,10 +78,10 @@ class JsonFile:
     @contextlib.contextmanager
     def _stream(self) -> Iterator[Any]:
         try:
-            with PACKED.get(Path(self._file).suffix, _open_plain)(self._file) as stream:
+            with COMPRESSED.get(Path(self._file).suffix, _open_plain)(self._file) as stream:
                 yield stream
         except (EOFError, zlib.error, OSError) as error:
-            if Path(self._file).suffix not in PACKED:
+            if Path(self._file).suffix not in COMPRESSED:
                 raise
             raise UserError(f"{self._file}: damaged, it cannot be unpacked: {error}") from None
 
@@ -103,11 +103,11 @@ def _open_zstd(file: str) -> Any:
     return io.BufferedReader(pa.input_stream(file, compression="zstd"))  # type: ignore[arg-type]
 
 
-PACKED: dict[str, Any] = {".gz": gzip.open, ".zst": _open_zstd}
+COMPRESSED: dict[str, Any] = {".gz": gzip.open, ".zst": _open_zstd}
 
 
 def digest_of(files: Sequence[str]) -> str:
-    """Hash of the files' bytes."""
+    """Return a hash of the files' bytes."""
     total = hashlib.blake2b(digest_size=16)
     for file in files:
         with open(file, "rb") as stream:

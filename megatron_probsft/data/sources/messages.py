@@ -1,4 +1,4 @@
-"""One message of a row in the one form that templates take, whatever form it came in; nothing is dropped."""
+"""A row's message is brought into the one form that templates take; nothing of it is dropped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MISSING = object()
 
 
 def normalised(message: Any, where: str) -> dict[str, Any]:
-    """`{role, content, …}` with every field that says something; `where` names it in errors.
+    """Return `{role, content, …}` with every field that says something; `where` names the message in errors.
 
     role and content are strings. ShareGPT's `from` and `value` become role and content; a list of text parts
     becomes their text, one after the other; the arguments of a tool call, often JSON in a string, become the
@@ -56,7 +56,7 @@ def normalised(message: Any, where: str) -> dict[str, Any]:
 
 
 def text_of(value: Any, name: str, where: str) -> str:
-    """The value, if it is a string of valid Unicode."""
+    """Return the value if it is a string of valid Unicode, and raise UserError if not."""
     if not isinstance(value, str):
         hint = " (conversations go into a messages column)" if isinstance(value, list) else ""
         raise UserError(f"{where}: {name!r} is {kind_of(value)}, not a string{hint}")
@@ -68,14 +68,14 @@ def text_of(value: Any, name: str, where: str) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """A value in words: missing, null, or of its type."""
+    """Describe a value in words: missing, null, or of its type."""
     if value is MISSING:
         return "missing"
     return "null" if value is None else f"of type {type(value).__name__}"
 
 
 def check_unicode(value: Any, where: str) -> None:
-    """UserError where a string anywhere in it could not be written as UTF-8, or it is no JSON value."""
+    """Raise UserError if a string anywhere in the value is no valid UTF-8, or it is no JSON value."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""One item of --data: a file, a folder of `datasets`, or a data set of the hub; its columns, rows, digest."""
+"""An item of --data is read: a file, a folder of `datasets`, or a data set of the hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from megatron_probsft.data.sources.json_files import PACKED, JsonFile, digest_of
+from megatron_probsft.data.sources.json_files import COMPRESSED, JsonFile, digest_of
 from megatron_probsft.runtime.errors import UserError
 
 if TYPE_CHECKING:  # it takes seconds to import: `_library` does, where an item needs it
@@ -22,49 +22,49 @@ _HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+)(?=:))?(:(?P<spl
 
 
 class Reader(Protocol):
-    """What every kind of item can tell. All raise UserError, naming the item, where it cannot be read."""
+    """A reader of one item of --data. All methods raise UserError, naming the item, if it cannot be read."""
 
     columnar: bool
     """Whether all rows have the same columns, null where a row says nothing."""
 
-    def form(self) -> str:
-        """How the rows lie in it, in words, where that is not the common way; else empty."""
+    def describe(self) -> str:
+        """Say in words how the item holds its rows, if that is not the common way; else return ""."""
         ...
 
     def columns(self) -> dict[str, Any] | None:
-        """The names there are as keys, nested as in a row; None if there is no row."""
+        """Return the columns' names as keys, nested as in a row; None if there is no row."""
         ...
 
     def rows(self, keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(number, row), numbered from 1; at least the columns that hold these names or dotted paths."""
+        """Yield (number from 1, row), with at least the columns that hold these names or dotted paths."""
         ...
 
     def count(self) -> int:
-        """How many rows there are, blank lines too."""
+        """Return how many rows there are, blank lines counted."""
         ...
 
     def digest(self) -> str:
-        """Names the content."""
+        """Return a hash of the content."""
         ...
 
 
 def reader_of(item: str) -> Reader:
-    """The reader of `file.jsonl`, `file.parquet`, `folder`, `folder:split`, `owner/name[[:config]:split]`.
+    """Return the reader of `file.jsonl`, `file.parquet`, `folder[:split]` or `owner/name[[:config]:split]`.
 
-    A .jsonl or .json file holds an object per line or one JSON array, and may be packed as .gz or .zst.
+    A .jsonl or .json file holds an object per line or one JSON array, and may be compressed as .gz or .zst.
     A folder is one that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote; a path that exists goes
-    before a name on the hub. Reads nothing yet.
+    before a name on the hub. Nothing is read yet.
 
     Raises UserError: no such file, an empty one, or one of another extension.
     """
     path = Path(item)
-    packed = path.suffix if path.suffix in PACKED else ""
-    suffix = path.with_suffix("").suffix if packed else path.suffix
-    known = suffix in _READERS and not (packed and _READERS[suffix] is _Parquet)
+    compressed = path.suffix if path.suffix in COMPRESSED else ""
+    suffix = path.with_suffix("").suffix if compressed else path.suffix
+    known = suffix in _READERS and not (compressed and _READERS[suffix] is _Parquet)
     if path.is_file():
         if not known:
             raise UserError(
-                f"{item}: extension {suffix + packed!r} is none of {', '.join(_READERS)}, .jsonl.gz, "
+                f"{item}: extension {suffix + compressed!r} is none of {', '.join(_READERS)}, .jsonl.gz, "
                 ".jsonl.zst"
             )
         if path.stat().st_size == 0:
@@ -87,7 +87,7 @@ class _Parquet:
     def __init__(self, file: str) -> None:
         self._file = file
 
-    def form(self) -> str:
+    def describe(self) -> str:
         return ""
 
     def columns(self) -> dict[str, Any] | None:
@@ -119,11 +119,11 @@ _READERS: dict[str, type[JsonFile | _Parquet]] = {
 
 
 class _Arrow:
-    """A dataset in Arrow files, found by `_open`."""
+    """A reader of a dataset in Arrow files, which `_open` finds."""
 
     columnar = True
 
-    def form(self) -> str:
+    def describe(self) -> str:
         return ""
 
     def columns(self) -> dict[str, Any] | None:
@@ -208,18 +208,18 @@ def _one_split(found: DatasetDict, item: str, base: str, split: str | None) -> D
 
 
 def _columns_of(keys: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The columns that hold these names or dotted paths."""
+    """Return the columns that hold these names or dotted paths."""
     return list(dict.fromkeys(key if key in names else key.split(".")[0] for key in keys))
 
 
 def _nested(fields: Any) -> dict[str, Any]:
-    """A schema's names, nested as in one of its rows."""
+    """Return a schema's names, nested as in one of its rows."""
     return {f.name: _nested(f.type) if pa.types.is_struct(f.type) else None for f in fields}
 
 
 @lru_cache(maxsize=1)
 def _library() -> Any:
-    """`datasets`, imported late; its progress bars only where somebody sees them."""
+    """Import `datasets`, late, and show its progress bars only where somebody sees them."""
     import datasets
     import datasets.exceptions
 

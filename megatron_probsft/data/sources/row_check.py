@@ -1,4 +1,4 @@
-"""The first look at training data, before anything is imported that takes seconds."""
+"""Training data are looked at before anything is imported that takes seconds."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def check_rows(
     messages_key: str,
     weight_key: str | None,
 ) -> None:
-    """Read what are files of `files` for so many seconds, all of them if they are small.
+    """Check the rows of those `files` that are local files, for so many seconds.
 
-    What is not reached is checked when it is tokenized; folders and data sets of the hub are so altogether.
+    Rows not reached by then are checked when they are tokenized, as are folders and data sets of the hub.
 
     Raises:
         UserError: as `read_rows` does.

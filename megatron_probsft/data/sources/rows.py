@@ -1,35 +1,20 @@
-"""Training data to rows: files, folders, data sets of the hub; pairs or conversations, each row checked."""
+"""Training data are read as rows, pairs or conversations, from files, folders and the hub, and checked."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from megatron_probsft.data.sources.messages import MISSING, check_unicode, kind_of, normalised, text_of
+from megatron_probsft.data.sources.columns import Columns, find_columns, look_up
+from megatron_probsft.data.sources.messages import check_unicode, kind_of, normalised, text_of
 from megatron_probsft.data.sources.readers import Reader, reader_of
 from megatron_probsft.runtime.errors import UserError
 
-EXTRAS = ("system", "tools", "chat_template_kwargs")
-"""Columns that reach the chat template beside a row's texts."""
 _LARGEST_WEIGHT = 1e18  # so that the product of two is finite in float32
 _RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "chat_template", "strftime_now")
-
-
-@dataclass(frozen=True)
-class _Form:
-    """What a file's rows hold and in which columns."""
-
-    kind: Literal["pairs", "messages"]
-    columns: tuple[str, ...]  # prompt and response, or messages
-    extras: tuple[str, ...]
-    weight: str | None
-    input: str | None = None  # of Alpaca: follows the instruction
-    history: str | None = None  # of Alpaca: earlier turns
-    name: str = ""  # where it is not the common form
 
 
 def read_rows(
@@ -41,7 +26,7 @@ def read_rows(
     weight_key: str | None = None,
     log: Callable[[str], None] = lambda _: None,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of the files (or what else `reader_of` reads), in the order given.
+    """Yield the rows of the files (or what else `reader_of` reads), in the order given.
 
     A file with the prompt column gives pairs, else one with the messages column gives conversations; all
     files must be of one kind. A key is a column's name or, for nested data, a path: `extra_info.question`.
@@ -64,19 +49,19 @@ def read_rows(
     check_files(files)
     keys = (prompt_key, response_key, messages_key, weight_key)
     readers = [reader_of(file) for file in files]
-    forms = [_form(file, reader, keys) for file, reader in zip(files, readers, strict=True)]
-    kinds = [form.kind for form in forms]
+    columns = [find_columns(file, reader, keys) for file, reader in zip(files, readers, strict=True)]
+    kinds = [one.kind for one in columns]
     if len(set(kinds)) > 1:
         other = files[kinds.index("messages" if kinds[0] == "pairs" else "pairs")]
         raise UserError(f"{files[0]} holds {kinds[0]} but {other} does not: give files of one kind")
-    for file, reader, form in zip(files, readers, forms, strict=True):
-        if said := "; ".join(filter(None, (reader.form(), form.name))):
+    for file, reader, one in zip(files, readers, columns, strict=True):
+        if said := "; ".join(filter(None, (reader.describe(), one.known_as))):
             log(f"{file}: {said}")
-    return _all_rows(files, readers, forms)
+    return _all_rows(files, readers, columns)
 
 
 def check_files(files: Sequence[str]) -> None:
-    """UserError unless every item is a readable file, a folder, or may be a data set of the hub."""
+    """Raise UserError unless every item is a readable file, a folder, or may be a data set of the hub."""
     if not files:
         raise UserError("no data file given: name at least one .jsonl or .parquet file")
     for file in files:
@@ -84,34 +69,36 @@ def check_files(files: Sequence[str]) -> None:
 
 
 def _all_rows(
-    files: Sequence[str], readers: Sequence[Reader], forms: Sequence[_Form]
+    files: Sequence[str], readers: Sequence[Reader], columns: Sequence[Columns]
 ) -> Iterator[dict[str, Any]]:
-    for source, (file, reader, form) in enumerate(zip(files, readers, forms, strict=True)):
-        keys = (*form.columns, form.input, form.history, form.weight, *form.extras)
+    for source, (file, reader, one) in enumerate(zip(files, readers, columns, strict=True)):
+        keys = (*one.texts, one.input, one.history, one.weight, *one.extras)
         for number, row in reader.rows([key for key in keys if key is not None]):
             where = f"{file}:{number}"
-            extras = _extras(row, form.extras, where, reader.columnar)
-            content = (_pair if form.kind == "pairs" else _conversation)(row, form, extras, where)
+            extras = _extras(row, one.extras, where, reader.columnar)
+            content = (_pair if one.kind == "pairs" else _conversation)(row, one, extras, where)
             yield {**content, "source": source, "row": number}
 
 
-def _pair(row: dict[str, Any], form: _Form, extras: dict[str, Any], where: str) -> dict[str, Any]:
-    prompt_key, response_key = form.columns
-    response = text_of(_look_up(row, response_key), response_key, where)
+def _pair(row: dict[str, Any], columns: Columns, extras: dict[str, Any], where: str) -> dict[str, Any]:
+    prompt_key, response_key = columns.texts
+    response = text_of(look_up(row, response_key), response_key, where)
     if not response:
         raise UserError(f"{where}: {response_key!r} is empty: every row needs a response")
-    prompt = text_of(_look_up(row, prompt_key), prompt_key, where)
-    if form.input is not None and (more := row.get(form.input)):
-        prompt += "\n" + text_of(more, form.input, where)
-    if form.history is not None and row.get(form.history):
+    prompt = text_of(look_up(row, prompt_key), prompt_key, where)
+    if columns.input is not None and (more := row.get(columns.input)):
+        prompt += "\n" + text_of(more, columns.input, where)
+    if columns.history is not None and row.get(columns.history):
         raise UserError(f"{where}: 'history' holds earlier turns: write them as messages")
-    weights = _weights(row, form.weight, [1.0], where)
+    weights = _weights(row, columns.weight, [1.0], where)
     return {"prompt": prompt, "response": response, "weights": weights, **extras}
 
 
-def _conversation(row: dict[str, Any], form: _Form, extras: dict[str, Any], where: str) -> dict[str, Any]:
-    [messages_key] = form.columns
-    found = _look_up(row, messages_key)
+def _conversation(
+    row: dict[str, Any], columns: Columns, extras: dict[str, Any], where: str
+) -> dict[str, Any]:
+    [messages_key] = columns.texts
+    found = look_up(row, messages_key)
     if not isinstance(found, list) or not found:
         kind = "an empty list" if found == [] else kind_of(found)
         raise UserError(f"{where}: {messages_key!r} is {kind}, not a list of {{role, content}} objects")
@@ -127,11 +114,11 @@ def _conversation(row: dict[str, Any], form: _Form, extras: dict[str, Any], wher
             raise UserError(f"{where}: 'system' is another text than the system message: keep one of them")
         if messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": system})
-    return {"messages": messages, "weights": _weights(row, form.weight, turns, where), **extras}
+    return {"messages": messages, "weights": _weights(row, columns.weight, turns, where), **extras}
 
 
 def _extras(row: dict[str, Any], names: Sequence[str], where: str, columnar: bool) -> dict[str, Any]:
-    """Those of the columns that say something."""
+    """Return the extra columns that say something."""
     found: dict[str, Any] = {}
     for name in names:
         value = row.get(name)
@@ -160,7 +147,7 @@ def _extras(row: dict[str, Any], names: Sequence[str], where: str, columnar: boo
 
 
 def _without_nulls(value: Any) -> Any:
-    """Where columns have one type for all rows, a field that other rows have is null in this one."""
+    """Drop nulls: where columns have one type for all rows, a field that only other rows have is null."""
     if isinstance(value, dict):
         return {key: _without_nulls(one) for key, one in value.items() if one is not None}
     return [_without_nulls(one) for one in value] if isinstance(value, list) else value
@@ -176,7 +163,7 @@ def _message_weight(message: dict[str, Any], where: str) -> float:
 def _weights(
     row: dict[str, Any], weight_key: str | None, turns: list[float], where: str
 ) -> list[float] | None:
-    """The row's weight times each of its turns' own, None if all are 1."""
+    """Return the row's weight times each of its turns' own; None if all are 1."""
     of_row = 1.0 if weight_key is None else _number(row, weight_key, where)
     if of_row == 1 and all(turn == 1 for turn in turns):
         return None
@@ -187,69 +174,9 @@ def _weights(
 
 
 def _number(row: dict[str, Any], key: str, where: str) -> float:
-    value = _look_up(row, key)
+    value = look_up(row, key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{where}: {key!r} is {kind_of(value)}, not a number")
     if not 0 <= value <= _LARGEST_WEIGHT:  # NaN is not
         raise UserError(f"{where}: {key!r} is {value}: a weight is from 0 to {_LARGEST_WEIGHT:g}")
     return float(value)
-
-
-def _form(file: str, reader: Reader, keys: tuple[str, str, str, str | None]) -> _Form:
-    """What a file holds, by its first row or its schema."""
-    prompt_key, response_key, messages_key, weight_key = keys
-    first = reader.columns()
-    if first is None:
-        raise UserError(f"{file}: there are no rows")
-
-    def has(*names: str) -> bool:
-        return all(_look_up(first, name) is not MISSING for name in names)
-
-    def form(kind: Literal["pairs", "messages"], *columns: str, **more: Any) -> _Form:
-        extras = tuple(name for name in EXTRAS if may_have(name) and name not in columns)
-        return _Form(kind, columns, extras, weight_key, **more)
-
-    def may_have(name: str) -> bool:  # rows of JSON may differ
-        return name in first or not reader.columnar
-
-    default = (prompt_key, response_key, messages_key) == ("prompt", "response", "messages")
-    if has(prompt_key):
-        found, wanted, name = form("pairs", prompt_key, response_key), response_key, repr(response_key)
-    elif default and not has("messages") and has("conversations"):
-        found, wanted, name = form("messages", "conversations", name="conversations, as of ShareGPT"), "", ""
-    elif default and not has("messages") and has("instruction", "output"):
-        more = {name: name for name in ("input", "history") if may_have(name)}
-        said = (
-            "instruction, input and output, as of Alpaca: a prompt is the instruction, a line end, the input"
-        )
-        found, wanted, name = form("pairs", "instruction", "output", name=said, **more), "", ""
-    else:
-        found, wanted, name = (
-            form("messages", messages_key), messages_key, f"{prompt_key!r} nor {messages_key!r}",
-        )  # fmt: skip
-    columns = ", ".join(_names(first))
-    if wanted and not has(wanted):
-        raise UserError(
-            f"{file}: has no column {name}; its columns are {columns}: "
-            "name the right ones with --prompt-key, --response-key or --messages-key"
-        )
-    if weight_key is not None and not has(weight_key):
-        raise UserError(f"{file}: has no column {weight_key!r} of --weight-key; its columns are {columns}")
-    return found
-
-
-def _names(row: dict[str, Any], prefix: str = "") -> list[str]:
-    names = []
-    for key, value in row.items():
-        names += _names(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
-    return names
-
-
-def _look_up(row: dict[str, Any], key: str) -> Any:
-    """The value at a name or a dotted path; `MISSING` where there is none."""
-    if key in row:
-        return row[key]
-    value: Any = row
-    for part in key.split("."):
-        value = value.get(part, MISSING) if isinstance(value, dict) else MISSING
-    return value

@@ -1,37 +1,27 @@
-"""Rows to tokens, what of them is trained and how much it weighs, cut to length, in several processes."""
+"""Rows become samples: tokens, which of them are trained and how much they weigh, cut to length."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import itertools
-import os
-import signal
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from megatron_probsft.data.sources.rows import EXTRAS
+from megatron_probsft.data.sources.columns import EXTRAS
+from megatron_probsft.data.store.options import StoreOptions
 from megatron_probsft.data.text import templates
-from megatron_probsft.data.text.chat import ChatTemplate, Conversation, Rendered
+from megatron_probsft.data.text.chat import ChatTemplate, Rendered
+from megatron_probsft.data.text.conversation import Conversation
 from megatron_probsft.runtime.errors import UserError
 
-Truncation = Literal["error", "drop", "left", "right"]
-_ROWS = 500  # at once
 _Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The samples of some rows, one after the other."""
+    """Samples that some rows became, one after the other."""
 
     tokens: np.ndarray  # int32 [total]
     weights: np.ndarray  # float32 [total], 0 where not trained
@@ -40,34 +30,27 @@ class Encoded:
     weighted: bool  # whether any trained token may weigh other than 1
     cut: int  # samples that truncation shortened
     left_out: int  # samples that truncation dropped
-    rows: int  # what it was made of
-    notes: dict[str, tuple[int, str]]  # what the user should know: of how many rows, and the first's place
+    rows: int  # how many it was made of
+    notes: dict[str, tuple[int, str]]  # what the user should know: (of how many rows, the place of the first)
 
     def sums_of_labels(self, values: np.ndarray) -> np.ndarray:
-        """float64 `[n]`: each sample's sum, without its first token, which nothing predicts."""
+        """Return each sample's sum, float64 `[n]`, without its first token, which nothing predicts."""
         return _sums_of_labels(values, self.lengths)
 
 
 class Encoder:
-    """Some rows of `read_rows` to samples; the worker processes inherit it.
+    """A function that makes samples of some rows of `read_rows`; worker processes inherit it.
 
-    Raises UserError, naming file and row: what the template refuses; a token id not in [0, vocab); nothing
-    to train; a sample of more than `limit` positions under "error".
+    Raises UserError, naming file and row: what the template refuses; a token id not in [0, vocab_size);
+    nothing to train; a sample of more than seq_length positions under "error".
     """
 
-    def __init__(
-        self,
-        files: Sequence[str],
-        tokenizer: Any,
-        template: str,
-        limit: int,
-        vocab: int,
-        truncation: Truncation,
-        date: str | None = None,
-    ) -> None:
-        self._chat = ChatTemplate(tokenizer, date) if template == "chat" else None
-        self._files, self._tokenizer, self._template = list(files), tokenizer, template
-        self._limit, self._vocab, self._truncation = limit + 1, vocab, truncation
+    def __init__(self, files: Sequence[str], tokenizer: Any, options: StoreOptions) -> None:
+        chat = options.template == "chat"
+        self._chat = ChatTemplate(tokenizer, options.template_date) if chat else None
+        self._files, self._tokenizer, self._template = list(files), tokenizer, options.template
+        self._vocab, self._truncation = options.vocab_size, options.truncation
+        self._limit = options.seq_length + 1  # in tokens
 
     def __call__(self, rows: Sequence[_Row]) -> Encoded:
         notes: dict[str, tuple[int, str]] = {}
@@ -103,7 +86,7 @@ class Encoder:
     def _tokenize(
         self, rows: Sequence[_Row], notes: dict[str, tuple[int, str]]
     ) -> tuple[list[_Row], list[list[tuple[list[int], float]]]]:
-        """Each sample's row, and the sample as segments: (tokens, the weight of each, 0 if not trained)."""
+        """Return each sample's row, and the sample as segments: (tokens, the weight of each or 0)."""
         owners, samples = list(rows), []
         if self._chat is not None:
             rendered = [(row, sample) for row in rows for sample in self._render(row, notes)]
@@ -172,7 +155,7 @@ class Encoder:
     def _fit(
         self, owners: Sequence[_Row], tokens: np.ndarray, values: np.ndarray, lengths: np.ndarray
     ) -> tuple[dict[int, slice], int]:
-        """What is kept of each sample that is kept, and how many are cut. EOS may be put into `tokens`."""
+        """Return which part of each sample is kept, and how many are cut. EOS may be put into `tokens`."""
         ends = np.cumsum(lengths).tolist()
         spans = dict(enumerate(map(slice, [0, *ends], ends)))
         too_long = np.flatnonzero(lengths > self._limit).tolist()
@@ -193,68 +176,8 @@ class Encoder:
         return dict(sorted(spans.items())), len(spans) - (len(owners) - len(too_long))
 
 
-def encode(rows: Iterable[_Row], encoder: Encoder, workers: int) -> Iterator[Encoded]:
-    """The samples of all rows, in their order; one worker is a thread of this process.
-
-    Raises UserError: as reading and the encoder do; a process that was killed.
-    """
-    pending: deque[Future[Encoded]] = deque()
-    with _workers(encoder, workers) as (pool, work):
-        try:
-            for batch in itertools.batched(rows, _ROWS):
-                pending.append(pool.submit(work, batch))
-                if len(pending) > 3 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        except BrokenProcessPool:
-            raise UserError(
-                f"one of {workers} processes that tokenize was killed (out of memory?): try fewer with "
-                "--num-workers"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _workers(
-    encoder: Encoder, workers: int
-) -> Iterator[tuple[Executor, Callable[[Sequence[_Row]], Encoded]]]:
-    """An executor and what to submit to it. Processes are forked: they inherit the encoder."""
-    if workers == 1:
-        yield ThreadPoolExecutor(1), encoder  # the tokenizers library has its own threads
-        return
-    start = {"initializer": _start_worker, "initargs": (encoder, os.getpid())}
-    with _no_tokenizer_threads():  # the processes share the CPUs already
-        yield ProcessPoolExecutor(workers, get_context("fork"), **start), _encode
-
-
-_thread: ThreadPoolExecutor  # of a worker process
-_encoder: Encoder
-
-
-def _start_worker(encoder: Encoder, parent: int) -> None:
-    # In a thread, with malloc's memory of its own, tokenizing takes 2/3 of the time that it takes in the main
-    # thread, whose memory is the one the parent has filled. And what was inherited is no garbage to look for.
-    global _thread, _encoder
-    _thread, _encoder = ThreadPoolExecutor(1), encoder
-    gc.freeze()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _encode(rows: Sequence[_Row]) -> Encoded:
-    return _thread.submit(_encoder, rows).result()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
 def _weight(weights: list[float] | None, turn: int) -> float:
-    """Of a segment: turn numbers the trained ones from 1, 0 is no trained one."""
+    """Return a segment's weight; `turn` counts the trained turns from 1, and 0 is not trained."""
     return float(turn > 0) if weights is None or turn == 0 else weights[turn - 1]
 
 
@@ -263,16 +186,3 @@ def _sums_of_labels(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         return np.zeros(0)
     starts = np.cumsum(lengths) - lengths
     return np.add.reduceat(values, starts, dtype=np.float64) - values[starts]
-
-
-@contextlib.contextmanager
-def _no_tokenizer_threads() -> Iterator[None]:
-    """For processes that are forked meanwhile."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        yield
-    finally:
-        del os.environ["TOKENIZERS_PARALLELISM"]
-        if before is not None:
-            os.environ["TOKENIZERS_PARALLELISM"] = before

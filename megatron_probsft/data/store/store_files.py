@@ -1,4 +1,4 @@
-"""The files of a token store, written as the samples come."""
+"""A token store's files are written as the samples come."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from megatron_probsft.data.store.encoding import Encoded
 
 @dataclass
 class Written:
-    """How much of what."""
+    """Counts of what was written, and a digest of it."""
 
     rows: int = 0
     samples: int = 0

@@ -1,14 +1,15 @@
-"""The tokenized data set: memory-mapped, made once, found again by the digest of all that went into it."""
+"""A tokenized data set, memory-mapped; it is made once, and found again by a digest of its making."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,21 @@ import numpy as np
 
 from megatron_probsft.data.sources.readers import reader_of
 from megatron_probsft.data.sources.rows import check_files, read_rows
-from megatron_probsft.data.store.encoding import Encoded, Encoder, Truncation, encode
+from megatron_probsft.data.store.encoding import Encoder
+from megatron_probsft.data.store.options import StoreOptions
 from megatron_probsft.data.store.store_files import write_store
+from megatron_probsft.data.store.workers import encode, watched
 from megatron_probsft.data.text import templates
 from megatron_probsft.data.text.chat_source import prints_the_date
 from megatron_probsft.data.tokenizers.load import tokenizer_identity
 from megatron_probsft.runtime.build_folder import build_folder
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.runtime.progress import tqdm
 
 _FORMAT = 5
 
 
 class TokenStore:
-    """All samples, one after the other, in the order of the files.
+    """All samples of a data set, one after the other, in the order of the files.
 
     tokens int32 `[total]`; trained bool `[total]`; offsets int64 `[n + 1]`, where each sample starts;
     lengths int32 `[n]`, tokens of each sample; supervised int32 `[n]`, its labels: its trained tokens less
@@ -78,17 +80,17 @@ class TokenStore:
         return len(self.lengths)
 
     def sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens int32 `[length]`, trained bool `[length]`), views without a copy."""
+        """Return (tokens int32 `[length]`, trained bool `[length]`), views without a copy."""
         span = slice(self.offsets[index], self.offsets[index + 1])
         return self.tokens[span], self.trained[span]
 
     def weights_of(self, index: int) -> np.ndarray:
-        """float32 `[length]`, a view; only where the store has weights."""
+        """Return a sample's weights, float32 `[length]`, a view; only for stores with weights."""
         assert self.weights is not None
         return self.weights[self.offsets[index] : self.offsets[index + 1]]
 
     def weight_scale(self, indices: np.ndarray) -> float:
-        """N ÷ Σ w over the N labels of these samples; 1 without weights.
+        """Return N ÷ Σ w over the N labels of these samples; 1 without weights.
 
         Labels that weigh scale · w have the sum N: their weighted sum ÷ N is the weighted mean.
         """
@@ -100,28 +102,15 @@ class TokenStore:
 def build_token_store(
     files: Sequence[str],
     tokenizer: Any,
+    options: StoreOptions,
     *,
-    template: str,
-    seq_length: int,
-    vocab_size: int,
-    truncation: Truncation = "error",
     cache_dir: str | Path,
-    prompt_key: str = "prompt",
-    response_key: str = "response",
-    messages_key: str = "messages",
-    weight_key: str | None = None,
-    template_date: str | None = None,
     num_workers: int | None = None,
     log: Callable[[str], None] = print,
 ) -> TokenStore:
     """Open the store of these files from `cache_dir`, or tokenize them once and write it there.
 
-    A sample of n tokens, EOS included, has n − 1 positions (inputs `tokens[:-1]`, labels `tokens[1:]`) and
-    is allowed if n − 1 <= seq_length. `truncation` says what becomes of a longer one: "error"; "drop" leaves
-    it out; "left" and "right" cut that side to seq_length + 1 tokens, "right" putting EOS last where a
-    response is cut in two, and leave out a sample that keeps no label of its response.
-
-    template_date: for `ChatTemplate`; of consequence only where the template prints the date.
+    A sample of n tokens, EOS included, has n − 1 positions (inputs `tokens[:-1]`, labels `tokens[1:]`).
 
     `num_workers` processes tokenize (default: the CPUs, at most 8; 1 for under 2000 rows). Processes may
     race or be killed: a store appears whole, in one rename, and the first one stays; what a killed process
@@ -130,99 +119,81 @@ def build_token_store(
     Raises UserError: as `read_rows` and `check_template` do; a longer sample under "error"; a token id not
     in [0, vocab_size); a sample without any label; nothing left; a full disk.
     """
-    keys = {
-        "prompt_key": prompt_key, "response_key": response_key, "messages_key": messages_key,
-        "weight_key": weight_key,
-    }  # fmt: skip
     check_files(files)
-    templates.check_template(tokenizer, template)
-    if truncation not in ("error", "drop", "left", "right"):
-        raise UserError(f"--truncation {truncation} is unknown: use error, drop, left or right")
-    text = templates.NAMED_TEMPLATES.get(template)  # the same name may stand for another text one day
-    date = template_date if template == "chat" and prints_the_date(tokenizer) else None
-    settings = [template, text, seq_length, vocab_size, truncation, keys, date]
-    digest = _digest(files, tokenizer, settings)
-    folder = Path(cache_dir) / digest
+    templates.check_template(tokenizer, options.template)
+    if options.truncation not in ("error", "drop", "left", "right"):
+        raise UserError(f"--truncation {options.truncation} is unknown: use error, drop, left or right")
+    if options.template != "chat" or not prints_the_date(tokenizer):
+        options = dataclasses.replace(options, template_date=None)
+    folder = Path(cache_dir) / _digest(files, tokenizer, options)
     if folder.exists():
         store = TokenStore(folder, files)
-        log(
-            f"{len(store):,} samples, {len(store.tokens):,} tokens are in {folder} from before; "
-            f"{_truncations(store, seq_length)}"
-        )
-        _say_notes(store, log)
-        return store
-    stack = contextlib.ExitStack()
-    try:
-        building = stack.enter_context(build_folder(Path(cache_dir)))
-        (building / "store").mkdir()
-    except OSError as error:
-        raise UserError(f"{cache_dir}: cannot keep the tokenized data here: {error.strerror}") from None
-    started = time.monotonic()
-    try:
-        rows = read_rows(files, **keys, log=log)
-        count = sum(reader_of(file).count() for file in files)
-        workers = num_workers or (min(8, os.cpu_count() or 1) if count >= 2000 else 1)
-        log(f"tokenizing {count:,} rows of {', '.join(files)} with {workers} process(es)")
-        encoder = Encoder(files, tokenizer, template, seq_length, vocab_size, truncation, date)
-        about = {"digest": digest, "sources": list(files)}
-        with contextlib.closing(_watched(encode(rows, encoder, workers), count, log)) as batches:
-            written = write_store(batches, building / "store", about)
-        if not written.samples:
-            raise UserError(
-                f"{files[0]}: none of {written.left_out} samples is left at --seq-length {seq_length}"
-            )
+        done = f"{len(store):,} samples, {len(store.tokens):,} tokens are in {folder} from before"
+    else:
+        started = time.monotonic()
+        _write(files, tokenizer, options, folder, num_workers, log)
         seconds = time.monotonic() - started
-        with contextlib.suppress(OSError):  # not empty: another process was first, with the same store
-            (building / "store").rename(folder)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"{cache_dir}: no space left for the tokenized data: make room, or choose another folder "
-                "with --data-cache-path"
-            ) from None
-        raise
-    finally:
-        stack.close()
-    store = TokenStore(folder, files)
+        store = TokenStore(folder, files)
+        done = (
+            f"tokenized {len(store):,} samples, {len(store.tokens):,} tokens in {seconds:.1f} s "
+            f"({len(store.tokens) / seconds:,.0f} tokens/s)"
+        )
     log(
-        f"tokenized {len(store):,} samples, {len(store.tokens):,} tokens in {seconds:.1f} s "
-        f"({len(store.tokens) / seconds:,.0f} tokens/s); {_truncations(store, seq_length)}"
+        f"{done}; longer than --seq-length {options.seq_length}: {store.cut:,} cut, "
+        f"{store.left_out:,} left out"
     )
-    _say_notes(store, log)
+    for note in store.notes:
+        log(f"note: {note}")
     return store
 
 
-def _say_notes(store: TokenStore, log: Callable[[str], None]) -> None:
-    for note in store.notes:
-        log(f"note: {note}")
-
-
-def _truncations(store: TokenStore, seq_length: int) -> str:
-    return f"longer than --seq-length {seq_length}: {store.cut:,} cut, {store.left_out:,} left out"
-
-
-def _watched(
-    batches: Iterator[Encoded], total: int, log: Callable[[str], None]
-) -> Generator[Encoded, None, None]:
-    """Pass them on; a bar with the time left on a terminal, else a line about every 10 s."""
-    started = said = time.monotonic()
-    done = tokens = 0
-    with tqdm(total=total, desc="tokenizing", unit=" rows", disable=None, leave=False) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(batch.rows)
-            done, tokens, now = done + batch.rows, tokens + len(batch.tokens), time.monotonic()
-            if bar.disable and now - said > 10:
-                said, left = now, (now - started) / done * (total - done)
-                log(
-                    f"tokenizing: {done:,} of {total:,} rows | {tokens / (now - started):,.0f} tokens/s | "
-                    f"{left:.0f} s left"
+def _write(
+    files: Sequence[str],
+    tokenizer: Any,
+    options: StoreOptions,
+    folder: Path,
+    num_workers: int | None,
+    log: Callable[[str], None],
+) -> None:
+    """Tokenize the files, and let the store appear at `folder` when it is whole."""
+    cache = folder.parent
+    with contextlib.ExitStack() as stack:
+        try:
+            building = stack.enter_context(build_folder(cache)) / "store"
+            building.mkdir()
+        except OSError as error:
+            raise UserError(f"{cache}: cannot keep the tokenized data here: {error.strerror}") from None
+        try:
+            rows = read_rows(files, **options.keys(), log=log)
+            count = sum(reader_of(file).count() for file in files)
+            workers = num_workers or (min(8, os.cpu_count() or 1) if count >= 2000 else 1)
+            log(f"tokenizing {count:,} rows of {', '.join(files)} with {workers} process(es)")
+            encoder = Encoder(files, tokenizer, options)
+            about = {"digest": folder.name, "sources": list(files)}
+            with contextlib.closing(watched(encode(rows, encoder, workers), count, log)) as batches:
+                written = write_store(batches, building, about)
+            if not written.samples:
+                raise UserError(
+                    f"{files[0]}: none of {written.left_out} samples is left at "
+                    f"--seq-length {options.seq_length}"
                 )
+            with contextlib.suppress(OSError):  # not empty: another process was first, with the same store
+                building.rename(folder)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(
+                    f"{cache}: no space left for the tokenized data: make room, or choose another folder "
+                    "with --data-cache-path"
+                ) from None
+            raise
 
 
-def _digest(files: Sequence[str], tokenizer: Any, settings: list[Any]) -> str:
-    content = [_FORMAT, tokenizer_identity(tokenizer)]
-    content += [settings, [reader_of(file).digest() for file in files]]
+def _digest(files: Sequence[str], tokenizer: Any, options: StoreOptions) -> str:
+    """Name all that a store is made of. Stores of before are found again as long as this stays as it is."""
+    text = templates.NAMED_TEMPLATES.get(options.template)  # the same name may mean another text one day
+    settings = [options.template, text, options.seq_length, options.vocab_size, options.truncation]
+    settings += [options.keys(), options.template_date]
+    content = [_FORMAT, tokenizer_identity(tokenizer), settings, [reader_of(file).digest() for file in files]]
     return hashlib.blake2b(
         json.dumps(content, sort_keys=True, default=str).encode(), digest_size=16
     ).hexdigest()

@@ -1,4 +1,4 @@
-"""The tokens that end trained turns, found in the data: where a model that learned to write them stops."""
+"""Tokens that end trained turns are found in the data: a model that learned them stops there."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ _WHITE_SPACE = 4  # tokens of it after an end, at most: templates go on with a l
 
 
 class Samples(Protocol):
-    """What is needed of a `TokenStore`: tokens int32 `[total]`, trained bool `[total]`, offsets int64
-    `[n + 1]`, where each sample starts."""
+    """The part of a `TokenStore` that is read here.
+
+    tokens int32 `[total]`; trained bool `[total]`; offsets int64 `[n + 1]`, where each sample starts.
+    """
 
     tokens: np.ndarray
     trained: np.ndarray
@@ -24,13 +26,15 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class TurnEnds:
+    """The tokens that end trained turns, counted."""
+
     counts: dict[int, int]
-    """Turns by the token that ends them, the most frequent first."""
+    """The number of turns that each token ends, the most frequent first."""
     turns: int
-    """All of them, those included that end in the middle of a text."""
+    """The number of all turns, those included that end in the middle of a text."""
 
     def describe(self, tokenizer: Any) -> str:
-        """One line for people."""
+        """Return one line for people."""
         if not self.counts:
             return (
                 "no trained turn ends with a special token: the model will not learn to stop. Does the "
@@ -46,7 +50,7 @@ class TurnEnds:
 
 
 def turn_ends(samples: Samples, tokenizer: Any) -> TurnEnds:
-    """The tokens that end runs of trained tokens, white space after them aside.
+    """Count the tokens that end runs of trained tokens; white space after them is passed over.
 
     Counted are special and added tokens (so no word at which a long response was cut) that end one turn in
     a thousand at least and that mostly stand at an end where they are trained. Passes once over the store
@@ -68,7 +72,7 @@ def turn_ends(samples: Samples, tokenizer: Any) -> TurnEnds:
 
 
 def marker_tokens(tokenizer: Any) -> set[int]:
-    """The tokens that stand for themselves and not for a piece of text: special, added and control tokens."""
+    """Return the tokens that are no pieces of text: special, added and control tokens."""
     markers = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     sentencepiece = getattr(tokenizer, "sp_model", None)
     if sentencepiece:
@@ -77,7 +81,7 @@ def marker_tokens(tokenizer: Any) -> set[int]:
 
 
 def _runs(samples: Samples) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of each chunk: the positions of the last tokens of trained runs, and all trained tokens."""
+    """Yield, for each chunk, the positions of the last tokens of trained runs, and all trained tokens."""
     for start in range(0, len(samples.tokens), _CHUNK):
         trained = samples.trained[start : start + _CHUNK]
         last = trained.copy()
@@ -92,7 +96,7 @@ def _runs(samples: Samples) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def _without_white_space(
     samples: Samples, positions: np.ndarray, tokenizer: Any, blank: dict[int, bool]
 ) -> np.ndarray:
-    """The last tokens, of runs that end with white space the one before it. Keeps in `blank` what is it."""
+    """Return the runs' last tokens that are no white space; `blank` remembers which tokens are."""
     for _ in range(_WHITE_SPACE):
         tokens = samples.tokens[positions]
         for token in np.unique(tokens).tolist():

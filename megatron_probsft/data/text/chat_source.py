@@ -1,4 +1,4 @@
-"""A chat template's source, read: whether it marks turns, shows the date, draws at random."""
+"""A chat template's source is read for marks of turns, today's date and random draws."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
 def prints_the_date(tokenizer: Any) -> bool:
-    """Whether the chat template, if there is one, may show today's date."""
+    """Tell whether the chat template, if there is one, may show today's date."""
     template = tokenizer.chat_template
     return "strftime_now" in str(template or "")
 
 
 @lru_cache(maxsize=64)
 def has_marks(source: str) -> bool:
-    """Whether it marks what is generated, {% generation %}."""
+    """Tell whether the template marks what is generated, with {% generation %}."""
     return _MARKS.search(source) is not None
 
 
@@ -39,7 +39,7 @@ class _GenerationTag(Extension):
 
 @lru_cache(maxsize=64)
 def check_source(source: str) -> None:
-    """UserError: the template is no Jinja, or what it renders is not the same each time."""
+    """Raise UserError if the template is no Jinja, or its rendering is not the same each time."""
     try:
         tree = jinja2.Environment(extensions=[_GenerationTag, loopcontrols]).parse(source)
     except jinja2.TemplateError as error:

@@ -1,4 +1,4 @@
-"""A named template as a chat template: a server then shows the model what it was trained on."""
+"""A named template is written as a chat template, so that a server shows the model what it trained on."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ _SOURCE = """\
 
 
 def named_chat_template(tokenizer: Any, name: str) -> str:
-    """The Jinja source. It takes one user message, whose tokens are those of `encode_prompt` (a BOS that
-    the tokenizer adds there is spelled, since servers add none to a chat template), or that and the
-    assistant's answer, as trained; it refuses anything else, which the model never saw.
+    """Return the Jinja source of a named template.
+
+    It takes one user message, whose tokens are those of `encode_prompt` (a BOS that the tokenizer adds there
+    is spelled, since servers add none to a chat template), or that and the assistant's answer, as trained; it
+    refuses anything else, which the model never saw.
     """
     named = NAMED_TEMPLATES[name]
     bos = _added_before(tokenizer) if named.tokenizer_adds_bos else ""
@@ -40,17 +42,19 @@ def named_chat_template(tokenizer: Any, name: str) -> str:
 
 
 class _Literals:
+    """The two texts around a prompt, as Jinja strings."""
+
     def __init__(self, before: str, after: str) -> None:
         self.before, self.after = _literal(before), _literal(after)
 
 
 def _literal(text: str) -> str:
-    """A string of Jinja, which knows JSON's escapes."""
+    """Write a string of Jinja, which knows JSON's escapes."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def _added_before(tokenizer: Any) -> str:
-    """The special tokens that the tokenizer puts before a text."""
+    """Return the special tokens that the tokenizer puts before a text."""
     encoded = tokenizer("a", return_special_tokens_mask=True)
     added = encoded["special_tokens_mask"].index(0)
     return "".join(tokenizer.convert_ids_to_tokens(encoded["input_ids"][:added]))

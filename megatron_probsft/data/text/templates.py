@@ -1,14 +1,15 @@
-"""Text to tokens and back to what is trained: one definition for training and for generation.
+"""Prompts and answers become tokens, with what is trained marked: one definition for training and generation.
 
 A template is "chat", the tokenizer's own chat template; "plain", the tokenizer's own encoding of the prompt
-(with BOS where the tokenizer adds it); or one of `NAMED_TEMPLATES`, fixed text around the prompt. What is
-generated from is what a pair begins with, but in the templates that end in -paper. What is trained is told by
-position, never by token value: in many tokenizers pad, EOS and the end of a turn are one token.
+(with BOS where the tokenizer adds it); or one of `NAMED_TEMPLATES`, fixed text around the prompt. Generation
+starts from the tokens that a trained pair begins with, except in the templates that end in -paper. Trained
+tokens are marked by their position, never by their value: in many tokenizers pad, EOS and the end of a turn
+are one token.
 
-With "chat" the tokens are those of the template's rendering of the whole conversation, encoded at once, as
-`data.chat` has it. With the others a response is encoded by itself, and EOS follows. Where sentencepiece
-begins a text with its dummy prefix "▁", so begins such a response, whatever the prompt ends with: what a
-model generates, decoded by itself, is then the response to the character.
+With "chat" the whole conversation is rendered by the template and encoded at once; `chat.py` finds the turns
+in it. With the others a response is encoded by itself, and EOS follows. Where sentencepiece begins texts with
+its dummy prefix "▁", such a response begins with it too, whatever the prompt ends with: a model's generation,
+decoded by itself, is then the response to the character.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from megatron_probsft.data.tokenizers.token_places import with_places
 from megatron_probsft.runtime.errors import UserError
 
 Segments = list[tuple[list[int], int]]
-"""A sample's tokens, cut where what is trained changes; each part with its assistant turn from 1, or 0."""
+"""A sample's tokens in parts, each with the number, from 1, of the assistant turn that it trains, or 0."""
 
 
 def encode_prompt(tokenizer: Any, prompt: str, template: str, *, date: str | None = None) -> list[int]:
-    """`encode_prompts` of one."""
+    """Return the token ids of one prompt, as `encode_prompts` does."""
     return encode_prompts(tokenizer, [prompt], template, date=date)[0]
 
 
 def encode_prompts(
     tokenizer: Any, prompts: Sequence[str], template: str, *, date: str | None = None
 ) -> list[list[int]]:
-    """Token ids up to where generation starts, of each; one call of the tokenizer.
+    """Return each prompt's token ids up to where generation starts, in one call of the tokenizer.
 
-    date: as for `ChatTemplate`. Raises UserError as `check_template` does.
+    The date is that of `ChatTemplate`. Raises UserError as `check_template` does.
     """
     check_template(tokenizer, template)
     if template == "chat":
@@ -53,7 +54,7 @@ def encode_prompts(
 
 
 def encode_pair(tokenizer: Any, prompt: str, response: str, template: str) -> tuple[list[int], list[bool]]:
-    """Tokens and, for each, whether it is trained.
+    """Return a pair's tokens and, for each, whether it is trained.
 
     With "chat" as `encode_messages` of the two. Else the tokens are those of the prompt, those of the
     response, encoded by itself, and EOS; the response's and EOS are trained. Raises UserError as
@@ -65,7 +66,7 @@ def encode_pair(tokenizer: Any, prompt: str, response: str, template: str) -> tu
 def encode_messages(
     tokenizer: Any, messages: Sequence[dict[str, Any]], template: str
 ) -> tuple[list[int], list[bool]]:
-    """Tokens of a conversation that is one sample and, for each, whether it is trained.
+    """Return the tokens of a conversation that is one sample and, for each, whether it is trained.
 
     Every assistant turn is trained, with the tokens that end it but without white space after them. If the
     last message is an assistant's, the tokens end with it.
@@ -81,7 +82,7 @@ def encode_messages(
 
 
 def check_template(tokenizer: Any, template: str, *, conversations: bool = False) -> None:
-    """UserError unless this tokenizer can encode with this template."""
+    """Raise UserError unless this tokenizer can encode with this template."""
     check_template_name(template)
     if conversations and template != "chat":
         raise UserError(f"--template {template} takes prompt and response: messages need --template chat")
@@ -101,7 +102,7 @@ def check_template(tokenizer: Any, template: str, *, conversations: bool = False
 def encode_pairs(
     tokenizer: Any, prompts: Sequence[str], responses: Sequence[str], template: str
 ) -> list[Segments]:
-    """Each pair as a sample; a few calls of the tokenizer for all of them.
+    """Return each pair as a sample, in a few calls of the tokenizer for all of them.
 
     Joined they are what `encode_pair` gives.
     """
@@ -120,13 +121,13 @@ def encode_pairs(
 
 
 def conversation_of(prompt: str, response: str, system: str | None = None, **more: Any) -> Conversation:
-    """A pair as messages."""
+    """Return a pair as a conversation."""
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
     return Conversation([{"role": "system", "content": system}, *messages] if system else messages, **more)
 
 
 def encode_rendered(tokenizer: Any, samples: Sequence[Rendered]) -> list[tuple[Segments, bool]]:
-    """The tokens of each text, encoded whole, and whether EOS was added; one call of the tokenizer.
+    """Return the tokens of each text, encoded whole, and whether EOS was added; one call of the tokenizer.
 
     A token that reaches into a trained part is trained. Where a turn ends with no special token, nothing
     else would tell a model to stop: trained is the special token that follows, or EOS after the last turn.
@@ -142,7 +143,7 @@ def encode_rendered(tokenizer: Any, samples: Sequence[Rendered]) -> list[tuple[S
 
 
 def _stop(ids: list[int], end: int, markers: set[int]) -> int:
-    """Where a turn that ends here really does: after the special token that follows, if it has none."""
+    """Return where a turn ends: after the special token that follows, if it ends with none itself."""
     follows = end < len(ids) and ids[end] in markers and ids[end - 1] not in markers
     return end + follows
 
@@ -172,6 +173,6 @@ def _trained_prompts(tokenizer: Any, prompts: Sequence[str], template: str) -> l
 
 
 def _appended(tokenizer: Any) -> int:
-    """How many special tokens (EOS) the tokenizer puts after a text: generation starts before them."""
+    """Count the special tokens (EOS) that the tokenizer puts after a text: generation starts before them."""
     mask = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
     return mask[::-1].index(0) if 0 in mask else 0

@@ -26,15 +26,15 @@ from tokenizers import Tokenizer, pre_tokenizers
 from transformers import GPT2Tokenizer, Qwen2Tokenizer
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from megatron_probsft.data.tokenizers.probe import (
-    Reading,
-    added_tokens,
-    check_reading,
-    probe_texts,
-    reading,
-    reading_of,
-)
 from megatron_probsft.data.tokenizers.sentencepiece import SentencePieceTokenizer
+from megatron_probsft.data.tokenizers.trial import (
+    TrialReading,
+    added_tokens,
+    check_readings,
+    readings,
+    readings_of,
+    trial_texts,
+)
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.read_files import read_json_object
 
@@ -45,14 +45,14 @@ _ROLES = ("bos", "eos", "pad")
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer of a Hugging Face folder; nothing is fetched, and no code of the folder runs.
+    """Load the tokenizer of a Hugging Face folder; nothing is fetched, and no code of the folder runs.
 
     tokenizer.json goes first; then vocab.json with merges.txt, of GPT-2's and Qwen2's classes only; then
-    tokenizer.model, as a `SentencePieceTokenizer`. Ids and texts of a probe are compared with those of the
+    tokenizer.model, as a `SentencePieceTokenizer`. Ids and texts of a trial are compared with those of the
     file itself.
 
     Raises UserError: none of these files, one that cannot be read, other tokens in tokenizer_config.json
-    than in the file, or a probe text that gets other ids or comes back as another text than by the file.
+    than in the file, or a trial text that gets other ids or comes back as another text than by the file.
     """
     folder = Path(folder)
     config = read_json(folder / "tokenizer_config.json")
@@ -65,8 +65,8 @@ def load_tokenizer(folder: str | Path) -> Any:
         elif (folder / "tokenizer.model").exists():
             model = _sentencepiece(folder / "tokenizer.model")
             tokenizer = SentencePieceTokenizer.from_pretrained(folder, local_files_only=True)
-            texts = probe_texts(added_tokens(tokenizer))
-            expected = reading(texts, model.encode, model.decode)
+            texts = trial_texts(added_tokens(tokenizer))
+            expected = readings(texts, model.encode, model.decode)
         else:
             raise UserError(_nothing_to_read(folder, config))
     except UserError:
@@ -76,14 +76,14 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise UserError(f"{folder}: the tokenizer cannot be loaded: {reason}") from None
     _name_special_tokens(tokenizer, folder, config)
     _check_ids_of_config(tokenizer, folder, config)
-    check_reading(tokenizer, expected, f"{folder}, of class {config.get('tokenizer_class')}: ")
+    check_readings(tokenizer, expected, f"{folder}, of class {config.get('tokenizer_class')}: ")
     return tokenizer
 
 
 def tokenizer_identity(tokenizer: Any) -> list[Any]:
-    """All that decides which ids a text gets, as JSON can hold it: for a digest.
+    """Return all that decides which ids a text gets, as JSON can hold it, for a digest.
 
-    The ids of a probe are part of it: a version of a library that makes other tokens of the same files
+    The ids of a trial are part of it: a version of a library that makes other tokens of the same files
     makes another identity.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -95,21 +95,23 @@ def tokenizer_identity(tokenizer: Any) -> list[Any]:
         backend.no_truncation()  # as before each call
         backend.no_padding()
         model = backend.to_str()
-    probe = [(one.ids, one.with_special) for one in reading_of(tokenizer, probe_texts())]
-    digest = hashlib.blake2b(json.dumps(probe).encode(), digest_size=16).hexdigest()
+    trial = [(one.ids, one.with_special) for one in readings_of(tokenizer, trial_texts())]
+    digest = hashlib.blake2b(json.dumps(trial).encode(), digest_size=16).hexdigest()
     names = [tokenizer.special_tokens_map, tokenizer.split_special_tokens, tokenizer.chat_template]
     return [type(tokenizer).__name__, model, *names, digest]
 
 
 def text_libraries() -> str:
-    """The versions of what renders and tokenizes, as a resumed run compares its tokens with."""
+    """Return the versions of what renders and tokenizes, which a resumed run compares with its own."""
     names = ("transformers", "tokenizers", "sentencepiece", "jinja2")
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 
 class _OfFile(TokenizersBackend):
-    """Reads tokenizer.json with the tokenizers library, once and by itself, where transformers would copy it
-    and, for some models, mend it."""
+    """A tokenizer that reads tokenizer.json with the tokenizers library, once and unchanged.
+
+    transformers would copy it and, for some models, mend it.
+    """
 
     @classmethod
     def convert_to_native_format(cls, **kwargs: Any) -> dict[str, Any]:
@@ -122,8 +124,8 @@ class _OfFile(TokenizersBackend):
         file.no_padding()
         file.encode_special_tokens = bool(kwargs.get("split_special_tokens"))
         self.own = [token.content for token in file.get_added_tokens_decoder().values()]
-        self.by_file = reading(
-            [*probe_texts(), "".join(f"{token} a" for token in self.own[:8])],
+        self.by_file = readings(
+            [*trial_texts(), "".join(f"{token} a" for token in self.own[:8])],
             lambda text: file.encode(text, add_special_tokens=False).ids,
             lambda ids: file.decode(ids, skip_special_tokens=False),
             lambda text: file.encode(text).ids,
@@ -132,8 +134,8 @@ class _OfFile(TokenizersBackend):
         super().__init__(**kwargs)
 
 
-def _of_tokenizer_json(folder: Path) -> tuple[Any, list[Reading]]:
-    """transformers' plain class around the file's own tokenizer, and what the file makes of the probe."""
+def _of_tokenizer_json(folder: Path) -> tuple[Any, list[TrialReading]]:
+    """Return transformers' plain class around the file's own tokenizer, and the file's own readings."""
     tokenizer: Any = _OfFile.from_pretrained(folder, local_files_only=True)
     own, by_file = tokenizer.own, tokenizer.by_file
     del tokenizer.own, tokenizer.by_file
@@ -143,7 +145,7 @@ def _of_tokenizer_json(folder: Path) -> tuple[Any, list[Reading]]:
 
 
 def _vocab_and_merges(folder: Path, config: dict[str, Any]) -> Any:
-    """The class whose form vocab.json and merges.txt have, or None."""
+    """Return the class that vocab.json and merges.txt are written for, or None."""
     if not all((folder / name).exists() for name in ("vocab.json", "merges.txt")):
         return None
     family = str(read_json(folder / "config.json").get("model_type", ""))
@@ -154,15 +156,15 @@ def _vocab_and_merges(folder: Path, config: dict[str, Any]) -> Any:
     return _OF_VOCAB_AND_MERGES[wanted[0]][0] if wanted else None
 
 
-def _of_bytes(tokenizer: Any, folder: Path) -> list[Reading]:
-    """Byte-level tokens hold every text: what is read must be what was written."""
+def _of_bytes(tokenizer: Any, folder: Path) -> list[TrialReading]:
+    """Return the readings expected of byte-level tokens, which hold every text as it was written."""
     missing = set(pre_tokenizers.ByteLevel.alphabet()) - tokenizer.get_vocab().keys()
     if missing:
         raise UserError(f"{folder}/vocab.json is no byte-level vocabulary: it lacks {min(missing)!r}")
     normalize = tokenizer.backend_tokenizer.normalizer
     return [
         replace(one, decoded=normalize.normalize_str(one.text) if normalize else one.text)
-        for one in reading_of(tokenizer, probe_texts(added_tokens(tokenizer)))
+        for one in readings_of(tokenizer, trial_texts(added_tokens(tokenizer)))
     ]
 
 
@@ -188,7 +190,7 @@ def _nothing_to_read(folder: Path, config: dict[str, Any]) -> str:
 
 
 def _name_special_tokens(tokenizer: Any, folder: Path, config: dict[str, Any]) -> None:
-    """BOS, EOS and padding of which tokenizer_config.json is silent are those of config.json."""
+    """Take BOS, EOS and padding from config.json where tokenizer_config.json is silent."""
     model = read_json(folder / "config.json")
     for role in _ROLES:
         index = model.get(f"{role}_token_id")
@@ -209,5 +211,5 @@ def _check_ids_of_config(tokenizer: Any, folder: Path, config: dict[str, Any]) -
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """`read_json_object`, empty where there is no file."""
+    """Return what `read_json_object` does, or {} where there is no file."""
     return read_json_object(file) if file.exists() else {}

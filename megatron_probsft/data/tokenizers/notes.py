@@ -1,4 +1,4 @@
-"""Where programs that open a model's folder with transformers read other tokens than are used here."""
+"""Notes on folders from which transformers reads other tokens than are used here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from megatron_probsft.data.tokenizers.load import read_json
-from megatron_probsft.data.tokenizers.probe import added_tokens, check_reading, probe_texts, reading_of
+from megatron_probsft.data.tokenizers.trial import added_tokens, check_readings, readings_of, trial_texts
 from megatron_probsft.runtime.errors import UserError
 
 _PLAIN = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
@@ -17,7 +17,7 @@ _NO_CURE = "send them token ids, as `evaluate --server` does"
 
 
 def tokenizer_notes(folder: str | Path, tokenizer: Any) -> list[str]:
-    """What a user should know of a folder's tokenizer, as `load_tokenizer` gives it: no line, one or two."""
+    """Return what a user should know of a folder's tokenizer, as `load_tokenizer` gives it, a line each."""
     folder = Path(folder)
     config = read_json(folder / "tokenizer_config.json")
     has_file = (folder / "tokenizer.json").exists()
@@ -32,7 +32,7 @@ def tokenizer_notes(folder: str | Path, tokenizer: Any) -> list[str]:
 
 
 def _flags(config: dict[str, Any], tokenizer: Any) -> list[str]:
-    """Where tokenizer_config.json says otherwise than tokenizer.json of the tokens around a text."""
+    """Note where tokenizer_config.json contradicts tokenizer.json about the tokens around a text."""
     mask = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
     notes = []
     for role, is_there in (("bos", mask[0] == 1), ("eos", mask[-1] == 1)):
@@ -47,7 +47,7 @@ def _flags(config: dict[str, Any], tokenizer: Any) -> list[str]:
 
 
 def difference_to_transformers(folder: Path, tokenizer: Any) -> str | None:
-    """Where AutoTokenizer reads a probe otherwise than the folder's tokenizer that is given; in words."""
+    """Say in words where AutoTokenizer reads a trial otherwise than the folder's tokenizer; else None."""
     named = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
     if named in _PLAIN and (folder / "tokenizer.json").exists():
         return None
@@ -55,10 +55,10 @@ def difference_to_transformers(folder: Path, tokenizer: Any) -> str | None:
 
 
 def compare_with_transformers(folder: Path, tokenizer: Any) -> str | None:
-    """`difference_to_transformers`, whatever class the folder names."""
+    """Return what `difference_to_transformers` does, whatever class the folder names."""
     try:
         other: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        check_reading(other, reading_of(tokenizer, probe_texts(added_tokens(tokenizer))), "")
+        check_readings(other, readings_of(tokenizer, trial_texts(added_tokens(tokenizer))), "")
     except UserError as difference:
         return str(difference)
     except Exception as error:  # other programs meet it, too

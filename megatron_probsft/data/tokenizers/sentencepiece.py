@@ -14,7 +14,7 @@ from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 
 class SentencePieceTokenizer(SentencePieceBackend):
-    """Loads and saves as transformers' tokenizers do, but sentencepiece alone tokenizes.
+    """A tokenizer that loads and saves as transformers' do, but sentencepiece alone tokenizes.
 
     A text gets the ids of `SentencePieceProcessor.encode`, whatever is in it: "<s>" in a text is text. Added
     tokens that are not special, which sentencepiece does not know, are found in every text. With
@@ -42,7 +42,7 @@ class SentencePieceTokenizer(SentencePieceBackend):
         self._load(model.serialized_model_proto())
 
     def identity(self) -> dict[str, Any]:
-        """All that decides which ids a text gets, as JSON can hold it."""
+        """Return all that decides which ids a text gets, as JSON can hold it."""
         return {
             "model": hashlib.blake2b(self.sp_model.serialized_model_proto()).hexdigest(),
             "added": {index: repr(token) for index, token in self.added_tokens_decoder.items()},
@@ -51,7 +51,7 @@ class SentencePieceTokenizer(SentencePieceBackend):
         }
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """transformers', where tokens that the rendered text spells are those tokens."""
+        """Apply the template as transformers does; tokens that the rendered text spells are those tokens."""
         more = {"split_special_tokens": False, **(kwargs.pop("tokenizer_kwargs", None) or {})}
         return super().apply_chat_template(conversation, *args, tokenizer_kwargs=more, **kwargs)
 
@@ -68,7 +68,7 @@ class SentencePieceTokenizer(SentencePieceBackend):
         self._load(proto)
 
     def _load(self, proto: bytes) -> None:
-        """The processor of a text's start, and the one of what follows a special token."""
+        """Make the processor of a text's start, and the one of what follows a special token."""
         self.sp_model = self._inner = model = SentencePieceProcessor(model_proto=proto)
         self._controls = {model.id_to_piece(i): i for i in range(len(model)) if model.is_control(i)}
         parsed = ModelProto.FromString(proto)
@@ -78,7 +78,7 @@ class SentencePieceTokenizer(SentencePieceBackend):
             self._inner = SentencePieceProcessor(model_proto=parsed.SerializeToString())
 
     def _tokens_in_text(self, special: bool) -> dict[str, int]:
-        """What is looked for in a text: added tokens, and with `special` also special and control ones."""
+        """Return the tokens to look for in a text: added ones, with `special` special and control ones."""
         added = {token.content: index for index, token in self._added_tokens_decoder.items()}
         if special:
             return self._controls | added
@@ -123,7 +123,7 @@ class SentencePieceTokenizer(SentencePieceBackend):
         return BatchEncoding(dict(batch), tensor_type=tensors, prepend_batch_axis=isinstance(text, str))
 
     def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **_: Any) -> str:
-        """Ids beyond the vocabulary, as a model with padded rows may choose, are nothing."""
+        """Decode ids; those beyond the vocabulary, which a model with padded rows may choose, are nothing."""
         spelled = {index: token for token, index in self._tokens_in_text(special=True).items()}
         spelled.pop(self.sp_model.unk_id(), None)  # sentencepiece has its own sign for it
         skipped = {*self.all_special_ids, *self._controls.values()} if skip_special_tokens else set()

@@ -1,7 +1,7 @@
-"""What servers make of a folder's tokenizer: they open it as transformers does, with the class that it names.
+"""A folder's tokenizer as servers open it: like transformers, with the class that the folder names.
 
 Some classes of transformers 5 put their own parts in place of those of tokenizer.json (see
-`data.tokenizers`): a server would then show the model other tokens than it was trained on.
+`data.tokenizers.load`): a server would then show the model other tokens than it was trained on.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class ServedTokenizer:
     named: str | None
     """The class that tokenizer_config.json is to name; None if that is well, or no name would help."""
     difference: str | None
-    """In words, where a server reads otherwise whatever is named; else None."""
+    """The difference in words, where a server reads otherwise whatever class is named; else None."""
 
 
 def served_tokenizer(tokenizer: Any, folder: Path) -> ServedTokenizer:
-    """Compare a folder's tokenizer, as `load_tokenizer` gives it, with what a server opens, on a probe."""
+    """Compare a folder's tokenizer, as `load_tokenizer` gives it, with what a server opens, in a trial."""
     difference = difference_to_transformers(folder, tokenizer)
     if difference is None or not (folder / "tokenizer.json").is_file():
         return ServedTokenizer(None, difference)

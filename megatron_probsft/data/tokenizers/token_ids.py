@@ -1,4 +1,4 @@
-"""Texts to token ids, many at once."""
+"""Texts are turned into token ids, many at once."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 def token_ids(
     tokenizer: Any, texts: Iterable[str], *, add_special_tokens: bool = False, rendered: bool = False
 ) -> list[list[int]]:
-    """The tokens of each text.
+    """Return the token ids of each text.
 
-    With `rendered`, special tokens that it spells are tokens; else as the tokenizer has it.
+    With `rendered` a special token that the text spells is that token; else the tokenizer's setting decides.
     """
     texts = list(texts)
     if not texts:
@@ -30,11 +30,12 @@ def token_ids(
 
 
 def is_fast(tokenizer: Any) -> bool:
-    """Whether the tokenizers library does all of the work."""
+    """Tell whether the tokenizers library does all of the work."""
     return type(tokenizer)._encode_plus is TokenizersBackend._encode_plus
 
 
 def library_of(tokenizer: Any, *, split: bool) -> Any:
+    """Return the tokenizers library's own tokenizer; with `split` a spelled special token is plain text."""
     library = tokenizer.backend_tokenizer
     library.no_truncation()
     library.no_padding()

@@ -1,4 +1,4 @@
-"""Texts to token ids, and parts of the texts to ranges of tokens."""
+"""Texts are turned into token ids, and parts of the texts into ranges of tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Placed = tuple[list[int], list[tuple[int, int, int]]]
 
 
 def with_places(tokenizer: Any, samples: Sequence[Rendered]) -> list[Placed]:
-    """Each text's tokens and its turns among them; a token that reaches into a turn is in it."""
+    """Return each text's tokens and its turns among them; a token that reaches into a turn is in it."""
     if not is_fast(tokenizer):
         return _by_common_start(tokenizer, samples)
     library = library_of(tokenizer, split=False)
@@ -34,7 +34,7 @@ def with_places(tokenizer: Any, samples: Sequence[Rendered]) -> list[Placed]:
 
 
 def _by_bytes(ids: list[int], sizes: np.ndarray, sample: Rendered) -> Placed | None:
-    """Byte-level tokens, one after the other, are the bytes of the text; None where they do not add up."""
+    """Place turns by bytes, which byte-level tokens are in their order; None where they do not add up."""
     ends = np.cumsum(sizes[ids])
     if not len(ids) or ends[-1] != len(sample.text.encode()):
         return None
@@ -46,7 +46,7 @@ def _by_bytes(ids: list[int], sizes: np.ndarray, sample: Rendered) -> Placed | N
 
 @lru_cache(maxsize=4)
 def _byte_sizes(tokenizer: Any, size: int) -> np.ndarray | None:
-    """How many bytes of text each token is; None where tokens are no bytes. `size` tells when it grew."""
+    """Return each token's number of bytes; None where tokens are no bytes. `size` tells when it grew."""
     if not isinstance(tokenizer.backend_tokenizer.decoder, decoders.ByteLevel):
         return None
     vocab = tokenizer.get_vocab()
@@ -59,7 +59,7 @@ def _byte_sizes(tokenizer: Any, size: int) -> np.ndarray | None:
 
 
 def _by_offsets(library: Any, samples: Sequence[Rendered]) -> list[Placed]:
-    """By where the tokenizers library says that tokens come from, which takes longer."""
+    """Place turns by where the tokenizers library says that tokens come from, which takes longer."""
     found = []
     texts = [sample.text for sample in samples]
     for sample, one in zip(samples, library.encode_batch(texts, add_special_tokens=False), strict=True):
@@ -77,7 +77,7 @@ def _by_offsets(library: Any, samples: Sequence[Rendered]) -> list[Placed]:
 
 
 def _by_common_start(tokenizer: Any, samples: Sequence[Rendered]) -> list[Placed]:
-    """By how many tokens a text shares with its parts, for tokenizers that do not say where tokens are."""
+    """Place turns by the tokens that a text shares with its parts, for tokenizers that tell no places."""
     found = []
     texts = [sample.text for sample in samples]
     for sample, ids in zip(samples, token_ids(tokenizer, texts, rendered=True), strict=True):
@@ -90,6 +90,6 @@ def _by_common_start(tokenizer: Any, samples: Sequence[Rendered]) -> list[Placed
 
 
 def _common(first: list[int], second: list[int]) -> int:
-    """How many tokens both begin with."""
+    """Return how many tokens both begin with."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))

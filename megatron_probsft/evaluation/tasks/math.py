@@ -11,7 +11,7 @@ from megatron_probsft.evaluation.tasks.task import Task
 from megatron_probsft.grading.grade import Grade
 from megatron_probsft.grading.mathematics.answers import normalise
 from megatron_probsft.grading.mathematics.judge import judge_math
-from megatron_probsft.grading.quantities.numbers import number
+from megatron_probsft.grading.quantities.numbers import exact_value
 
 HUB = {
     "math_oai": "HuggingFaceH4/MATH-500:test",
@@ -43,7 +43,7 @@ def _key(grade: Grade) -> Hashable | None:
     if grade.prediction is None:
         return None
     text = normalise(grade.prediction)
-    value = number(text)
+    value = exact_value(text)
     return text if value is None else value
 
 

@@ -14,7 +14,7 @@ from sympy.core.relational import Relational
 from megatron_probsft.grading.mathematics import sets as math_sets
 from megatron_probsft.grading.mathematics.notation import canonical, squeezed
 from megatron_probsft.grading.mathematics.sets import Combined, Points, RealSet
-from megatron_probsft.grading.quantities.numbers import equal_numbers, number
+from megatron_probsft.grading.quantities.numbers import equal_numbers, exact_value
 from megatron_probsft.grading.quantities.values import equal_values, proportional, same_values
 
 # As math-verify's own, but that units are not dropped: what contradicts must not be lost.
@@ -27,14 +27,14 @@ _ODD_ROOT = re.compile(r"\\sqrt\[(\d?[13579])\]\{ *-([^{}+-]+)\}")
 
 
 class Unparsable(Exception):
-    """A found answer that is no mathematics."""
+    """The found answer is no mathematics."""
 
 
 class SympyAlgebra:
-    """What `math_compare.Algebra` asks for."""
+    """An `Algebra` that asks math-verify and sympy."""
 
     def same(self, found: str, wanted: str, tolerance: float | None) -> bool:
-        """Equal in value where both have one, else as math-verify finds. Raises Unparsable for `found`."""
+        """Compare by value where both have one, else by math-verify. Raises Unparsable for `found`."""
         one = _parsed(_plain_letters(found))
         if not one:
             raise Unparsable
@@ -54,7 +54,7 @@ class SympyAlgebra:
         return bool(verify(list(two), list(one), timeout_seconds=None))
 
     def same_sets(self, found: RealSet, wanted: RealSet) -> bool:
-        """Equal as sets of real numbers."""
+        """Tell whether two sets of real numbers are equal."""
         one, two = _simple_pieces(found), _simple_pieces(wanted)
         if one is not None and two is not None and len(one) == len(two) == 1:
             return self._same_intervals(one[0], two[0])
@@ -120,7 +120,7 @@ def _relation(left: str, sign: str, right: str) -> Any:
 
 
 def _pieces(one: Set) -> list[Any] | None:
-    """The disjoint intervals and points of a set in order; None where they have no order."""
+    """Return the disjoint intervals and points of a set in order; None where they have no order."""
     parts = list(one.args) if isinstance(one, Union) else [one]
     if not all(isinstance(part, Interval | FiniteSet) for part in parts):
         return None
@@ -142,7 +142,7 @@ def _value(text: str) -> Any:
         return oo
     if plain == "-\\infty":
         return -oo
-    exact = number(plain)
+    exact = exact_value(plain)
     if exact is not None:
         return Rational(exact.numerator, exact.denominator)
     parsed = _parsed(text)
@@ -153,7 +153,7 @@ def _value(text: str) -> Any:
 
 @lru_cache(maxsize=4096)
 def _parsed(text: str) -> tuple[Any, ...]:
-    """What math-verify makes of an answer that is nothing but the answer."""
+    """Parse a text that is nothing but an answer, with math-verify."""
     return tuple(parse(f"\\boxed{{{text.replace('$', '')}}}", [_LATEX], parsing_timeout=None))  # type: ignore[arg-type]
 
 

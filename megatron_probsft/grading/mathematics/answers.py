@@ -1,6 +1,6 @@
-"""The reference of a problem, and what text and numbers alone tell about an answer to it.
+"""References of problems, and verdicts that text and numbers alone can give, without algebra.
 
-Everything here takes time about linear in the text; what it cannot decide goes to `math_judge`'s processes.
+Everything here takes time about linear in the text; what it cannot decide goes to `judge`'s processes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class MathAnswer:
     """The reference of a problem.
 
     Attributes:
-        text: as the benchmark has it.
-        several: it lists several answers, all of which are asked for, in any order.
-        tolerance: absolute, where the benchmark allows one.
-        unit: the benchmark's, which an answer may or may not repeat.
+        text: the answer as the benchmark writes it.
+        several: whether it lists several answers; then all of them are asked for, in any order.
+        tolerance: how far a number may be off, where the benchmark allows it.
+        unit: the benchmark's unit, which an answer may repeat or not.
     """
 
     text: str
@@ -34,17 +34,17 @@ class MathAnswer:
 
     @classmethod
     def of(cls, text: str) -> MathAnswer:
-        """Several if the text is a list; a number with separators of thousands, as 58,500, is none."""
+        """Make the reference of a text: it is `several` if it is a list, which 58,500 is not."""
         return cls(text, len(parts(text, several=False)) > 1)
 
 
 def normalise(text: str) -> str:
-    """The text without what has no mathematical meaning: dollar signs, spaces, sizes, fonts, degrees."""
+    """Return the text without what has no mathematical meaning: dollars, spaces, sizes, fonts, degrees."""
     return squeezed(canonical(text))
 
 
 def parts(text: str, *, several: bool) -> list[str]:
-    """The answers that a text lists, of a \\pm both; one that is no list, as 1,234 or (1, 2), is whole.
+    """Return the answers that a text lists; a \\pm gives both, and what is no list, as 1,234 or (1, 2), one.
 
     With `several` every comma outside of brackets separates, also between digits: "100,200" are two.
     """
@@ -54,12 +54,12 @@ def parts(text: str, *, several: bool) -> list[str]:
 
 @lru_cache(maxsize=65536)
 def in_words(text: str) -> bool:
-    """Whether a reference is words, as \\text{Evelyn}."""
+    """Tell whether a reference is words, as \\text{Evelyn}."""
     return word(canonical(text)) is not None
 
 
 def decide(found: str, answer: MathAnswer) -> bool | None:
-    """Whether an answer is right where text and numbers tell; None where algebra has to."""
+    """Tell whether an answer is right, if text and numbers can tell; None if algebra must."""
     if _depth(found) > _DEEPEST:
         return False
     try:
@@ -71,7 +71,7 @@ def decide(found: str, answer: MathAnswer) -> bool | None:
 
 
 def _depth(text: str) -> int:
-    """How deeply brackets are nested."""
+    """Return how deeply brackets are nested."""
     depth = deepest = 0
     for sign in text:
         depth += (sign in "([{") - (sign in ")]}")
@@ -84,7 +84,7 @@ class _AlgebraNeeded(Exception):
 
 
 class _Undecided:
-    """The algebra of a process that has none."""
+    """An `Algebra` that decides nothing, for a process without sympy."""
 
     def same(self, found: str, wanted: str, tolerance: float | None) -> bool:
         raise _AlgebraNeeded

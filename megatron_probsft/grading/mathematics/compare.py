@@ -1,11 +1,11 @@
-"""Are two mathematical answers equal? What shapes tell is decided here, expressions by an `Algebra`."""
+"""Are two mathematical answers equal? Lists, sets, tuples, matrices and equations are taken apart here."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Protocol
 
+from megatron_probsft.grading.mathematics.compare_values import Algebra, ValueComparison
 from megatron_probsft.grading.mathematics.names import (
     EQUALS,
     chain_ends,
@@ -19,10 +19,9 @@ from megatron_probsft.grading.mathematics.names import (
     split_name,
     with_names,
 )
-from megatron_probsft.grading.mathematics.notation import APART, canonical, squeezed, unwrapped
-from megatron_probsft.grading.mathematics.sets import RealSet, flipped, is_set, real_set, split_outside
+from megatron_probsft.grading.mathematics.notation import APART, canonical, squeezed
+from megatron_probsft.grading.mathematics.sets import flipped, is_set, real_set, split_outside
 from megatron_probsft.grading.mathematics.shapes import (
-    COLON,
     braces,
     bracketed,
     decimal_comma,
@@ -32,50 +31,26 @@ from megatron_probsft.grading.mathematics.shapes import (
     matrix,
     no_zeros,
     same_words,
-    split_at,
     thousands,
     without_outer,
 )
-from megatron_probsft.grading.quantities.bases import based, same_time, time_of_day
-from megatron_probsft.grading.quantities.numbers import equal_numbers, number
-from megatron_probsft.grading.quantities.units import (
-    Unit,
-    contradict,
-    in_base_units,
-    product,
-    quantity,
-    scaled,
-    text_unit,
-)
+from megatron_probsft.grading.quantities.numbers import exact_value
 
 _LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
-_RADIANS = r"\frac{\pi}{180}"
 _SUM_OF_LETTERS = re.compile(
     r"-?[A-Za-z](?:\^\{?\d\}?)?(?:\s*[-+]?\s*[A-Za-z](?:_\{?\w\}?)?(?:\^\{?\d\}?)?)+"
 )
 
 
-class Algebra(Protocol):
-    """Decides what shapes cannot. Expressions are canonical, without units, names and lists."""
-
-    def same(self, found: str, wanted: str, tolerance: float | None) -> bool:
-        """Whether two expressions, equations or inequalities are equal."""
-        ...
-
-    def same_sets(self, found: RealSet, wanted: RealSet) -> bool:
-        """Whether two sets of real numbers are equal."""
-        ...
-
-
 class Comparison:
-    """Compares answers, with one algebra and the tolerance of one benchmark's answer."""
+    """Compares answers, with one algebra and the tolerance and unit of one benchmark's answer."""
 
     def __init__(self, algebra: Algebra, tolerance: float | None = None, unit: str | None = None) -> None:
         self._algebra, self._tolerance = algebra, tolerance
-        self._unit = text_unit(canonical(unit)) if unit else None
+        self._single = ValueComparison(algebra, tolerance, unit)
 
     def equal(self, found: str, wanted: str, *, several: bool = False) -> bool:
-        """Whether an answer is the reference; `several`: every comma of the reference separates."""
+        """Tell whether an answer is the reference; with `several` every comma of the reference separates."""
         return self._equal(canonical(found), canonical(wanted), several)
 
     def _equal(self, found: str, wanted: str, several: bool = False) -> bool:
@@ -200,7 +175,11 @@ class Comparison:
             if not _LETTER.search(found):  # 0.75 = 3/4
                 return self._values(found, wanted)
             sums = len(sides) == 2 and _SUM_OF_LETTERS.fullmatch(sides[0].strip())
-            return bool(sums) and number(squeezed(wanted)) not in (None, 0) and self._values(sides[1], wanted)
+            return (
+                bool(sums)
+                and exact_value(squeezed(wanted)) not in (None, 0)
+                and self._values(sides[1], wanted)
+            )
         if is_equation(wanted) and not is_equation(found):
             return not _LETTER.search(wanted) and self._values(found, wanted)
         if is_equation(found):
@@ -208,73 +187,8 @@ class Comparison:
         return self._values(found, wanted)
 
     def _values(self, found: str, wanted: str) -> bool:
-        """The last values of chains of equations; an approximate one counts beside the exact one."""
+        """Compare the last values of chains of equations; an approximate one counts beside the exact one."""
         one, two = chain_ends(found), chain_ends(wanted)
         if one == [found] and two == [wanted]:
-            return self._quantities(found, wanted)
+            return self._single.equal(found, wanted)
         return any(self._equal(end, aim) for end in one for aim in two)
-
-    def _quantities(self, found: str, wanted: str) -> bool:
-        bases = based(found), based(wanted)
-        if bases[0] and bases[1]:
-            return bases[0] == bases[1]
-        if bases[0] or bases[1]:
-            digits = (bases[0] or bases[1] or ("", 0))[0]
-            other = re.sub(r"[ ,]", "", unwrapped(wanted if bases[0] else found)).upper()
-            return other.lstrip("0") == digits.lstrip("0")
-        times = time_of_day(found), time_of_day(wanted)
-        if times[0] and times[1]:
-            return same_time(times[0], times[1])
-        ratios = split_at(found, COLON), split_at(wanted, COLON)
-        if len(ratios[0]) > 1 and (len(ratios[1]) > 1 or len(ratios[0]) > 2):
-            return self._proportional(*ratios)
-        (value, unit), (aim, wanted_unit) = quantity(found), quantity(wanted)
-        return self._with_units(found, wanted, value, unit, aim, wanted_unit or self._unit)
-
-    def _proportional(self, one: list[str], two: list[str]) -> bool:
-        pairs = zip(one[1:], two[1:], strict=False)
-        return len(one) == len(two) and all(
-            self._expressions(product(one[0], b), product(two[0], a)) for a, b in pairs
-        )
-
-    def _with_units(
-        self, found: str, wanted: str, value: str, unit: Unit | None, aim: str, wanted_unit: Unit | None
-    ) -> bool:
-        if wanted_unit and not wanted_unit.certain and (unit is None or not unit.certain):
-            return self._expressions(found, wanted)  # 5 m may be 5 times m
-        unit, value = scaled(unit, value)
-        wanted_unit, aim = scaled(wanted_unit, aim)
-        if unit is None or wanted_unit is None:
-            either = unit or wanted_unit
-            if self._expressions(value, aim):
-                return True
-            angle = either is not None and either.powers == {"degree": 1}
-            part = either is not None and either.powers == {"percent": 1}
-            if not (angle or part) or self._tolerance is not None:
-                return False
-            factor = _RADIANS if angle else "\\frac{1}{100}"
-            if angle and "\\pi" not in value + aim:
-                return False
-            if unit:
-                return self._expressions(product(value, factor), aim)
-            return self._expressions(value, product(aim, factor))
-        if [*unit.powers] == ["degree"] and [*wanted_unit.powers] == ["radian"]:
-            return self._expressions(product(value, _RADIANS), aim)
-        if [*unit.powers] == ["radian"] and [*wanted_unit.powers] == ["degree"]:
-            return self._expressions(value, product(aim, _RADIANS))
-        if contradict(unit, wanted_unit):
-            return False
-        if unit.scale == wanted_unit.scale or not unit.powers or not wanted_unit.powers:
-            return self._expressions(value, aim)
-        return self._expressions(in_base_units(value, unit), in_base_units(aim, wanted_unit))
-
-    def _expressions(self, found: str, wanted: str) -> bool:
-        one, two = squeezed(found), squeezed(wanted)
-        if one == two:
-            return True
-        decided = equal_numbers(one, two, self._tolerance)
-        if decided is not None:
-            return decided
-        if APART in one or APART in two:
-            return False
-        return self._algebra.same(found, wanted, self._tolerance)

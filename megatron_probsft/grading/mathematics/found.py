@@ -1,25 +1,20 @@
-"""Where a generation states its mathematical answer."""
+"""The mathematical answer that a generation states, found in its text."""
 
 from __future__ import annotations
 
 import re
 
 from megatron_probsft.grading.boxed import Box, boxes
-from megatron_probsft.grading.markdown import plain
+from megatron_probsft.grading.final_text import final_text
+from megatron_probsft.grading.markdown import without_markdown
 from megatron_probsft.grading.mathematics.notation import canonical, squeezed
 from megatron_probsft.grading.mathematics.shapes import items
 from megatron_probsft.grading.quantities.bases import based
-from megatron_probsft.grading.quantities.numbers import number
+from megatron_probsft.grading.quantities.numbers import exact_value
 from megatron_probsft.grading.quantities.units import quantity
 
 _TAIL = 4000  # characters at the end of a generation in which an answer without a box is looked for
 
-_THOUGHT = re.compile(
-    r"</(?:think|thinking|thought|reasoning)>|<\|?/?channel\|?>final(?:<\|message\|>)?", re.IGNORECASE
-)
-_TURN_END = re.compile(
-    r"(?<=\S)\s*(?:<\|(?:im_end|im_start|eot_id|end|endoftext|end_of_text)\|>|<end_of_turn>|</s>)"
-)
 _TAGGED = re.compile(r"<answer>(.{1,2000}?)</answer>", re.DOTALL | re.IGNORECASE)
 _NEXT_TO = re.compile(
     r"(?:[\s$,;.&]|\\\\|\\[,;:!() \[\]]|\\q?quad|\*\*|\band\b|\bor\b"
@@ -47,36 +42,26 @@ _SENTENCE_END = re.compile(
 )
 
 
-def final_text(generation: str) -> str:
-    """What comes after the thoughts, where they are marked and something does, up to the end of the turn."""
-    if over := _TURN_END.search(generation):
-        generation = generation[: over.start()]
-    ends = [*_THOUGHT.finditer(generation)]
-    if ends and (rest := generation[ends[-1].end() :]).strip():
-        return rest
-    return generation
-
-
 def tail(generation: str) -> str:
-    """Where an answer that nothing marks is looked for."""
-    return plain(final_text(generation)[-_TAIL:])
+    """Return the end of a generation, where an answer that nothing marks is looked for."""
+    return without_markdown(final_text(generation)[-_TAIL:])
 
 
 def stated(generation: str, *, several: bool, words: bool = False) -> str | None:
-    """The answer that a generation states, in a box or after "answer"; None if it states none.
+    """Return the answer that a generation states, in a box or after "answer"; None if it states none.
 
     Boxes with nothing but commas, "and" or "or" between them are one list. Where the reference has `several`
-    answers and the last box holds one, all boxes together are the answer. `words`: the reference is in words,
-    so that a whole sentence may be the answer. A "final answer" after the last box goes before it.
+    answers and the last box holds one, all boxes together are the answer. `words` says that the reference is
+    in words, so that a whole sentence may be the answer. A "final answer" after the last box is preferred.
     """
     text = final_text(generation)
     if found := boxes(text):
-        behind = plain(text[found[-1].end :][-_TAIL:])
+        behind = without_markdown(text[found[-1].end :][-_TAIL:])
         closing = _statement(behind, words) if _CLOSING.search(behind) else None
         return closing or _boxed(text, found, several)
     if tagged := _TAGGED.findall(text[-_TAIL:]):
         return tagged[-1].strip() or None
-    return _statement(plain(text[-_TAIL:]), words)
+    return _statement(without_markdown(text[-_TAIL:]), words)
 
 
 def _boxed(text: str, found: list[Box], several: bool) -> str:
@@ -105,17 +90,17 @@ def _boxed(text: str, found: list[Box], several: bool) -> str:
 
 def _distinct(texts: list[str]) -> list[str]:
     plain_texts = {text: squeezed(canonical(text)) for text in texts}
-    values = {text: number(one) for text, one in plain_texts.items()}
+    values = {text: exact_value(one) for text, one in plain_texts.items()}
     return list(
         {plain_texts[text] if values[text] is None else values[text]: text for text in texts}.values()
     )
 
 
 def _with_unit(text: str, box: Box) -> str:
-    """A number in a box together with the unit or base right behind it."""
+    """Return a box's number together with the unit or base right behind the box."""
     behind = _BEHIND.match(text, box.end, box.end + 80)
     inside = canonical(box.inside)
-    if not behind or number(squeezed(inside)) is None:
+    if not behind or exact_value(squeezed(inside)) is None:
         return box.inside
     together = canonical(
         f"{box.inside} {behind[1]}" if not behind[1].startswith("_") else f"{box.inside}{behind[1]}"
@@ -136,7 +121,7 @@ def _statement(text: str, words: bool) -> str | None:
 
 
 def _first_answer(rest: str, words: bool) -> str | None:
-    """What a statement's text begins with: formulas, or its sentence."""
+    """Return the formulas that a statement begins with, or its sentence."""
     end = _SENTENCE_END.search(_hidden(rest[:2000]))
     sentence = rest[: end.start() if end else len(rest)]
     mathematics = [*_MATHEMATICS.finditer(rest[:2000])]
@@ -160,12 +145,12 @@ def _first_answer(rest: str, words: bool) -> str | None:
 
 
 def _hidden(text: str) -> str:
-    """The text with formulas blotted out, so that no sentence ends in one."""
+    """Return the text with its formulas blotted out, so that no sentence ends in one."""
     return _MATHEMATICS.sub(lambda one: "#" * len(one[0]), text)
 
 
 def _joined(rest: str, mathematics: list[re.Match[str]]) -> str:
-    """The first formula and those that only commas, "and" or "or" part from it."""
+    """Return the first formula and those that only commas, "and" or "or" part from it."""
     last = mathematics[0]
     for one in mathematics[1:]:
         if not re.fullmatch(r"[\s,;]*(?:and|or)?\s*", rest[last.end() : one.start()]):

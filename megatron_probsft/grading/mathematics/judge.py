@@ -1,4 +1,4 @@
-"""Judge many mathematical answers: text and numbers here, algebra in processes that can be ended.
+"""Many mathematical answers are judged: by text and numbers here, by algebra in processes that can be ended.
 
 A signal cannot end every computation of sympy's, nor bound its memory. So a comparison has `MATH_SECONDS` of
 CPU time, after which its process interrupts it, and some more, after which the process is killed.
@@ -31,11 +31,11 @@ _SHARE = 20  # comparisons that are worth one more process, which takes a second
 
 
 def judge_math(generations: Sequence[str], answers: Sequence[MathAnswer]) -> list[Grade]:
-    """A grade for each generation; equal pairs of prediction and answer are judged once.
+    """Return a grade for each generation; equal pairs of prediction and answer are judged once.
 
-    The prediction is what the generation states (`math_found.stated`): in its last box or boxes, or after
-    "answer"; without that, the last expression that math-verify finds near the end. Verdicts: "unparsable" if
-    there is none or math-verify cannot read it, "timeout" if comparing it takes too long.
+    The prediction is what the generation states (`found.stated`): in its last box or boxes, or after
+    "answer"; without that, the last expression that math-verify finds near the end. A verdict is "unparsable"
+    if there is none or math-verify cannot read it, and "timeout" if the comparison takes too long.
     """
     grades: dict[tuple[str | None, str, MathAnswer], Grade] = {}
     asked = []
@@ -96,7 +96,7 @@ def _judge_by_algebra(
 
 
 class _Worker:
-    """A process of `math_worker`, started when it is first asked and again after it had to be killed."""
+    """A process of `worker`, started when it is first asked and again after it had to be killed."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -125,7 +125,7 @@ class _Worker:
         self._process.stdin.flush()
 
     def answer(self) -> Grade:
-        """What it replied; where it ended instead, for want of memory, "timeout"."""
+        """Return the reply as a grade; a process that ended instead, for want of memory, gives "timeout"."""
         assert self._process
         assert self._process.stdout
         line = self._process.stdout.readline()

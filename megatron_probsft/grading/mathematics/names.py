@@ -1,4 +1,4 @@
-"""Names and equations around values: x = 5, f(x) = 2x, x = 1/3 \\approx 0.33, and that there is no value."""
+"""Names and equations around values, as x = 5, f(x) = 2x or x = 1/3 \\approx 0.33, and words for no value."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NAME = re.compile(
 
 
 def split_name(text: str) -> tuple[str | None, str]:
-    """(x, 5) of x = 5 and of x \\in \\{5\\}; (None, the text) where nothing is named."""
+    """Return (x, 5) for x = 5 and for x \\in \\{5\\}; (None, the text) where nothing is named."""
     if belongs := re.fullmatch(r"\s*(\\?[A-Za-z](?:_\w)?)\s*\\in(?![A-Za-z])\s*(.+)", text):
         return belongs[1], belongs[2]
     approximate = re.fullmatch(r"([^=]+?)\s*\\approx(?![A-Za-z])\s*(.+)", text)
@@ -54,13 +54,13 @@ def is_empty(text: str) -> bool:
 
 
 def same_name(one: str, two: str) -> bool:
-    """Also y and f(x)."""
+    """Tell whether two names are the same; y and f(x) are, too."""
     names = squeezed(one).lower(), squeezed(two).lower()
     return names[0] == names[1] or ("y" in names and bool({"f(x)", "y(x)"} & {*names}))
 
 
 def rename_variable(name: str, value: str, other: str) -> str | None:
-    """The value of f(t) as one of f(x); None for names that differ in more than the variable."""
+    """Return the value of f(t) as one of f(x); None for names that differ in more than the variable."""
     one, two = (re.fullmatch(r"([A-Za-z]\w?)\(([A-Za-z])\)", squeezed(side)) for side in (name, other))
     if not one or not two or one[1] != two[1] or re.search(rf"(?<![\\A-Za-z]){two[2]}(?![A-Za-z])", value):
         return None
@@ -73,7 +73,7 @@ def name_parts(name: str) -> list[str]:
 
 
 def with_names(pieces: list[str], names: list[str] | None) -> list[str]:
-    """Values in the order of names, where both are given."""
+    """Return values in the order of names, where both are given."""
     if not names:
         return pieces
     named = {squeezed(name).lower(): value for name, value in map(split_name, pieces) if name}
@@ -81,7 +81,7 @@ def with_names(pieces: list[str], names: list[str] | None) -> list[str]:
 
 
 def shared_name(pieces: list[str]) -> list[str]:
-    """n = 2, 3, 4 and x = 1, x = 2 are 2, 3, 4 and 1, 2: a name that is one for all says nothing."""
+    """Drop a name that all values share: n = 2, 3, 4 is 2, 3, 4, and x = 1, x = 2 is 1, 2."""
     named = [split_name(piece) for piece in pieces]
     names = {squeezed(name).lower() for name, _ in named if name}
     bare = [name is None for name, _ in named]
@@ -99,7 +99,7 @@ def last_equation(text: str) -> str:
 
 
 def chain_ends(text: str) -> list[str]:
-    """The last exact value of a = b \\approx c, and the approximate one."""
+    """Return the last exact value of a = b \\approx c, and the approximate one."""
     exact, *approximate = [piece.strip() for piece in split_outside(text, _APPROXIMATELY)]
     ends = [split_outside(exact, EQUALS)[-1].strip()]
     ends += [split_outside(piece, EQUALS)[-1].strip() for piece in approximate[-1:]]

@@ -1,4 +1,4 @@
-"""One notation for mathematical answers: what people and models write, as plain LaTeX.
+"""Mathematical answers in one notation, plain LaTeX, however people and models write them.
 
 Unicode, plain text ("sqrt(2)", "3 1/2", "x**2"), spaces, sizes and fonts are brought to one form; nothing
 that has a meaning is lost. Everything here takes time about linear in the text.
@@ -9,37 +9,11 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from megatron_probsft.grading.markdown import plain
+from megatron_probsft.grading.markdown import without_markdown
+from megatron_probsft.grading.mathematics.symbols import one_spelling, without_unicode
 
 DOLLAR = "＄"  # \$, the currency, once dollar signs around mathematics are dropped
 APART = "␣"  # between digits that are no one number
-
-_FRACTIONS = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5",
-              "⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅐": "1/7", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8",
-              "⅑": "1/9", "⅒": "1/10"}  # fmt: skip
-_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix", strict=True))
-_LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₖᵢ", "0123456789+-()nki", strict=True))
-_SIGNS = {
-    "−": "-", "–": "-", "‒": "-", "﹣": "-", "×": r"\times ", "✕": r"\times ", "·": r"\cdot ",
-    "⋅": r"\cdot ", "∙": r"\cdot ", "•": r"\cdot ", "∗": "*", "÷": "/", "⁄": "/", "∕": "/", "≤": r"\le ",
-    "⩽": r"\le ", "≦": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≧": r"\ge ", "≠": r"\ne ", "≈": r"\approx ",
-    "≃": r"\approx ", "≅": r"\approx ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap ", "∖": r"\setminus ",
-    "∅": r"\emptyset ", "⌀": r"\emptyset ", "∞": r"\infty ", "±": r"\pm ", "∓": r"\mp ", "∠": r"\angle ",
-    "∨": r"\lor ", "∧": r"\land ", "∣": "|", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}",
-    "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
-    "⌉": r"\rceil ", "⟨": r"\langle ", "⟩": r"\rangle ", "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ",
-    "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "ε": r"\epsilon ", "λ": r"\lambda ", "φ": r"\phi ",
-    "ω": r"\omega ", "σ": r"\sigma ", "τ": r"\tau ", "ρ": r"\rho ", "Δ": r"\Delta ", "Σ": r"\Sigma ",
-    "Ω": r"\Omega ", "∑": r"\sum ", "∫": r"\int ", "º": "°", "′": "'", "″": "''", "’": "'", "`": "",
-    "\u200b": "", "\u2061": "", "\u2062": "", "\u2060": "", "\ufeff": "",
-}  # fmt: skip
-_ONE_BY_ONE = str.maketrans(
-    _SIGNS | {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if code != 0xFF04}
-    | dict.fromkeys([*map(chr, range(0x2000, 0x200B)), *"\xa0\u1680\u202f\u205f\u3000"], " ")
-)  # fmt: skip
-_RUN_RAISED = re.compile(f"[{''.join(_RAISED)}]+")
-_RUN_LOWERED = re.compile(f"[{''.join(_LOWERED)}]+")
-_VULGAR = re.compile(f"[{''.join(_FRACTIONS)}]")
 
 _UPRIGHT = re.compile(
     r"\\(?:text|textrm|textnormal|textsf|textup|textbf|textit|texttt|mathrm|operatorname\*?|mbox|hbox"
@@ -60,32 +34,10 @@ _DELIMITERS = re.compile(r"\\[()\[\]]|\$+")
 _THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,)(?:\s*\\!\s*|(?<=\}))(?=\d{3}(?!\d))|(?<=\d)\{,\}(?=\d{3}(?!\d))")
 _APART = re.compile(r"(?<=\d)(?<![_^]\d) +(?=\d)(?!\d{3}(?!\d))")  # 5 6 is not 56, but 10 000 is 10000
 _MIXED = re.compile(r"(?<![\d.,/^_])(\d{1,9}) +(\d{1,9}) */ *(\d{1,9})(?![\d.])")
-_TEXTUAL = [
-    "arcsin",
-    "arccos",
-    "arctan",
-    "sinh",
-    "cosh",
-    "tanh",
-    "sin",
-    "cos",
-    "tan",
-    "sec",
-    "csc",
-    "cot",
-    "ln",
-    "log",
-    "exp",
-    "gcd",
-    "lcm",
-    "pi",
-    "theta",
-    "alpha",
-    "beta",
-    "gamma",
-    "lambda",
-    "infty",
-]
+_TEXTUAL = (
+    "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "sin", "cos", "tan", "sec", "csc", "cot", "ln",
+    "log", "exp", "gcd", "lcm", "pi", "theta", "alpha", "beta", "gamma", "lambda", "infty",
+)  # fmt: skip
 _BARE_WORD = re.compile(rf"(?<![\\A-Za-z])({'|'.join(_TEXTUAL)})(?![A-Za-z])|(?<=[\d)])(pi|sqrt)(?![A-Za-z])")
 _BARE_INFINITY = re.compile(r"(?<![\\A-Za-z])(?:infinity|inf)(?![A-Za-z])", re.IGNORECASE)
 _ROOT_WORD = re.compile(r"\\?(?<![A-Za-z])(sqrt|cbrt)\s*(?=[(\d\w{\[])|√|∛")
@@ -94,50 +46,23 @@ _LEAD = re.compile(  # what leads to an answer and is none
     r"^ *(?:\\text\{[^{}]*(?:\bis|\bare|\bequals|:|=)\}"
     r"|(?:\\text\{ *)?(?:about|approximately|roughly|nearly)\b *\}?) *(?=\S)"
 )
-_RELATIONS = (
-    (re.compile(r"<=|=<|\\(?:leq?slant|leqq|leq|le)(?![A-Za-z])|&le;"), r"\\le "),
-    (re.compile(r">=|=>|\\(?:geq?slant|geqq|geq|ge)(?![A-Za-z])|&ge;"), r"\\ge "),
-    (re.compile(r"\\lt(?![A-Za-z])|&lt;"), "<"),
-    (re.compile(r"\\gt(?![A-Za-z])|&gt;"), ">"),
-    (re.compile(r"!=|\\neq?(?![A-Za-z])|\\not\s*=|<>"), r"\\ne "),
-    (re.compile(r"~=|\\(?:approx|simeq|approxeq|cong|doteq)(?![A-Za-z])"), r"\\approx "),
-    (re.compile(r"\\(?:colon|mathbin\{:\}|ratio)(?![A-Za-z])"), ":"),
-    (re.compile(r"\\(?:vee|lor)(?![A-Za-z])"), r"\\text{or}"),
-    (re.compile(r"\\(?:wedge|land)(?![A-Za-z])"), r"\\text{and}"),
-    (re.compile(r"\\(?:lbrace|\{)"), r"\\{"),
-    (re.compile(r"\\rbrace"), r"\\}"),
-    (re.compile(r"\\langle(?![A-Za-z])"), "("),
-    (re.compile(r"\\rangle(?![A-Za-z])"), ")"),
-    (re.compile(r"\\(?:varnothing|empty)(?![A-Za-z])"), r"\\emptyset "),
-    (re.compile(r"\\(?:mathbb\s*([RZNQC])|R(?![A-Za-z]))"), lambda one: rf"\mathbb{{{one[1] or 'R'}}}"),
-    (re.compile(r"\\(?:backslash|smallsetminus)(?![A-Za-z])"), r"\\setminus "),
-    (re.compile(r"\\(?:div|slash)(?![A-Za-z])"), "/"),
-    (re.compile(r"\\(?:lvert|rvert|mid|vert)(?![A-Za-z])"), "|"),
-    (re.compile(r"\\(?:imath)(?![A-Za-z])"), "i"),
-)  # fmt: skip
 
 
 @lru_cache(maxsize=16384)
 def canonical(text: str) -> str:
-    """The answer in one notation, with single spaces, words and units in \\text{…}."""
-    text = plain(text)
+    """Return the answer in one notation, with single spaces, and words and units in \\text{…}."""
+    text = without_markdown(text)
     if "\\\\begin" in text:
         text = text.replace("\\\\", "\\")
     if "\\begin" not in text:
         text = re.sub(r"\\\\(?=[A-Za-z({[|,;!%$])", r"\\", text)  # escaped twice, as in JSON
-    text = _RUN_RAISED.sub(lambda run: f"^{{{''.join(_RAISED[one] for one in run[0])}}}", text)
-    text = _RUN_LOWERED.sub(lambda run: f"_{{{''.join(_LOWERED[one] for one in run[0])}}}", text)
-    text = re.sub(rf"(?<=\d)\s*{_VULGAR.pattern}", lambda one: f" {_FRACTIONS[one[0].strip()]}", text)
-    text = _VULGAR.sub(lambda one: rf"\frac{{{_FRACTIONS[one[0]].replace('/', '}{')}}}", text)
-    text = text.translate(_ONE_BY_ONE)
+    text = without_unicode(text)
     text = text.replace("\\$", DOLLAR).replace("\\%", "%").replace("\\#", "#")
     text = _THOUSANDS.sub("", text).replace("\\!", "").replace("{,}", ",")
     text = _SIZES.sub("", text)
     text = _fonts(_outside_matrices(_DELIMITERS, "", text))
     text = _outside_matrices(_SPACES, " ", text)
-    for pattern, plain_form in _RELATIONS:
-        text = pattern.sub(plain_form, text)
-    text = _degrees(text)
+    text = _degrees(one_spelling(text))
     text = _plain_words(text)
     text = _fractions(text)
     text = re.sub(r"\\frac\{ *(\\text\{[^{}]*\}) *\}\{ *(\\text\{[^{}]*\}) *\}", r"\1 / \2", text)
@@ -148,12 +73,12 @@ def canonical(text: str) -> str:
 
 
 def unwrapped(text: str) -> str:
-    """Without \\text{…} around words."""
+    """Return the text without \\text{…} around its words."""
     return re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
 
 
 def squeezed(text: str) -> str:
-    """A canonical text for comparing letter by letter: without spaces, fonts, degrees and idle braces."""
+    """Return a canonical text without spaces, fonts, degrees and idle braces, to compare letter by letter."""
     text = unwrapped(text)
     text = re.sub(r"\^\\circ(?![A-Za-z])|\s", "", re.sub(r"(\\[A-Za-z]+) (?=[A-Za-z])", r"\1␠", text))
     text = re.sub(r"(?<=[\^_])\{(\w)\}", r"\1", text)
@@ -161,7 +86,7 @@ def squeezed(text: str) -> str:
 
 
 def inside_braces(text: str, start: int) -> int:
-    """The place after the bracket that closes the one at `start`, ( [ or {; -1 if nothing does."""
+    """Return the place after the bracket that closes the one at `start`, ( [ or {; -1 if nothing does."""
     depth = 0
     for place in range(start, len(text)):
         depth += (text[place] in "([{") - (text[place] in ")]}")
@@ -171,7 +96,7 @@ def inside_braces(text: str, start: int) -> int:
 
 
 def _outside_matrices(pattern: re.Pattern[str], replacement: str, text: str) -> str:
-    """\\\\ and what follows it are rows' ends, not spaces: they are kept."""
+    """Replace a pattern, but keep \\\\, which ends a matrix's row and is no space."""
     return r"\\".join(pattern.sub(replacement, piece) for piece in text.split(r"\\"))
 
 
@@ -198,7 +123,7 @@ def _degrees(text: str) -> str:
 
 
 def _plain_words(text: str) -> str:
-    """Function names, roots, powers and products as LaTeX has them."""
+    """Write function names, roots, powers and products as LaTeX has them."""
     words = re.compile(r"\\(?:text|begin|end|mathbb)\{[^{}]*\}")
     kept = words.findall(text)
     pieces = words.split(text)
@@ -220,7 +145,7 @@ def _root(word: re.Match[str], inside: str) -> str:
 
 
 def _bracketed(text: str, opening: re.Pattern[str], form) -> str:
-    """What `opening` stands before, a bracket's inside or else one number or letter, in another form."""
+    """Rewrite what follows `opening`, a bracket's inside or else one number or letter, with `form`."""
     done, rest = "", text
     while found := opening.search(rest):
         start = found.end() + len(rest[found.end() :]) - len(rest[found.end() :].lstrip())
@@ -240,7 +165,7 @@ def _bracketed(text: str, opening: re.Pattern[str], form) -> str:
 
 
 def _fractions(text: str) -> str:
-    """\\frac with both parts in braces: \\dfrac12, \\frac1{72}, \\frac ab."""
+    """Write \\frac with both parts in braces, also for \\dfrac12, \\frac1{72} and \\frac ab."""
     text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
     if "\\frac" not in text:
         return text
@@ -267,7 +192,7 @@ def _fractions(text: str) -> str:
 
 
 def _mixed(text: str) -> str:
-    """3 1/2 and 3 \\frac{1}{2} are three and a half."""
+    """Join 3 1/2 and 3 \\frac{1}{2}, which are three and a half."""
     text = _MIXED.sub(
         lambda one: rf"{one[1]}\frac{{{one[2]}}}{{{one[3]}}}" if int(one[2]) < int(one[3]) else one[0], text
     )

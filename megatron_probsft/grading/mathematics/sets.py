@@ -23,7 +23,7 @@ _MINUS = re.compile(
 
 @dataclass(frozen=True)
 class Interval:
-    """Ends as texts; `closed`: whether each belongs to it."""
+    """An interval has two ends, as texts; `closed` says of each whether it belongs to the interval."""
 
     ends: tuple[str, str]
     closed: tuple[bool, bool]
@@ -43,7 +43,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Combined:
-    """`how`: or (union), and (intersection), minus (the first without the second)."""
+    """Sets are combined by `how`: or (union), and (intersection), minus (the first without the others)."""
 
     how: str
     parts: tuple[RealSet, ...]
@@ -54,7 +54,7 @@ EVERYTHING = Interval(("-\\infty", "\\infty"), (False, False))
 
 
 def split_outside(text: str, pattern: re.Pattern[str]) -> list[str]:
-    """The pieces of a text between the matches of `pattern` outside of brackets."""
+    """Return the pieces of a text between the matches of `pattern` outside of brackets."""
     pieces, begin, place = [], 0, 0
     while place < len(text):
         if text[place] in "([{":
@@ -72,7 +72,7 @@ def split_outside(text: str, pattern: re.Pattern[str]) -> list[str]:
 
 
 def is_set(text: str) -> bool:
-    """Whether a canonical text can only be read as a set of real numbers; (1, 2) and {1, 2} need not."""
+    """Tell whether a canonical text can only be a set of real numbers; (1, 2) and {1, 2} may be others."""
     return bool(
         re.search(r"\\(?:cup|cap|setminus|le|ge|ne)(?![A-Za-z])|[<>]|\\mathbb\{R\}", text)
         or re.fullmatch(r"[(\[\]][^()\[\]]*\\infty *[)\]\[]|[(\[\]] *-\\infty[^()\[\]]*[)\]\[]", text)
@@ -84,7 +84,7 @@ def is_set(text: str) -> bool:
 
 
 def real_set(text: str) -> tuple[str | None, RealSet] | None:
-    """(the variable if one is named, the set) of a canonical text; None if it is no set of real numbers."""
+    """Return (the variable if one is named, the set) of a canonical text; None if it is no such set."""
     text = text.strip()
     if _ALL.fullmatch(text):
         return None, EVERYTHING
@@ -113,7 +113,7 @@ def real_set(text: str) -> tuple[str | None, RealSet] | None:
 
 
 def flipped(text: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """Terms and signs of a chain of inequalities, written with < and \\le; None if it is none."""
+    """Return terms and signs of a chain of inequalities, turned to < and \\le; None if it is no chain."""
     terms = split_outside(text, _RELATION)
     if len(terms) < 2:
         return None
@@ -126,7 +126,7 @@ def flipped(text: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
 
 
 def _flat(text: str) -> str:
-    """The text outside of brackets."""
+    """Return the text with its brackets emptied."""
     flat, place = "", 0
     while place < len(text):
         end = inside_braces(text, place) if text[place] in "([{" else -1
@@ -146,7 +146,7 @@ def _combined(how: str, pieces: list[str]) -> tuple[str | None, RealSet] | None:
 
 
 def _bounded(pieces: list[str]) -> bool:
-    """x > 1, x < 3 is what lies between; x < 1, x > 3 what lies outside, as numbers tell."""
+    """Tell whether pieces mean what lies between, as x > 1, x < 3, and not outside, as x < 1, x > 3."""
     ends = []
     for piece in pieces:
         chain = flipped(piece)

@@ -22,7 +22,7 @@ _BELONGS_TO_NUMBERS = re.compile(r"\s*\\?[A-Za-z](?:_\w)?\s*\\in\s*\\mathbb\{[RZ
 
 
 def items(text: str, *, every_comma: bool = False) -> list[str]:
-    """What a canonical text lists, of a \\pm both; one that is no list, as 1,234 or (1, 2), is whole."""
+    """Return what a canonical text lists; a \\pm gives both, and what is no list, as (1, 2), one."""
     inside = braces(text)
     if inside is not None:
         text, every_comma = inside, every_comma or not thousands(inside)
@@ -34,7 +34,7 @@ def items(text: str, *, every_comma: bool = False) -> list[str]:
 
 
 def both_signs(text: str) -> list[str]:
-    """Of an answer with \\pm the one with plus and the one with minus."""
+    """Return an answer with \\pm as two: the one with plus and the one with minus."""
     if "\\pm" not in text and "\\mp" not in text:
         return [text]
     plus = re.sub(r"\\pm(?![A-Za-z])", "+", re.sub(r"\\mp(?![A-Za-z])", "-", text))
@@ -43,7 +43,7 @@ def both_signs(text: str) -> list[str]:
 
 
 def match_all(found: Sequence[str], wanted: Sequence[str], equal: Callable[[str, str], bool]) -> bool:
-    """Each wanted answer is met by another of the found ones, and none is left."""
+    """Tell whether each wanted answer is met by one of the found ones, and none is left over."""
     left = list(found)
     if len(left) != len(wanted):
         return False
@@ -56,7 +56,7 @@ def match_all(found: Sequence[str], wanted: Sequence[str], equal: Callable[[str,
 
 
 def same_words(found: str, wanted: str) -> bool | None:
-    """Whether two answers in words are the same, in any case; None if they are no words."""
+    """Tell whether two answers in words are the same, in any case; None if they are no words."""
     one, two = (word(text) for text in (found, wanted))
     if one is None or two is None:
         return None
@@ -73,7 +73,7 @@ def split_at(text: str, pattern: re.Pattern[str]) -> list[str]:
 
 
 def _commas(text: str, *, every_comma: bool) -> list[str]:
-    """Pieces between commas; a comma between digits with three behind it is a separator of thousands."""
+    """Split at commas, but not at one between digits with three behind it, which separates thousands."""
     if not every_comma and thousands(text):
         return [text]
     pieces = split_at(text, COMMA)
@@ -90,17 +90,17 @@ def _commas(text: str, *, every_comma: bool) -> list[str]:
 
 
 def _mixes(text: str) -> bool:
-    """Separators of thousands beside separators of a list: "1,234, 5,678" or "1,234 dollars"."""
+    """Tell whether commas of thousands stand beside those of a list: "1,234, 5,678" or "1,234 dollars"."""
     return ", " in text or re.fullmatch(r"[^,]*,\d{3}(?!\d)[^,]*", text) is not None
 
 
 def thousands(text: str) -> bool:
-    """Whether a text may be one number with separators of thousands."""
+    """Tell whether a text may be one number with separators of thousands."""
     return re.fullmatch(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d*)?", squeezed(text)) is not None and ", " not in text
 
 
 def decimal_comma(one: str, two: str) -> bool:
-    """2,74 for 2.74, where the comma can part neither thousands nor answers of a list."""
+    """Tell whether 2,74 stands for 2.74: its comma can part neither thousands nor answers of a list."""
     return re.fullmatch(r"-?(?:\d+,(?!\d{3}$)|0,)\d+", one) is not None and one.replace(",", ".") == two
 
 
@@ -109,13 +109,13 @@ def no_zeros(pieces: Sequence[str]) -> bool:
 
 
 def braces(text: str) -> str | None:
-    """What \\{…\\} around a whole text holds."""
+    """Return the content of \\{…\\} around a whole text; None if there are no such braces."""
     whole = text.startswith("\\{") and text.endswith("\\}") and inside_braces(text, 1) == len(text)
     return text[2:-2].strip() if whole else None
 
 
 def bracketed(text: str) -> tuple[str, list[str]] | None:
-    """The bracket around a whole text and what stands between commas in it."""
+    """Return the bracket around a whole text and what stands between commas in it."""
     text = text.strip()
     if text[:1] in ("(", "[") and text[-1:] in (")", "]") and inside_braces(text, 0) == len(text):
         inner = text[1:-1]
@@ -125,7 +125,7 @@ def bracketed(text: str) -> tuple[str, list[str]] | None:
 
 
 def without_outer(text: str) -> str:
-    """Without brackets around one single answer, and without {…}, which does not show."""
+    """Remove brackets around one single answer, and {…}, which does not show."""
     while text[:1] == "{" and inside_braces(text, 0) == len(text):
         text = text[1:-1].strip()
     if system := _SYSTEM.fullmatch(text):
@@ -147,7 +147,7 @@ def matrix(text: str) -> list[list[str]]:
 
 
 def word(text: str) -> str | None:
-    """The letters of an answer in words, small and without articles and points; None for what is none."""
+    """Return an answer in words as small letters, without articles and points; None if it is no words."""
     plain = unwrapped(text).strip()
     if re.search(r"[\d\\=<>^_+*/|{}\[\],]", plain) or not re.search(r"[^\W\d_]", plain):
         return None

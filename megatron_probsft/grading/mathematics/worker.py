@@ -1,10 +1,10 @@
-"""The process that compares mathematical answers, with math-verify: one JSON line in, one out.
+"""A process that compares mathematical answers, with math-verify: one JSON line in, one out.
 
 In:  {"found": boxed answer or null, "tail": end of the generation, "answer": a `MathAnswer`, "seconds"}
 Out: [verdict, prediction]
 
 A comparison that takes more than `seconds` of CPU time is interrupted: "timeout". What no signal interrupts,
-one large multiplication for instance, is ended by `math_judge` from outside, with this process.
+one large multiplication for instance, is ended by `judge` from outside, with this process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MEMORY = 4 << 30
 
 
 def judge(found: str | None, tail: str, answer: MathAnswer) -> tuple[str, str | None]:
-    """The verdict, "correct", "wrong" or "unparsable", and the prediction that it is about."""
+    """Return a verdict, "correct", "wrong" or "unparsable", and the prediction that it is about."""
     if found is None:
         found = _unmarked(tail)
         if found is None:
@@ -44,7 +44,7 @@ def judge(found: str | None, tail: str, answer: MathAnswer) -> tuple[str, str | 
 
 
 def _unmarked(tail: str) -> str | None:
-    """A short text as it is, or the text of the last expression that math-verify finds in a generation."""
+    """Return a short text as it is, or the last expression that math-verify finds in a generation."""
     text = tail.strip()
     short = text and len(text) < 100 and "\n" not in text
     words = re.findall(r"(?<![\\A-Za-z{])[A-Za-z]{2,}", text)

@@ -21,7 +21,7 @@ _TIME = re.compile(
 
 
 def based(text: str) -> tuple[str, int] | None:
-    """Digits and base of a canonical number in another base, as 2516_8 or 2516 base 8."""
+    """Return digits and base of a canonical number in another base, as 2516_8 or 2516 base 8."""
     match = _BASE.fullmatch(unwrapped(text).strip())
     if not match:
         return None
@@ -37,7 +37,7 @@ def based(text: str) -> tuple[str, int] | None:
 
 
 def time_of_day(text: str) -> tuple[int, int, int, str] | None:
-    """Hours, minutes, seconds and "a", "p" or "" of 11:30, 11:30 a.m.; None for what is no time."""
+    """Return hours, minutes, seconds and "a", "p" or "" of 11:30 or 11:30 a.m.; None if it is no time."""
     match = _TIME.fullmatch(unwrapped(text).strip())
     if not match or int(match[1]) > 24 or int(match[2]) > 59 or int(match[3] or 0) > 59:
         return None
@@ -45,7 +45,7 @@ def time_of_day(text: str) -> tuple[int, int, int, str] | None:
 
 
 def same_time(one: tuple[int, int, int, str], two: tuple[int, int, int, str]) -> bool:
-    """Equal; where one does not say a.m. or p.m., as on a clock's face or on 24 hours."""
+    """Tell whether times are equal; one without a.m. or p.m. is read on 12 and on 24 hours."""
     if (one[3] and two[3]) or not (one[3] or two[3]):
         return one == two
     said, other = (one, two) if one[3] else (two, one)

@@ -1,4 +1,4 @@
-"""Exact values of written numbers, and when two of them are equal."""
+"""Written numbers have exact values; two of them are compared by these."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _FRACTION = re.compile(
 )
 
 
-def number(text: str) -> Fraction | None:
-    """The exact value of a squeezed decimal, scientific, vulgar or mixed number; None for anything else."""
+def exact_value(text: str) -> Fraction | None:
+    """Return the exact value of a squeezed decimal, scientific, vulgar or mixed number; None for others."""
     if len(text) > 200 or not text:
         return None
     if "\\" in text and (endless := _ENDLESS.fullmatch(text)):
@@ -47,13 +47,13 @@ def number(text: str) -> Fraction | None:
 
 
 def equal_numbers(one: str, two: str, tolerance: float | None = None) -> bool | None:
-    """Whether two squeezed numbers are equal; None if one is no number.
+    """Tell whether two squeezed numbers are equal; None if one is no number.
 
-    Equal within the tolerance if there is one. Else exactly, but for what arithmetic does to a decimal
-    (0.30000000000000004 is 0.3), and for the last digit of a decimal with at least six, where the other
-    value has no end (0.333333 is 1/3) or is a longer decimal.
+    With a tolerance they may differ by it. Without one they must be the same, except for what arithmetic does
+    to a decimal (0.30000000000000004 is 0.3), and for the last digit of a decimal with at least six, where
+    the other value has no end (0.333333 is 1/3) or is a longer decimal.
     """
-    first, second = number(one), number(two)
+    first, second = exact_value(one), exact_value(two)
     if first is None or second is None:
         return None
     if tolerance is not None:
@@ -75,22 +75,22 @@ def equal_numbers(one: str, two: str, tolerance: float | None = None) -> bool | 
 
 
 def digits(text: str) -> int:
-    """How many significant digits a decimal is written with."""
+    """Return how many significant digits a decimal is written with."""
     mantissa = re.split(r"[eE\\]", text.lstrip("+-"))[0].replace(",", "")
     return len(mantissa.replace(".", "").lstrip("0"))
 
 
 def unit_in_the_last_place(text: str) -> Fraction:
-    """What one more in the last digit of a squeezed decimal adds."""
+    """Return what one more in the last digit of a squeezed decimal adds."""
     mantissa = re.match(r"[-+]?[\d,]*(?:\.(\d*))?", text)
     places = len(mantissa[1] or "") if mantissa else 0
-    whole, shown = number(text), number(mantissa[0]) if mantissa else None
+    whole, shown = exact_value(text), exact_value(mantissa[0]) if mantissa else None
     power = whole / shown if whole and shown else Fraction(1)
     return power / 10**places
 
 
 def has_end(value: Fraction) -> bool:
-    """Whether a value has a decimal expansion that ends."""
+    """Tell whether a value has a decimal expansion that ends."""
     rest = value.denominator
     for prime in (2, 5):
         while rest % prime == 0:

@@ -1,4 +1,4 @@
-"""Units: their names, and how many of which base units each is.
+"""A table of units: their names, and how many of which base units each is.
 
 Lengths are in m, masses in g, times in s (months and years in months), money in each currency's own.
 """

@@ -1,4 +1,4 @@
-"""Units: what stands beside a number and can contradict another answer's.
+"""Units stand beside a number, and can contradict another answer's unit.
 
 A unit that is missing may be forgiven; one that contradicts may not. 1 m and 100 cm are equal.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from megatron_probsft.grading.mathematics.notation import DOLLAR, squeezed, unwrapped
-from megatron_probsft.grading.quantities.numbers import number
+from megatron_probsft.grading.quantities.numbers import exact_value
 from megatron_probsft.grading.quantities.unit_table import IDLE_WORDS, SCALES, UNITS, WORDS_OF_FORMULAS
 
 _BY_NAME = {
@@ -35,9 +35,9 @@ _CURRENCY = re.compile(rf"([-+]?)\s*(?:US|U\.S\.)?([{DOLLAR}€£¥₹])\s*(.*)"
 
 @dataclass(frozen=True)
 class Unit:
-    """`scale` of the base units `powers`; `words` are nouns that are no units, as apples.
+    """A unit is `scale` times the base units `powers`; `words` are nouns that are no units, as apples.
 
-    `certain`: it is no product of variables, as "5 m" in mathematics may be.
+    `certain` says that it is no product of variables, which "5 m" in mathematics may be.
     """
 
     scale: Fraction
@@ -47,7 +47,7 @@ class Unit:
 
 
 def quantity(text: str) -> tuple[str, Unit | None]:
-    """The value of a canonical text and the unit behind it (or before it, as $5); None if there is none."""
+    """Split a canonical text into its value and the unit behind it (or before it, as $5), if there is one."""
     if currency := _CURRENCY.fullmatch(text):
         value, behind = quantity(currency[3])
         scale, powers = _BY_NAME[currency[2]]
@@ -65,7 +65,7 @@ def quantity(text: str) -> tuple[str, Unit | None]:
 
 
 def text_unit(text: str) -> Unit | None:
-    """The unit that a canonical text spells; None for what may be no unit, as a product of variables."""
+    """Return the unit that a canonical text spells; None if it may be none, as a product of variables."""
     reader, place, text = _Reader(), 0, text.strip()
     while place < len(text):
         token = _TOKEN.match(text, place)
@@ -76,7 +76,7 @@ def text_unit(text: str) -> Unit | None:
 
 
 def contradict(one: Unit, two: Unit) -> bool:
-    """Whether two units are not of one kind; nouns beside units, as in dollars per apple, count not."""
+    """Tell whether two units are not of one kind; nouns beside units, as dollars per apple, do not count."""
     kinds = one.powers, two.powers
     if {"degree": 1} in kinds and ({"celsius": 1} in kinds or {"fahrenheit": 1} in kinds):
         return False
@@ -86,7 +86,7 @@ def contradict(one: Unit, two: Unit) -> bool:
 
 
 def scaled(unit: Unit | None, value: str) -> tuple[Unit | None, str]:
-    """3 million is 3000000: what is no unit but a number goes into the value."""
+    """Move a number among the words, as in 3 million, from the unit into the value."""
     if unit is None or unit.powers:
         return unit, value
     if unit.scale != 1:
@@ -95,13 +95,13 @@ def scaled(unit: Unit | None, value: str) -> tuple[Unit | None, str]:
 
 
 def in_base_units(value: str, unit: Unit) -> str:
-    """The value times the unit's scale."""
+    """Return the value times the unit's scale."""
     return product(value, rf"\frac{{{unit.scale.numerator}}}{{{unit.scale.denominator}}}")
 
 
 def product(value: str, factor: str) -> str:
-    """A canonical product, in digits where both are numbers."""
-    one, two = number(squeezed(value)), number(squeezed(factor))
+    """Return a canonical product, in digits where both are numbers."""
+    one, two = exact_value(squeezed(value)), exact_value(squeezed(factor))
     if one is None or two is None:
         return rf"({value}) \cdot ({factor})"
     both = one * two
@@ -111,7 +111,7 @@ def product(value: str, factor: str) -> str:
 
 
 class _Reader:
-    """Reads the words, powers and fraction bars of a unit, from left to right."""
+    """A reader of a unit's words, powers and fraction bars, from left to right."""
 
     def __init__(self) -> None:
         self._scale, self._powers, self._words = Fraction(1), dict[str, int](), set[str]()
@@ -119,7 +119,7 @@ class _Reader:
         self._sign, self._next_power, self._certain, self._said = 1, 1, True, False
 
     def take(self, token: re.Match[str]) -> bool:
-        """Whether a token can belong to a unit."""
+        """Read one token; False if it cannot belong to a unit."""
         if token["over"]:
             self._sign = -1
         elif token["power"]:
@@ -137,7 +137,7 @@ class _Reader:
         return Unit(self._scale, powers, frozenset(self._words), self._certain)
 
     def _take_word(self, word: str, upright: bool) -> bool:
-        """A word, or within \\text{…} a whole unit as km/h or m^2."""
+        """Read a word, or within \\text{…} a whole unit as km/h or m^2."""
         for piece in re.split(r"(/|\^\{?-?\d\}?)", word) if word != "^\\circ" else [word]:
             if piece == "/":
                 self._sign = -1
@@ -182,7 +182,7 @@ class _Reader:
         self._add(1)
 
     def _raise(self, power: int) -> None:
-        """The last unit to a power."""
+        """Raise the last unit to a power."""
         self._add(power - 1)
 
     def _add(self, times: int) -> None:
@@ -193,7 +193,7 @@ class _Reader:
 
 
 def _may_follow(value: str, tail: str) -> bool:
-    """Whether a unit can stand behind a value: 5 cm, 5cm, (1+x) cm and x\\text{ cm}, but not 5x nor 5^2."""
+    """Tell whether a unit can follow a value: 5 cm, 5cm, (1+x) cm and x\\text{ cm}, but not 5x nor 5^2."""
     behind = tail.lstrip()
     if behind.startswith("^\\circ") and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", value):
         return False
@@ -207,7 +207,7 @@ def _may_follow(value: str, tail: str) -> bool:
 
 
 def _row(name: str) -> tuple[Fraction, Mapping[str, int]] | None:
-    """A unit by its symbol, or by its name in any case, one or many."""
+    """Look a unit up by its symbol, or by its name in any case, singular or plural."""
     forms = (name, name.lower(), _singular(name.lower())) if len(name) > 2 else (name,)
     return next((_BY_NAME[form] for form in forms if form in _BY_NAME), None)
 

@@ -1,4 +1,4 @@
-"""Equality of expressions by value: exactly where they are exact, at some places where they have symbols."""
+"""Expressions are compared by value: exactly where they are exact, at some places where they have symbols."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ from sympy import (
 from sympy.core.function import AppliedUndef, Derivative
 
 from megatron_probsft.grading.mathematics.notation import squeezed, unwrapped
-from megatron_probsft.grading.quantities.numbers import NOISE, digits, has_end, number, unit_in_the_last_place
+from megatron_probsft.grading.quantities.numbers import (
+    NOISE,
+    digits,
+    exact_value,
+    has_end,
+    unit_in_the_last_place,
+)
 
 _DIGITS = 3000  # at most, by which exact numbers are told apart
 _FEWER = 150  # the same for values of expressions with symbols
@@ -42,7 +48,7 @@ _INFINITE = (oo, -oo)
 
 
 def same_values(first: Expr, second: Expr, found: str, wanted: str, tolerance: float | None) -> bool | None:
-    """Whether two expressions agree in value; None for what has none, as integrals and functions f(x)."""
+    """Tell whether two expressions agree in value; None if they have none, as integrals and f(x)."""
     first, second = (_evaluated(side) for side in (first, second))
     if first in _INFINITE or second in _INFINITE:
         return first == second
@@ -79,7 +85,7 @@ def _evaluated(side: Any) -> Any:
 
 
 def _value_at(side: Any, values: dict[Any, Any]) -> Any:
-    """A number; None where there is none."""
+    """Return a side's value as a number; None where there is none."""
     try:
         value = side.evalf(15, subs=values, maxn=_FEWER)
         return value if value.is_number and not value.has(S.NaN, S.ComplexInfinity) else None
@@ -88,7 +94,7 @@ def _value_at(side: Any, values: dict[Any, Any]) -> Any:
 
 
 def _agree(first: Any, second: Any, values: dict[Any, Any], one: Any, two: Any, bound: _Bound | None) -> bool:
-    """Whether sides of about the values `one` and `two` differ by at most the bound; None: not at all."""
+    """Tell whether sides of about the values `one` and `two` differ by at most the bound, None meaning 0."""
     one, two = (Integer(0) if _lost(value) else value for value in (one, two))
     if bound is None:
         if abs(one - two) > _COARSE * max(abs(one), abs(two)):
@@ -102,13 +108,13 @@ def _agree(first: Any, second: Any, values: dict[Any, Any], one: Any, two: Any, 
 
 
 def _lost(value: Any) -> bool:
-    """Whether a value is zero or cannot be told from it: sympy leaves it one bit then."""
+    """Tell whether a value is zero or cannot be told from zero: sympy leaves it one bit then."""
     return all(part == 0 or (part.is_Float and part._prec == 1) for part in value.as_real_imag())
 
 
 @dataclass(frozen=True)
 class _Bound:
-    """How far decimals may differ: absolutely, or else relative to what is smaller than one."""
+    """A bound on the difference of decimals: absolute, or else relative to what is smaller than one."""
 
     size: Fraction
     relative: bool
@@ -119,7 +125,7 @@ class _Bound:
 
 
 def _bound(first: Expr, second: Expr, found: str, wanted: str, tolerance: float | None) -> _Bound | None:
-    """None for exact values; for decimals as `equal_numbers` has it."""
+    """Return how far two values may differ: as in `equal_numbers` for decimals; None for exact ones."""
     if tolerance is not None:
         return _Bound(Fraction(str(tolerance)), relative=False)
     written = [one for side in (found, wanted) for one in re.findall(r"\d*\.\d+", squeezed(side))]
@@ -129,23 +135,23 @@ def _bound(first: Expr, second: Expr, found: str, wanted: str, tolerance: float 
     if min(digits(one) for one in written) < 6:
         return noise
     plain = {side: squeezed(side) for side in (found, wanted)}
-    alone = [side for side in (found, wanted) if "." in plain[side] and number(plain[side]) is not None]
+    alone = [side for side in (found, wanted) if "." in plain[side] and exact_value(plain[side]) is not None]
     if len(written) > 1 or not alone or first.free_symbols or second.free_symbols:
         return _Bound(Fraction(1, 1_000_000), relative=True)
     if _ends(second if alone[0] is found else first):
         return noise
-    value = abs(number(plain[alone[0]]) or Fraction(0))
+    value = abs(exact_value(plain[alone[0]]) or Fraction(0))
     return _Bound(max(unit_in_the_last_place(plain[alone[0]]), NOISE * min(value, 1)), relative=False)
 
 
 def _ends(side: Any) -> bool:
-    """Whether an exact value can be written as a decimal with an end."""
+    """Tell whether an exact value can be written as a decimal with an end."""
     value = side.doit()
     return bool(value.is_Rational) and has_end(Fraction(int(value.p), int(value.q)))
 
 
 def _may_be_words(first: Expr, second: Expr, found: str, wanted: str) -> bool:
-    """Products of letters on both sides that were written apart, as east and seat, have no values."""
+    """Tell whether both sides may be words, as east and seat, that were read as products of letters."""
     return (
         "\\text" in found + wanted
         and all(
@@ -157,7 +163,7 @@ def _may_be_words(first: Expr, second: Expr, found: str, wanted: str) -> bool:
 
 
 def proportional(one: Eq, two: Eq) -> bool:
-    """Whether an equation is another's multiple: left minus right side, at some places."""
+    """Tell whether an equation is another's multiple: left minus right side, at some places."""
     sides: list[Any] = [one.lhs, one.rhs, two.lhs, two.rhs]
     if not all(isinstance(side, Expr) for side in sides):
         return False
@@ -178,7 +184,7 @@ def proportional(one: Eq, two: Eq) -> bool:
 
 
 def equal_values(one: Any, two: Any) -> bool:
-    """Whether two exact numbers, or the same expressions, are equal."""
+    """Tell whether two exact numbers, or two expressions, are equal."""
     if one == two:
         return True
     if one in (oo, -oo) or two in (oo, -oo):

@@ -210,9 +210,9 @@ def problems_of(config: TrainConfig) -> list[str]:
 
 
 def _has_cuda() -> bool:
-    import torch  # here: see `objective_problems`
+    from megatron_probsft.runtime.device import has_gpu  # here: see `objective_problems`
 
-    return torch.cuda.is_available()
+    return has_gpu()
 
 
 def add_flags(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:

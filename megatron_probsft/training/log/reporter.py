@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron_probsft.checkpoint.megatron.run_folder import checkpoint_folder, newest_step
 from megatron_probsft.models.family import ModelShape
 from megatron_probsft.probing.probe import Reading
-from megatron_probsft.runtime.device import device_name, peak_memory_bytes
+from megatron_probsft.runtime.device import current_device, device_name, peak_memory_bytes
 from megatron_probsft.runtime.distributed import rank, world_size
 from megatron_probsft.training.batches import StepBatch
 from megatron_probsft.training.config.config import TrainConfig
@@ -136,7 +136,7 @@ class Reporter:
 
         Collective: one all-reduce of the peak memory over the world.
         """
-        peak = torch.tensor(peak_memory_bytes(), device=torch.cuda.current_device())
+        peak = torch.tensor(peak_memory_bytes(), device=current_device())
         dist.all_reduce(peak, op=dist.ReduceOp.MAX)
         records = read_records(self._folder) if self._active else []
         if not records:

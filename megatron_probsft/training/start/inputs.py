@@ -9,6 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_probsft.checkpoint.hf.trained_turns import generation_ends, read_record
+from megatron_probsft.data.store.options import StoreOptions
 from megatron_probsft.data.store.token_store import TokenStore, build_token_store
 from megatron_probsft.data.text.chat_source import prints_the_date
 from megatron_probsft.data.tokenizers.load import load_tokenizer
@@ -86,21 +87,19 @@ def token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenSto
     cache = Path(config.data_cache_path or Path(config.save).absolute().parent / "data_cache")
 
     def build(files: list[str]) -> TokenStore:
-        return build_token_store(
-            files,
-            tokenizer,
+        options = StoreOptions(
             template=config.template,
             seq_length=config.seq_length,
             vocab_size=hf.shape.vocab_size,
             truncation=config.truncation,
-            cache_dir=cache,
             prompt_key=config.prompt_key,
             response_key=config.response_key,
             messages_key=config.messages_key,
             weight_key=config.weight_key,
             template_date=config.template_date,
-            num_workers=config.num_workers,
-            log=distributed.say,
+        )
+        return build_token_store(
+            files, tokenizer, options, cache_dir=cache, num_workers=config.num_workers, log=distributed.say
         )
 
     def both() -> tuple[TokenStore, TokenStore | None]:

@@ -16,6 +16,7 @@ from megatron_probsft.checkpoint.megatron import torch_dist
 from megatron_probsft.checkpoint.megatron.torch_dist_reader import BlockReader
 from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.data.tokenizers.load import text_libraries
+from megatron_probsft.runtime.device import random_state, restore_random_state
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.read_files import read_yaml_mapping
 from megatron_probsft.training.batches import Position
@@ -140,7 +141,7 @@ def _generators() -> ShardedObject:
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(),
+        "cuda": random_state(),
         "megatron": _tracker().get_states(),
     }
     layout = _layout()
@@ -162,6 +163,5 @@ def _restore_generators(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    restore_random_state(states["cuda"])
     _tracker().set_states(states["megatron"])

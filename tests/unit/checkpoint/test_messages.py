@@ -17,13 +17,14 @@ from megatron_probsft.training.start.inputs import check_inputs
 from megatron_probsft.training.start.resume import look_at
 
 BACKEND = '{"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch"}'
+NO_DATA: Any = ""  # what is refused before the data are looked at
 
 
-def _checkpoint(folder: Path, step: int = 3, **files: str) -> Path:
+def _checkpoint(folder: Path, files: dict[str, str] | None = None) -> Path:
     """A folder of a checkpoint with these files, `metadata.json` beside them."""
-    checkpoint = folder / f"iter_{step:07d}"
+    checkpoint = folder / "iter_0000003"
     checkpoint.mkdir()
-    for name, text in {"metadata.json": "{}", **files}.items():
+    for name, text in ({"metadata.json": "{}"} | (files or {})).items():
         (checkpoint / name).write_text(text)
     return checkpoint
 
@@ -47,7 +48,7 @@ def _config(folder: Path, *more: str) -> Any:
 def _other_settings(folder: Path) -> Any:
     config = _config(folder)
     saved = json.dumps({**vars(config), "seed": config.seed + 1})  # JSON is YAML
-    return look_at(_checkpoint(folder, **{"train_config.yaml": saved}), config, "")
+    return look_at(_checkpoint(folder, {"train_config.yaml": saved}), config, NO_DATA)
 
 
 def _save_hf_exists(folder: Path) -> Any:
@@ -72,14 +73,14 @@ CASES: dict[str, Callable[[Path], Any]] = {
         hf_folder_of(_checkpoint(f))
     ),
     "{0}/iter_0000003 was not written by this trainer: use it with --finetune": lambda f: look_at(
-        _checkpoint(f), _config(f), ""
+        _checkpoint(f), _config(f), NO_DATA
     ),
     "--seed was 1235 in {0}/iter_0000003 and is now 1234: give the same, --allow": _other_settings,
     "checkpoint {0}/iter_0000003 cannot be loaded: JSONDecodeError": lambda f: load_checkpoint(
-        _checkpoint(f, **{"metadata.json": "{"}), {"run": None}
+        _checkpoint(f, {"metadata.json": "{"}), {"run": None}
     ),
     "checkpoint {0}/iter_0000003 cannot be loaded: AssertionError: meta": lambda f: load_checkpoint(
-        _checkpoint(f, **{"metadata.json": BACKEND}), {"run": None}
+        _checkpoint(f, {"metadata.json": BACKEND}), {"run": None}
     ),
     "--save-hf {0}/hf exists: choose a new folder": _save_hf_exists,
 }

@@ -26,8 +26,9 @@ CONVERT = "tools/convert_checkpoint.py"
 COMMANDS = [
     *([str(file.relative_to(ROOT))] for file in sorted((ROOT / "tools").glob("*.py"))),
     *([CONVERT, verb] for verb in ("hf-to-megatron", "megatron-to-hf", "verify", "inspect")),
+    ["megatron_probsft"], ["megatron_probsft", "report"],
     ["megatron_probsft.train"], ["megatron_probsft.objectives"], ["megatron_probsft.experiments.hub_model"],
-    ["examples/quickstart/run.py"], ["examples/quickstart/smollm2.py"], ["examples/continuum/run.py"],
+    ["megatron_probsft.experiments.smollm2"], ["examples/quickstart/run.py"], ["examples/continuum/run.py"],
 ]  # fmt: skip
 PROBE = """
 import atexit, os, runpy, sys

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from megatron_probsft.data.store.token_store import TokenStore, build_token_store
+from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.data.text.chat import ChatTemplate, Conversation
 from megatron_probsft.data.text.templates import encode_prompt, encode_rendered
 from megatron_probsft.data.tokenizers import token_places
@@ -20,6 +20,7 @@ from megatron_probsft.data.tokenizers.token_ids import library_of
 from megatron_probsft.runtime.errors import UserError
 from tests.support.real_tokenizers import chat_template, need_real_tokenizer, real_tokenizer
 from tests.support.tiny_models import CHATML, save_tiny_tokenizer
+from tests.support.token_stores import build_store
 
 DATA = Path(__file__).parents[2] / "data"
 CASES = DATA / "templates"
@@ -216,6 +217,7 @@ def test_turns_found_by_bytes_are_those_found_by_offsets(name: str) -> None:
     expected = token_places._by_offsets(library_of(tokenizer, split=False), samples)
     assert token_places.with_places(tokenizer, samples) == expected
     sizes = token_places._byte_sizes(tokenizer, len(tokenizer))
+    assert sizes is not None
     added_up = [
         token_places._by_bytes(ids, sizes, sample) is not None
         for (ids, _), sample in zip(expected, samples, strict=True)
@@ -292,7 +294,7 @@ def store_of(
 ) -> TokenStore:
     settings: dict[str, Any] = {"template": "chat", "seq_length": 999, "vocab_size": 10**6, **more}
     log = (lambda _: None) if said is None else said.append
-    return build_token_store(list(files), tokenizer, cache_dir=tmp_path / "cache", log=log, **settings)
+    return build_store(list(files), tokenizer, cache_dir=tmp_path / "cache", log=log, **settings)
 
 
 def texts_of(store: TokenStore, tokenizer: Any) -> list[str]:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_probsft.data.store.token_store import TokenStore, build_token_store
+from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.runtime.errors import UserError
 from tests.support.tiny_models import VOCAB_SIZE, save_tiny_tokenizer
+from tests.support.token_stores import build_store
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_a_full_disk_is_one_line_at_every_moment(mount: Callable[[int], Path], t
 
     def build(folder: Path, workers: int) -> TokenStore:
         settings: dict[str, Any] = {"seq_length": 900, "vocab_size": VOCAB_SIZE, "log": lambda _: None}
-        return build_token_store(
+        return build_store(
             [str(file)], tokenizer, template="plain", weight_key="w", cache_dir=folder / "cache",
             num_workers=workers, **settings,
         )  # fmt: skip

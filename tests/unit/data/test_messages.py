@@ -16,22 +16,25 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from megatron_probsft.data.sources import json_files, messages, readers
+from megatron_probsft.data.sources import columns, json_files, messages, readers
 from megatron_probsft.data.sources import rows as sources
-from megatron_probsft.data.store import encoding, token_store
-from megatron_probsft.data.store.token_store import build_token_store
-from megatron_probsft.data.text import chat, chat_source, templates
+from megatron_probsft.data.store import encoding, token_store, workers
+from megatron_probsft.data.text import chat, chat_source, conversation, renderer, templates
 from megatron_probsft.data.text.templates import encode_messages
 from megatron_probsft.runtime.errors import UserError
 from tests.support.tiny_models import CHATML, VOCAB_SIZE, save_tiny_tokenizer
+from tests.support.token_stores import build_store
 
 PAIR = {"prompt": "one", "response": "two"}
 USER, ANSWER = {"role": "user", "content": "one?"}, {"role": "assistant", "content": "it is"}
-COVERED = (messages, sources, json_files, readers, chat, chat_source, encoding, templates, token_store)
+COVERED = (
+    messages, columns, sources, json_files, readers, chat, chat_source, conversation, renderer, templates,
+    encoding, workers, token_store,
+)  # fmt: skip
 
 
 class World:
-    """A folder with data, and what a call of `build_token_store` needs."""
+    """A folder with data, and what a call of `build_store` needs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -47,7 +50,7 @@ class World:
         settings: dict[str, Any] = {"template": "chat", "seq_length": 99, "vocab_size": VOCAB_SIZE}
         settings |= {"cache_dir": self.folder / "cache", "log": lambda _: None}
         items = [name if name.startswith("hub/") else f"{self.folder}/{name}" for name in names]
-        return build_token_store(items, self.tokenizer, **settings | changes)
+        return build_store(items, self.tokenizer, **settings | changes)
 
     def rows(self, *rows: Any, **changes: Any) -> Any:
         return self.build(self.write("a.jsonl", *rows), **changes)

@@ -14,9 +14,9 @@ from datasets import Dataset, DatasetDict
 from megatron_probsft.data.sources import readers
 from megatron_probsft.data.sources.readers import reader_of
 from megatron_probsft.data.sources.rows import read_rows
-from megatron_probsft.data.store.token_store import build_token_store
 from megatron_probsft.runtime.errors import UserError
 from tests.support.tiny_models import VOCAB_SIZE, save_tiny_tokenizer
+from tests.support.token_stores import build_store
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
 
@@ -36,7 +36,7 @@ def folders(tmp_path: Path) -> Path:
     """`one` without splits, `two` with train and test."""
     Dataset.from_list(rows("one", 2500)).save_to_disk(tmp_path / "one", num_shards=2)
     splits = {name: Dataset.from_list(rows(name, count)) for name, count in (("train", 3), ("test", 2))}
-    DatasetDict(splits).save_to_disk(tmp_path / "two")
+    DatasetDict(**splits).save_to_disk(tmp_path / "two")
     return tmp_path
 
 
@@ -105,7 +105,7 @@ def test_bad_folders_are_named(folders: Path, item: str, message: str) -> None:
     pairs.save_to_disk(folders / "bad")
     pairs.select([]).save_to_disk(folders / "empty")
     with pytest.raises(UserError) as error:
-        list(read_rows([f"{folders}/{item}"], **({} if item == "bad" else {"prompt_key": "info.q"})))
+        list(read_rows([f"{folders}/{item}"], prompt_key="prompt" if item == "bad" else "info.q"))
     assert str(error.value).startswith(f"{folders}/" + message.format(folders))
     assert "\n" not in str(error.value)
 
@@ -187,9 +187,10 @@ def test_rows_of_the_hub_are_named_and_stored(hub: Path, tmp_path: Path) -> None
         "log": lambda _: None, "prompt_key": "info.q",
     }  # fmt: skip
     items = ["owner/words:main:train", "owner/words:other:test"]
-    store = build_token_store(items, tokenizer, **settings)
+    store = build_store(items, tokenizer, **settings)
     assert store.sources == items
     assert store.source.tolist() == [0, 0, 0, 1, 1]
-    assert build_token_store(items, tokenizer, **settings).digest == store.digest
+    assert build_store(items, tokenizer, **settings).digest == store.digest
+    settings["seq_length"] = 4
     with pytest.raises(UserError, match=r"^owner/words:main:train:1: the sample has \d+ positions"):
-        build_token_store(items, tokenizer, **settings | {"seq_length": 4})
+        build_store(items, tokenizer, **settings)

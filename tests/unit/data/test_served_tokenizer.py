@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from megatron_probsft.checkpoint.hf.trained_turns import TrainedTurns, add_record, fit_for_servers
 from megatron_probsft.data.tokenizers.load import load_tokenizer
-from megatron_probsft.data.tokenizers.probe import probe_texts, reading_of
 from megatron_probsft.data.tokenizers.served import ServedTokenizer, served_tokenizer
+from megatron_probsft.data.tokenizers.trial import readings_of, trial_texts
 from tests.support.real_tokenizers import REAL_TOKENIZERS, need_real_tokenizer
 from tests.support.tiny_models import save_tiny_tokenizer
 from tests.unit.data.test_tokenizers import save_sentencepiece
@@ -26,11 +26,11 @@ def test_exports_of_real_tokenizers_are_read_as_trained(name: str, tmp_path: Pat
     if not (folder / "config.json").exists():
         (folder / "config.json").write_text("{}")
     tokenizer = load_tokenizer(folder)
-    expected = reading_of(tokenizer, probe_texts())
+    expected = readings_of(tokenizer, trial_texts())
     served = served_tokenizer(tokenizer, folder)
     add_record(folder, TrainedTurns("chat", {}, None, None, served.named))
     fit_for_servers(folder)
-    found = reading_of(AutoTokenizer.from_pretrained(folder), [one.text for one in expected])
+    found = readings_of(AutoTokenizer.from_pretrained(folder), [one.text for one in expected])
     assert (found == expected) == (served.difference is None)
     if (folder / "tokenizer.json").exists():
         assert served.difference is None

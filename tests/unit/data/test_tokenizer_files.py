@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from megatron_probsft.data.text.templates import encode_pair, encode_prompt
-from megatron_probsft.data.tokenizers import probe as tokenizer_probe
+from megatron_probsft.data.tokenizers import trial
 from megatron_probsft.data.tokenizers.load import load_tokenizer, tokenizer_identity
 from megatron_probsft.data.tokenizers.notes import tokenizer_notes
 from megatron_probsft.runtime.errors import UserError
@@ -339,20 +339,19 @@ def test_identity(tmp_path: Path) -> None:
     first = tokenizer_identity(load_tokenizer(GIVEN))
     assert tokenizer_identity(dill.loads(dill.dumps(load_tokenizer(GIVEN)))) == first
     json.dumps(first)
-    for number, change in enumerate(
-        [
-            {"split_special_tokens": True},
-            {"chat_template": "{{ 1 }}"},
-            {"eos_token": "<｜begin▁of▁sentence｜>"},
-        ]
-    ):
+    changes: list[dict[str, Any]] = [
+        {"split_special_tokens": True},
+        {"chat_template": "{{ 1 }}"},
+        {"eos_token": "<｜begin▁of▁sentence｜>"},
+    ]
+    for number, change in enumerate(changes):
         changed = copy(GIVEN, tmp_path / str(number), **change)
         assert tokenizer_identity(load_tokenizer(changed)) != first
     same = copy(GIVEN, tmp_path / "same", "llama", tokenizer_class="PreTrainedTokenizerFast")
     assert tokenizer_identity(load_tokenizer(same)) == first
 
 
-def test_a_tokenizer_that_lacks_tokens_for_the_probe(tmp_path: Path) -> None:
+def test_a_tokenizer_that_lacks_tokens_for_the_trial(tmp_path: Path) -> None:
     """Small vocabularies without an unknown token refuse texts; those that they take are compared."""
     tokenizer: Any = Tokenizer(models.WordLevel({"one": 0, "two": 1, "</s>": 2}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -363,8 +362,8 @@ def test_a_tokenizer_that_lacks_tokens_for_the_probe(tmp_path: Path) -> None:
     assert tokenizer_identity(loaded) == tokenizer_identity(load_tokenizer(tmp_path))
 
 
-def test_the_probe_has_what_the_issue_names() -> None:
-    probe = tokenizer_probe.probe_texts()
+def test_the_trial_has_what_the_issue_names() -> None:
+    probe = trial.trial_texts()
     everything = "".join(probe)
     for part in (
         "  ",
@@ -380,4 +379,4 @@ def test_the_probe_has_what_the_issue_names() -> None:
         "after ",
     ):
         assert part in everything
-    assert "日本語と中文 한국어" not in tokenizer_probe.probe_texts(["中"])
+    assert "日本語と中文 한국어" not in trial.trial_texts(["中"])

@@ -15,12 +15,12 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from transformers import AutoTokenizer
 
 from megatron_probsft.checkpoint.hf.safetensors_folder import copy_side_files
-from megatron_probsft.data.store.token_store import build_token_store
 from megatron_probsft.data.text.templates import encode_messages, encode_pair, encode_prompt
 from megatron_probsft.data.tokenizers.load import load_tokenizer, tokenizer_identity
 from megatron_probsft.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from megatron_probsft.runtime.errors import UserError
 from tests.support.tiny_models import save_tiny_tokenizer
+from tests.support.token_stores import build_store
 
 LLAMA_CHAT = (
     "{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }} {{ eos_token }}"
@@ -181,7 +181,7 @@ def test_a_store_from_sentencepiece_and_its_digest(tmp_path: Path) -> None:
 
     def build(**changes: Any) -> Any:
         tokenizer = load_tokenizer(save_sentencepiece(tmp_path / "model", **changes))
-        store = build_token_store(
+        store = build_store(
             [str(tmp_path / "a.jsonl")], tokenizer, template="plain", seq_length=512,
             vocab_size=len(tokenizer), cache_dir=tmp_path / "cache", num_workers=2, log=lambda _: None,
         )  # fmt: skip

@@ -13,10 +13,11 @@ import pytest
 
 from megatron_probsft.data.packing import make_microbatch
 from megatron_probsft.data.sources.rows import read_rows
-from megatron_probsft.data.store.token_store import TokenStore, build_token_store
+from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.data.text.templates import encode_messages, encode_pair
 from megatron_probsft.runtime.errors import UserError
 from tests.support.tiny_models import VOCAB_SIZE, save_tiny_tokenizer
+from tests.support.token_stores import build_store
 
 PAIR = {"prompt": "p", "response": "r"}
 USER = {"role": "user", "content": "one?"}
@@ -44,7 +45,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def build(file: str, tokenizer: Any, weight_key: str | None = None, **changes: Any) -> TokenStore:
     settings: dict[str, Any] = {"seq_length": 400, "vocab_size": VOCAB_SIZE, "log": lambda _: None}
     settings |= {"template": "chat", "cache_dir": Path(file).with_suffix(".store")}
-    return build_token_store([file], tokenizer, weight_key=weight_key, **settings | changes)
+    return build_store([file], tokenizer, weight_key=weight_key, **settings | changes)
 
 
 def weights_of(files: list[str], **keys: Any) -> list[list[float] | None]:

@@ -69,10 +69,10 @@ def test_the_first_of_several_counts(tmp_path: Path) -> None:
     assert sorted(order, key=named.index) == order
     order = ["reward_model.ground_truth", *(f" {key}" for key in answers)]
     assert sorted(order, key=named.index) == order
-    for place, gone in enumerate([None, "extra_info", "problem"]):
+    for place, gone in enumerate(["", "extra_info", "problem"]):
         row.pop(gone, None)
         assert _math(row, tmp_path).prompt == f"{place}?"
-    for place, gone in enumerate([None, "reward_model", "final_answer", "answer"]):
+    for place, gone in enumerate(["", "reward_model", "final_answer", "answer"]):
         row.pop(gone, None)
         assert _math(row, tmp_path).answer == str(place)
 

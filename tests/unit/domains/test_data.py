@@ -38,7 +38,7 @@ def figfont(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_figlet_puzzles_are_reasoning_gyms_at_the_papers_indices(figfont: Path) -> None:
-    dataset = reasoning_gym.create_dataset(
+    dataset: Any = reasoning_gym.create_dataset(
         "figlet_font", size=10, seed=42, min_word_len=2, max_word_len=5, space_letters=True
     )
     expected = {"validation": range(128), "train": range(128, 260), "test": range(40000, 40130)}
@@ -79,7 +79,7 @@ def test_word_problems_end_in_a_box_and_share_no_template(tmp_path: Path) -> Non
     parts = {part: rows_of(tmp_path / "data", part) for part in ("train", "validation", "test")}
     assert {part: len(rows) for part, rows in parts.items()} == card["rows"]
     assert card["rows"] == {"train": 572, "validation": 128, "test": 200}
-    dataset = reasoning_gym.create_dataset("gsm_symbolic", seed=42, size=20_000)
+    dataset: Any = reasoning_gym.create_dataset("gsm_symbolic", seed=42, size=20_000)
     templates: dict[str, set[int]] = {}
     for part, rows in parts.items():
         for row in rows:

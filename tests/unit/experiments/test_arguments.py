@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_probsft.data.text.named_templates import TEMPLATES
-from megatron_probsft.experiments.arguments import read_request
+from megatron_probsft.experiments.arguments import read_command_line
 from megatron_probsft.experiments.plan import Sweep, plan
 from megatron_probsft.runtime.errors import UserError
 
@@ -26,7 +26,7 @@ MAX_LENGTH = {"math": "3072", "medical": "800", "figfont": "800"}
 
 
 def sweep(*words: str) -> Sweep:
-    return read_request(words, "").sweep
+    return read_command_line(words, "").sweep
 
 
 def step_words(built: Sweep, title: str) -> list[str]:
@@ -117,6 +117,24 @@ def test_a_start_and_its_restart_are_one_command() -> None:
     assert int(value(words, "--save-interval")) < int(value(words, "--train-iters"))
 
 
+def test_paths_are_relative_where_the_results_lie_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = step_words(sweep(*BASIC), "training")
+    assert value(words, "--hf-model") == "runs/models/SmolLM2-135M-Instruct"
+    assert value(words, "--save") == "runs/one_click/figfont/smollm2-135m/p-seed1/megatron"
+    words = step_words(sweep(*BASIC, "--output", str(tmp_path.parent / "elsewhere")), "training")
+    assert value(words, "--hf-model") == str(tmp_path / "runs/models/SmolLM2-135M-Instruct")
+    assert value(words, "--save").startswith(str(tmp_path.parent / "elsewhere"))
+
+
+def test_no_command_runs_a_file_by_its_path() -> None:
+    for step in plan(sweep(*BASIC)):
+        assert step.words[0] == "-m"
+        assert not [word for word in step.words if word.endswith(".py")]
+
+
 def test_every_run_has_a_folder_of_its_own() -> None:
     runs = sweep(*BASIC, "GeneralFamily-0.5", "GeneralFamily--0.5", "--seed", "1", "2").runs
     assert len({folder for _, _, folder in runs}) == len(runs) == 6
@@ -150,7 +168,7 @@ def test_another_model_by_its_folder(tiny_llama: Path) -> None:
     ],
 )
 def test_refusals_say_what_would_be_right(words: tuple[str, ...], message: str) -> None:
-    replaced = list(BASIC)
+    replaced: list[str] = list(BASIC)
     if words[0] in replaced:
         at = replaced.index(words[0])
         replaced[at : at + 2] = words

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from examples.continuum import run, summary
-from megatron_probsft.experiments.arguments import read_request
+from megatron_probsft.experiments.arguments import read_command_line
 from megatron_probsft.experiments.plan import Sweep, data_of
 from megatron_probsft.experiments.results import collect, markdown, write
 from megatron_probsft.runtime.errors import UserError
@@ -26,7 +26,7 @@ def finished_sweep(folder: Path, dataset: str, mean_p: float, seeds: tuple[str, 
         "--trainer-objective-trans",
         "original",
     ]
-    sweep = read_request([*words, "p", "--seed", *seeds, "--output", str(folder)], "").sweep
+    sweep = read_command_line([*words, "p", "--seed", *seeds, "--output", str(folder)], "").sweep
 
     def put(file: Path, content: object) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def test_recipes_are_sweeps_that_can_be_read(name: str, tmp_path: Path) -> None:
     assert list(recipe["domains"]) == ["math", "medical", "figfont"]
     for domain in recipe["domains"]:
         words = run.sweep_words(recipe, domain, tmp_path)
-        sweep = read_request([word for word in words[1:] if word != "--run-script"], "").sweep
+        sweep = read_command_line([word for word in words[2:] if word != "--run-script"], "").sweep
         assert sweep.objectives == ["original", "p", "GeneralFamily-10", "OnlyTopP-0.2"]
         assert sweep.train["lr"] == 3e-4
 

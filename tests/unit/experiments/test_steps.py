@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from megatron_probsft.experiments.records import check_record, write_record
 from megatron_probsft.experiments.script import render
-from megatron_probsft.experiments.steps import ROOT, Step, run_steps, words_of
+from megatron_probsft.experiments.steps import Step, run_steps
+from megatron_probsft.experiments.words import words_of
 from megatron_probsft.runtime.errors import UserError
 
+ROOT = Path(__file__).parents[3]
 Run = Callable[[list[Step]], None]
 
 
@@ -92,7 +95,59 @@ def test_environment_and_awkward_words_arrive(run: Run, tmp_path: Path) -> None:
     file, awkward = tmp_path / "said", 'it\'s "$HOME" * \\ [dim]ü'
     code = f"open({str(file)!r}, 'w').write(os.environ['NAME'] + '|' + sys.argv[1] + '|' + os.getcwd())"
     run([step(tmp_path, "first", code, argument=awkward)])
-    assert file.read_text() == f"of first|{awkward}|{ROOT}"
+    assert file.read_text() == f"of first|{awkward}|{Path.cwd()}"
+
+
+@both
+def test_commands_run_in_the_current_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    code = "open('said', 'w').write(os.getcwd())"
+    run([step(tmp_path, "first", code)])
+    run([step(tmp_path, "first", code), step(tmp_path, "second")])
+    assert (tmp_path / "said").read_text() == str(tmp_path)
+    assert log(tmp_path) == "first second"
+
+
+@both
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("tools/evaluate.py --task math", "-m megatron_probsft.commands.evaluate --task math"),
+        ("tools/prepare_data.py math", "-m megatron_probsft.commands.prepare_data math"),
+        (
+            "-m torch.distributed.run tools/probe.py",
+            "-m torch.distributed.run -m megatron_probsft.commands.probe",
+        ),
+        ("examples/quickstart/smollm2.py --output x", "-m megatron_probsft.experiments.smollm2 --output x"),
+        ("-m megatron_probsft.train --hf-model runs/x", "-m megatron_probsft.train --hf-model {cwd}/runs/x"),
+    ],
+)
+def test_what_ran_a_file_of_the_checkout_is_done_still(
+    before: str, now: str, run: Run, tmp_path: Path
+) -> None:
+    done, record = tmp_path / "done", tmp_path / "record"
+    done.touch()
+    write_record(record, before.split())
+    run([Step("as before", tuple(now.format(cwd=Path.cwd()).split()), done, record)])
+    write_record(record, [*before.split(), "--seed", "2"])
+    with pytest.raises(UserError, match="was made with --seed 2, not that"):
+        run([Step("another", tuple(now.format(cwd=Path.cwd()).split()), done, record)])
+
+
+def test_paths_of_other_folders_are_other_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    for folder in (here, there):
+        monkeypatch.chdir(folder)
+        assert words_of({"data": folder / "x"}) == ["--data", "x"]
+    write_record(tmp_path / "record", words_of({"data": here / "x"}, absolute=True))
+    check_record(tmp_path / "record", tmp_path, words_of({"data": here / "x"}, absolute=True))
+    with pytest.raises(UserError, match="here/x, not x"):
+        check_record(tmp_path / "record", tmp_path, words_of({"data": there / "x"}, absolute=True))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -118,5 +173,12 @@ def test_a_killed_runner_takes_its_command_along(number: signal.Signals, tmp_pat
 
 
 def test_words_of_flags() -> None:
-    flags = {"a_b": 1, "on": True, "off": False, "none": None, "many": ["x", 2], "path": ROOT / "runs" / "y"}
+    flags = {
+        "a_b": 1,
+        "on": True,
+        "off": False,
+        "none": None,
+        "many": ["x", 2],
+        "path": Path.cwd() / "runs/y",
+    }
     assert words_of(flags) == ["--a-b", "1", "--on", "--no-off", "--many", "x", "2", "--path", "runs/y"]

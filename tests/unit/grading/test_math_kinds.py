@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_probsft.grading.boxed import boxes
-from megatron_probsft.grading.markdown import plain
+from megatron_probsft.grading.markdown import without_markdown
 from megatron_probsft.grading.mathematics.answers import MathAnswer, decide
 from megatron_probsft.grading.mathematics.found import stated
 from megatron_probsft.grading.mathematics.judge import judge_math
@@ -86,7 +86,7 @@ def test_an_answer_equals_itself() -> None:
     ],
 )
 def test_markdown_is_dropped_and_mathematics_kept(text: str, without: str) -> None:
-    assert plain(text) == without
+    assert without_markdown(text) == without
 
 
 @pytest.mark.parametrize(

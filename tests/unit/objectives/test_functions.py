@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megatron_probsft.objectives.check import trial_log_p, trial_statistics
-from megatron_probsft.objectives.families import FAMILIES
+from megatron_probsft.objectives.forms import FORMS
 from megatron_probsft.objectives.registry import (
     get_objective,
     gradient_weight,
@@ -130,14 +130,14 @@ REFERENCES = {**FUNCTIONS_OF_P, **FIXED_FACTORS}
 
 def test_every_registered_objective_has_a_reference() -> None:
     covered = {(name.partition("-")[0], "-" in name) for name in REFERENCES}
-    assert {(family.name, bool(family.letters)) for family in FAMILIES} == covered
+    assert {(form.name, bool(form.letters)) for form in FORMS} == covered
 
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_value_and_gradient_weight(name: str) -> None:
     value, weight = REFERENCES[name](LOG_P.double())
     objective = get_objective(name)
-    close = {"rtol": 1e-5, "atol": 1e-7}
+    close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-7}
     torch.testing.assert_close(objective(LOG_P, **STATISTICS).double(), value, **close)
     torch.testing.assert_close(gradient_weight(objective, LOG_P, **STATISTICS).double(), weight, **close)
 
@@ -158,7 +158,7 @@ def test_tails_are_right_relatively_and_not_only_nearly_zero(name: str) -> None:
     torch.testing.assert_close(found.double(), weight, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("name", [family.example for family in FAMILIES] + ["Focal-0.5", "Poly1--1"])
+@pytest.mark.parametrize("name", [form.example for form in FORMS] + ["Focal-0.5", "Poly1--1"])
 def test_no_weight_is_negative(name: str) -> None:
     log_p = trial_log_p()
     assert log_p.min() == -200

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_probsft.objectives.families import FAMILIES
+from megatron_probsft.objectives.forms import FORMS
 from megatron_probsft.objectives.registry import ObjectiveError, get_objective, hidden_threshold
 
 ROOT = Path(__file__).parents[3]
@@ -235,8 +235,8 @@ def _program(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_listing_and_its_picture(tmp_path: Path) -> None:
     result = _program(tmp_path, "--output", "tmp.png")
     assert result.returncode == 0, result.stderr
-    for family in FAMILIES:
-        for text in (family.pattern, family.formula.split()[0], family.weight, family.range):
+    for form in FORMS:
+        for text in (form.pattern, form.formula.split()[0], form.weight, form.range):
             assert text in result.stdout
     assert f"wrote {tmp_path / 'tmp.png'}" in result.stdout
     assert (tmp_path / "tmp.png").read_bytes()[:4] == b"\x89PNG"

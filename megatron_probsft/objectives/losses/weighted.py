@@ -1,6 +1,6 @@
-"""Losses whose factor gets no gradient: most are −w·log p with w fixed, so that s is w.
+"""Losses with a factor that gets no gradient: most are −w·log p with w fixed, so that s is w.
 
-Shapes and meaning as in `functions`; `entropy`, `collision` and `vocab_size` as in `objective`.
+`entropy`, `collision` and `vocab_size` are those of `objective`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import math
 
 import torch
 
-from megatron_probsft.objectives.families import register
-from megatron_probsft.objectives.functions import one_minus_p
+from megatron_probsft.objectives.forms import register
+from megatron_probsft.objectives.losses.basic import one_minus_p
 
 
 @register("DFT", "DFT")
@@ -119,6 +119,6 @@ def _weighted(log_p: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _tempered(log_p: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """(1 − p^α)/α with α `[T]` > 0 fixed."""
+    """Return (1 − p^α)/α with α `[T]` > 0 fixed."""
     alpha = alpha.detach()
     return one_minus_p(alpha * log_p) / alpha

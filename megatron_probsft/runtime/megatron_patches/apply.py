@@ -1,0 +1,53 @@
+"""All patches of Megatron-Core at their places, except those of a single caller.
+
+Those are `compile_decorators` (the imports of a program) and `results_queue` (writing a checkpoint).
+"""
+
+from __future__ import annotations
+
+import functools
+
+from megatron.core.optimizer import MegatronOptimizer
+
+from megatron_probsft.runtime.device import has_gpu
+from megatron_probsft.runtime.megatron_patches import (
+    bucket_paddings,
+    cuda_factories,
+    cuda_functions,
+    nonfinite_gradients,
+    rng_tracker,
+    tensor_type_names,
+    token_dispatcher,
+    torch_adam,
+    uneven_collectives,
+)
+
+WITHOUT_GPU = (
+    cuda_functions,
+    cuda_factories,
+    rng_tracker,
+    tensor_type_names,
+    token_dispatcher,
+    uneven_collectives,
+)
+
+
+@functools.cache
+def patch_for_cpu() -> None:
+    """Make Megatron-Core usable on a machine without a GPU; call it before groups, models and optimizers.
+
+    Nothing is changed where there is a GPU. Elsewhere only names are replaced that would raise there, so
+    nothing that works changes its meaning, and one of them that no longer exists is an error.
+    """
+    if has_gpu():
+        return
+    for patch in WITHOUT_GPU:
+        patch.apply()
+
+
+def patch_optimizer(optimizer: MegatronOptimizer) -> None:
+    """Make an optimizer resume exactly, and skip steps whose gradient is not finite."""
+    for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
+        bucket_paddings.apply(inner)
+        torch_adam.apply(inner)
+    nonfinite_gradients.apply(optimizer)

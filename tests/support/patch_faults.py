@@ -1,0 +1,284 @@
+"""What goes wrong without each patch of runtime/megatron_patches, as JSON on standard output.
+
+It is a process of its own, since a patch stays: `python -m tests.support.patch_faults` imports Megatron-Core
+once, and shows each fault in a forked child, where all other patches are in place; then with all of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import math
+import os
+import queue
+import re
+import sys
+import tempfile
+import traceback
+import types
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+FORK = get_context("fork")
+UNEVEN = [1, 3]
+
+
+def main() -> None:
+    import megatron.core.models.gpt
+    import megatron.core.optimizer  # noqa: F401
+
+    outcomes: dict[str, Any] = {
+        "imports inductor": "torch._inductor" in sys.modules,
+        "uncalled functions": _uncalled_functions(),
+        "modules without the literal": _modules_without_the_literal(),
+    }
+    for name, fault in FAULTS.items():
+        outcomes[name] = [_in_child(fault, patched, name) for patched in (False, True)]
+    print(json.dumps(outcomes))
+
+
+def _in_child(fault: Callable[[bool], None], patched: bool, name: str) -> str | None:
+    """The fault as a text; None where there is none."""
+    receiver, sender = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=_child, args=(fault, patched, name, sender))
+    child.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        child.join()
+
+
+def _child(fault: Callable[[bool], None], patched: bool, name: str, sender: Any) -> None:
+    from megatron_probsft.runtime.megatron_patches.apply import WITHOUT_GPU, patch_for_cpu
+
+    one_left_out = [patch for patch in WITHOUT_GPU if not patch.__name__.endswith(f".{name}")]
+    if patched or len(one_left_out) == len(WITHOUT_GPU):
+        patch_for_cpu()
+    else:
+        for patch in one_left_out:
+            patch.apply()
+    try:
+        fault(patched)
+        sender.send(None)
+    except BaseException:
+        sender.send(traceback.format_exc())
+    sender.close()
+    os._exit(0)
+
+
+def cuda_functions(_: bool) -> None:
+    import torch
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+    from megatron.core.utils import GlobalMemoryBuffer
+
+    GlobalMemoryBuffer().get_tensor([2], torch.float32, "x")
+    model_parallel_cuda_manual_seed(1, tp_rank=0, ep_rank=0, etp_rank=0)
+
+
+def cuda_factories(_: bool) -> None:
+    from megatron.core.transformer.utils import get_default_causal_mask
+
+    assert get_default_causal_mask(2).tolist() == [[False, True], [False, False]]
+
+
+def rng_tracker(_: bool) -> None:
+    import torch
+    from megatron.core.tensor_parallel import random
+
+    tracker = random.CudaRNGStatesTracker()
+    torch.manual_seed(0)
+    tracker.add("x", 1)
+    torch.manual_seed(0)
+    with tracker.fork("x"):
+        inside = torch.rand(1)
+    after = torch.rand(1)
+    assert inside == torch.rand(1, generator=torch.Generator().manual_seed(1))
+    assert after == torch.rand(1, generator=torch.Generator().manual_seed(0))
+
+
+def tensor_type_names(_: bool) -> None:
+    import torch
+    from megatron.core.optimizer.optimizer import clip_grad_by_total_norm_fp32
+
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.full((2,), 2.0)
+    clip_grad_by_total_norm_fp32([parameter], max_norm=1.0, total_norm=2.0)
+    assert torch.allclose(parameter.grad, torch.ones(2))
+
+
+def token_dispatcher(_: bool) -> None:
+    import torch
+    from megatron.core.transformer.moe import token_dispatcher
+
+    found: Any = token_dispatcher.maybe_move_tensor_to_cpu(torch.tensor([1]), as_numpy=True)
+    assert type(found).__module__ == "numpy"
+
+
+def uneven_collectives(_: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [FORK.Process(target=_uneven_rank, args=(rank, f"{folder}/store")) for rank in range(2)]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join(60)
+        assert [rank.exitcode for rank in ranks] == [0, 0]
+
+
+def _uneven_rank(rank: int, store: str) -> None:
+    import torch
+    import torch.distributed as dist
+    from megatron.core.tensor_parallel import mappings
+
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    group, rows = dist.group.WORLD, sum(UNEVEN)
+    whole = torch.arange(2.0 * rows).reshape(rows, 2)
+    try:
+        part = whole.split(UNEVEN)[rank]
+        gathered = mappings._gather_along_first_dim(part, group, UNEVEN)
+        scattered = mappings._reduce_scatter_along_first_dim(whole, group, UNEVEN)
+        right = torch.equal(gathered, whole) and torch.equal(scattered, 2 * part)
+    except (RuntimeError, ValueError):
+        right = False
+    os._exit(0 if right else 1)
+
+
+def bucket_paddings(patched: bool) -> None:
+    import torch
+
+    from megatron_probsft.runtime.megatron_patches import bucket_paddings, torch_adam
+
+    optimizer: Any = _distributed_optimizer()
+    torch_adam.apply(optimizer)
+    if patched:
+        bucket_paddings.apply(optimizer)
+    (buffer,) = optimizer.buffers
+    assert len(buffer.buckets) > 1
+    state = optimizer.get_parameter_state_dp_zero(use_gloo_comm=False, return_on_all_ranks=True)
+    (of_buffer,) = state[0].values()
+    for parameter, (start, end, *_) in buffer.param_index_map.items():
+        assert torch.equal(of_buffer["param"][start:end], parameter.detach().flatten())
+
+
+def saving_before_the_first_step(patched: bool) -> None:
+    from megatron_probsft.runtime.megatron_patches import torch_adam
+
+    optimizer = _distributed_optimizer()
+    if patched:
+        torch_adam.apply(optimizer)
+    optimizer.state_dict()
+
+
+def steps_after_loading(patched: bool) -> None:
+    optimizer = _with_state(patched)
+    optimizer.load_state_dict(optimizer.state_dict())
+    steps = [state["step"].data_ptr() for state in optimizer.optimizer.state.values()]
+    assert len({*steps}) == len(steps), "parameters share a step"
+
+
+def loading_tensors_without_steps(patched: bool) -> None:
+    import torch
+
+    optimizer = _with_state(patched)
+    parameter = next(iter(optimizer.model_param_group_index_map))
+    content = optimizer._get_main_param_and_optimizer_states(parameter)
+    del content["step"]
+    with torch.no_grad():
+        optimizer._set_main_param_and_optimizer_states(parameter, content)
+
+
+def _with_state(patched: bool) -> Any:
+    """An optimizer with torch's AdamW whose state is there."""
+    from megatron_probsft.runtime.megatron_patches import torch_adam
+
+    optimizer = _distributed_optimizer()
+    if patched:
+        torch_adam.apply(optimizer)
+    else:
+        torch_adam._start_with_zero_state(optimizer.optimizer)
+    return optimizer
+
+
+def nonfinite_gradients(patched: bool) -> None:
+    import torch
+
+    from megatron_probsft.runtime.megatron_patches import nonfinite_gradients, torch_adam
+
+    optimizer: Any = _distributed_optimizer()
+    torch_adam.apply(optimizer)
+    if patched:
+        nonfinite_gradients.apply(optimizer)
+    for buffer in optimizer.buffers:
+        buffer.grad_data.fill_(math.inf)
+    assert optimizer.step() == (False, None, None)
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in optimizer.get_parameters())
+
+
+def results_queue(patched: bool) -> None:
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    from megatron_probsft.runtime.megatron_patches import results_queue
+
+    def starts_no_process(_: str) -> Any:
+        raise AssertionError("a process manager is started")
+
+    filesystem_async.mp = types.SimpleNamespace(get_context=starts_no_process)  # type: ignore[assignment]
+    if patched:
+        results_queue.apply()
+    assert isinstance(filesystem_async.get_write_results_queue(), queue.Queue)
+
+
+def _distributed_optimizer() -> Any:
+    """Of a model whose three layers, 9 or 10 parameters each, have a bucket each."""
+    import torch
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+    from megatron.core.transformer import TransformerConfig
+
+    from megatron_probsft.runtime import distributed
+
+    distributed.initialize()
+    model = torch.nn.Sequential(*(torch.nn.Linear(3, 3, bias=False) for _ in range(3)))
+    config = TransformerConfig(num_layers=1, hidden_size=4, num_attention_heads=1)
+    ddp = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=True, bucket_size=9
+    )
+    wrapped: Any = DistributedDataParallel(config, ddp, model)  # type: ignore[arg-type]
+    settings = OptimizerConfig(lr=0.1, use_distributed_optimizer=True)
+    chain: Any = get_megatron_optimizer(settings, [wrapped], use_gloo_process_groups=False)
+    (inner,) = chain.chained_optimizers
+    return inner
+
+
+def _uncalled_functions() -> list[str]:
+    """The replaced names of torch.cuda that no imported module of Megatron-Core calls any more."""
+    from megatron_probsft.runtime.megatron_patches.cuda_functions import REPLACEMENTS
+
+    modules = [module for name, module in sys.modules.items() if name.startswith("megatron.core.")]
+    files = [Path(module.__file__) for module in modules if module.__file__]
+    sources = "".join(file.read_text() for file in files if file.suffix == ".py")
+    return [name for name in REPLACEMENTS if f"torch.cuda.{name}(" not in sources]
+
+
+def _modules_without_the_literal() -> list[str]:
+    """The modules that see another torch and make no tensor with device="cuda" any more."""
+    from megatron_probsft.runtime.megatron_patches.cuda_factories import MODULES
+
+    sources = {name: inspect.getsource(importlib.import_module(name)) for name in MODULES}
+    return [name for name, source in sources.items() if not re.search("device=['\"]cuda", source)]
+
+
+FAULTS: dict[str, Callable[[bool], None]] = {
+    fault.__name__: fault
+    for fault in (
+        cuda_functions, cuda_factories, rng_tracker, tensor_type_names, token_dispatcher, uneven_collectives,
+        bucket_paddings, saving_before_the_first_step, steps_after_loading, loading_tensors_without_steps,
+        nonfinite_gradients, results_queue,
+    )
+}  # fmt: skip
+
+if __name__ == "__main__":
+    main()
