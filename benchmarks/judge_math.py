@@ -23,7 +23,7 @@ from math_verify import parse, verify
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import hardware, show, write_json
 from megatron_probsft.domains.benchmarks.problems import Problem
-from megatron_probsft.evaluation.tasks import TASKS
+from megatron_probsft.domains.registry import get_domain
 
 COLUMNS = {
     "implementation": "{implementation}",
@@ -43,10 +43,10 @@ def main() -> None:
     parser.add_argument("--json", help="write the records here")
     args = parser.parse_args()
     logging.disable(logging.CRITICAL)  # of math-verify, on every expression that it cannot parse
-    problems, texts = _generations(TASKS["math"].load(args.data, None), args.generations)
+    problems, texts = _generations(get_domain("math").load(args.data, None), args.generations)
 
     started, cpu = time.perf_counter(), _cpu_seconds()
-    grades = TASKS["math"].grade(problems, texts)
+    grades = get_domain("math").grade(problems, texts)
     ours = time.perf_counter() - started, _cpu_seconds() - cpu
 
     chosen = random.Random(1).sample(range(len(texts)), min(args.peer, len(texts)))

@@ -11,7 +11,6 @@ own results.md and report/ under <output>/<domain>/<model>/.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
@@ -21,12 +20,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from megatron_probsft.experiments.settings import DATASETS
+from megatron_probsft.domains.registry import domains
 from megatron_probsft.experiments.words import shown_path, words_of
 from megatron_probsft.runtime.consoles import console
 from megatron_probsft.runtime.errors import UserError, one_line_errors
 from megatron_probsft.runtime.folders import check_writable
 from megatron_probsft.runtime.read_files import read_yaml_mapping
+from megatron_probsft.runtime.run_files.scoring import SweepResults
 
 KEYS = {
     "all": dict, "domains": dict, "model_save_name": str, "output": str, "seed": (int, list),
@@ -68,7 +68,7 @@ def run(recipe: dict[str, Any]) -> None:
         if code:
             raise UserError(f"the sweep of {domain} ended with exit status {code}: see the lines above")
         folder = output / domain / recipe["model_save_name"]
-        result = json.loads((folder / "results.json").read_text())
+        result = SweepResults.read_file(folder / "results.json", needs=["data", "probe", "rows"])
         results.append(result | {"folder": shown_path(folder), "command": shlex.join(words)})
         summary.write(output, results, time.perf_counter() - started)
     summary.show(results, screen)
@@ -92,12 +92,12 @@ def read_recipe(file: Path) -> dict[str, Any]:
             wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
             raise UserError(f"--recipe {file}: {key} must be {wanted}, got {recipe[key]!r}")
     for domain, flags in recipe["domains"].items():
-        if domain not in DATASETS:
-            raise UserError(f"--recipe {file}: domains has {domain!r}: use some of {', '.join(DATASETS)}")
+        if domain not in domains():
+            raise UserError(f"--recipe {file}: domains has {domain!r}: use some of {', '.join(domains())}")
         if not isinstance(flags, dict):
             raise UserError(f"--recipe {file}: domains: {domain} must hold flags and values, got {flags!r}")
     if not recipe["domains"]:
-        raise UserError(f"--recipe {file} names no domains: give {', '.join(DATASETS)}")
+        raise UserError(f"--recipe {file} names no domains: give {', '.join(domains())}")
     return recipe
 
 

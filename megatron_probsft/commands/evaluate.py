@@ -5,17 +5,11 @@ probsft evaluate --task medical --data runs/data/medical --model HF_FOLDER --out
 probsft evaluate --task figfont --data runs/data/figfont --model HF_FOLDER --output runs/figfont
 probsft evaluate --task test.jsonl --grader number --model HF_FOLDER --output runs/scores/test
 
-A task's defaults are the paper's: math 16 samples at temperature 1, 4096 new tokens; medical greedy, 8000;
-figfont greedy, 5. An interrupted evaluation is resumed by the same command.
+A task's defaults are the paper's: {defaults}. An interrupted evaluation is resumed by the same command.
 
 Columns of the data; where a row has several of those between "or", the first one counts:
-  FILE     prompt (--prompt-key) and answer (--answer-key)
-  math     extra_info.question or problem or question; reward_model.ground_truth or final_answer or answer or
-           solution, with the answer in its last \\boxed{}; an id, unique_id or idx if there is one
-  medical  extra_info.question, extra_info.options and reward_model.ground_truth; or prompt, or question, with
-           options and answer_idx
-  figfont  extra_info.question and extra_info.answer
-A row's data_source, or source (medical), names its benchmark; without it the file does.
+{columns}
+A row's data_source{or_source}, names its benchmark; without it the file does.
 
 OUTPUT/generations.jsonl  one line per problem and sample: generation, prediction, verdict, correct, seed, …
 OUTPUT/summary.json       per benchmark and on average: mean@n with its 95 % interval, pass@k, majority@n, …
@@ -25,48 +19,85 @@ OUTPUT/vllm.log           what vLLM printed
 import argparse
 import signal
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from megatron_probsft.data.text.named_templates import TEMPLATES
+from megatron_probsft.data.text.named_templates import template_names
+from megatron_probsft.domains.domain import Domain
+from megatron_probsft.domains.registry import domains
 from megatron_probsft.evaluation.settings import Settings
+from megatron_probsft.runtime.consoles import console
 from megatron_probsft.runtime.errors import one_line_errors
+
+_WIDTH = 110  # columns of the help
+
+
+def description() -> str:
+    """The text above, with what each domain says of itself."""
+    known = domains()
+    defaults = "; ".join(f"{name} {_sampling(one)}" for name, one in known.items())
+    columns = {"FILE": "prompt (--prompt-key) and answer (--answer-key)"}
+    columns |= {name: one.columns for name, one in known.items()}
+    wide = max(map(len, columns)) + 4
+    lines = [
+        textwrap.fill(
+            text, _WIDTH, initial_indent=f"  {name}".ljust(wide), subsequent_indent=" " * wide,
+            break_on_hyphens=False,
+        )
+        for name, text in columns.items()
+    ]  # fmt: skip
+    mixed = ", ".join(name for name, one in known.items() if one.mixed_files)
+    return str(__doc__).format(
+        defaults=textwrap.fill(defaults, _WIDTH, initial_indent=" " * 34).lstrip(),
+        columns="\n".join(lines),
+        or_source=f", or source ({mixed})" if mixed else "",
+    )
+
+
+def _sampling(domain: Domain) -> str:
+    if domain.samples == 1:
+        return f"greedy, {domain.max_new_tokens} new tokens"
+    return (
+        f"{domain.samples} samples at temperature {domain.temperature:g}, {domain.max_new_tokens} new tokens"
+    )
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Settings:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=description(), formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
+    names = ", ".join(domains())
+    templates = ", ".join(template_names())
     add("--model", type=Path, required=True, help="Hugging Face folder")
-    add("--task", required=True, help="math, medical, figfont, or FILE, a .jsonl with prompts and answers")
+    add("--task", required=True, help=f"{names}, or FILE, a .jsonl with prompts and answers")
     add("--output", type=Path, required=True, help="new folder, or that of an interrupted evaluation")
-    add("--data", nargs="+", default=[], help="files or folders (default: the hub's; medical: MedQA)")
-    add("--benchmarks", nargs="+", help="these only (default: all there are)")
-    add("--template", help=f"as in training: {', '.join(TEMPLATES)} (default: the domain's; chat for a file)")
+    add("--data", nargs="+", default=[], help="files or folders (default: the task's benchmarks on the hub)")
+    add("--benchmarks", nargs="+", help="use these benchmarks only (default: all there are)")
+    add("--template", help=f"as in training: {templates} (default: the domain's; chat for a file)")
     add("--template-date", help="YYYY-MM-DD that a chat template prints (default: as trained, or today)")
-    add("--grader", default="exact", help="of a file: exact, number or math (default: exact)")
-    add("--prompt-key", default="prompt", help="of a file: the column of the prompt (default: prompt)")
-    add("--answer-key", default="answer", help="of a file: the column of the answer (default: answer)")
-    add("--limit", type=int, help="first N problems of each benchmark only")
-    add("--start", type=int, help="from this problem of each benchmark on, counted from 0")
-    add("--end", type=int, help="to before this problem of each benchmark")
+    add("--grader", default="exact", help="how a FILE is graded: exact, number or math (default: exact)")
+    add("--prompt-key", default="prompt", help="column of a FILE that holds the prompt (default: prompt)")
+    add("--answer-key", default="answer", help="column of a FILE that holds the answer (default: answer)")
+    add("--limit", type=int, help="use the first N problems of each benchmark only")
+    add("--start", type=int, help="begin with this problem of each benchmark, counted from 0")
+    add("--end", type=int, help="stop before this problem of each benchmark")
     add("--samples", type=int, help="generations per problem (default: the task's; a file's: 1)")
     add("--temperature", type=float, help="0 is greedy (default: the task's; a file's: 0)")
-    add("--max-new-tokens", type=int, help="(default: the task's; a file's: 64)")
-    add("--seed", type=int, default=1234)
+    add("--max-new-tokens", type=int, help="longest generation (default: the task's; a file's: 64)")
+    add("--seed", type=int, default=1234, help="seed of the sampling and of the intervals (default: 1234)")
     add("--server", help="OpenAI-compatible server of the model, as http://localhost:8000/v1")
     add("--dtype", choices=["auto", "bfloat16", "float32"], default="auto", help="auto: as vLLM chooses")
-    add("--tensor-parallel-size", type=int, default=1)
+    add("--tensor-parallel-size", type=int, default=1, help="GPUs that share the model (default: 1)")
     add("--max-model-len", type=int, help="default: the longest prompt + --max-new-tokens")
     return Settings(**vars(parser.parse_args(arguments)))
 
 
 def print_table(summary: dict[str, Any], output: Path) -> None:
-    """A row for each benchmark, and their average if there are several."""
+    """Print a row for each benchmark, and their average if there are several."""
     samples = summary["samples"]
     rows = dict(summary["benchmarks"])
     if len(rows) > 1:
@@ -91,7 +122,7 @@ def print_table(summary: dict[str, Any], output: Path) -> None:
         if "jaro_winkler" in one:
             cells += [f"{one['case_insensitive']:.1%}", f"{one['jaro_winkler']:.3f}"]
         table.add_row(name, *cells, f"{one['unparsable']:,}", f"{one['timeouts']:,}")
-    Console(width=None if Console().is_terminal else 130).print(table)
+    console().print(table)
     print(
         f"template {summary['template']} | {summary['cut_at_max_new_tokens']:.1%} cut at --max-new-tokens "
         f"{summary['max_new_tokens']} | {summary['tokens_per_second']:,.0f} tokens/s | "

@@ -11,9 +11,8 @@ Train with --data OUTPUT/train.parquet --valid-data OUTPUT/validation.parquet --
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
-from megatron_probsft.domains.templates import DOMAINS
+from megatron_probsft.domains.registry import domains
+from megatron_probsft.runtime.consoles import console
 from megatron_probsft.runtime.errors import one_line_errors
 
 
@@ -22,18 +21,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("domain", choices=DOMAINS)
+    known = domains()
+    generators = [f"{name}: {one.generator.what}" for name, one in known.items() if one.generator]
+    add("domain", choices=list(known))
     add("--output", type=Path, required=True, help="new folder")
     add(
         "--data", nargs="+", metavar="ITEM", help=".jsonl, .parquet, a folder of `datasets`, owner/name:split"
     )
-    add("--test-data", nargs="+", default=[], metavar="ITEM", help="likewise, to go with --data")
-    add("--generate", action="store_true", help="figfont: the paper's puzzles; math, medical: a stand-in")
+    add("--test-data", nargs="+", default=[], metavar="ITEM", help="likewise, to test on; goes with --data")
+    add("--generate", action="store_true", help=f"make the data, without the hub; {'; '.join(generators)}")
     add("--train", type=int, help="first N rows only, the validation rows among them")
     add("--test", type=int, help="first N test rows only")
     add("--validation", type=int, default=128, help="training rows to hold out (default: 128)")
-    add("--seed", type=int, default=42, help="of the generator (default: 42, the paper's)")
-    add("--tokenizer", metavar="MODEL", help="model folder: adds token statistics to the card")
+    add("--seed", type=int, default=42, help="seed of the generator (default: 42, the paper's)")
+    add("--tokenizer", metavar="MODEL", help="model folder; its token counts go into the card")
     args = parser.parse_args(arguments)
     if args.generate and args.data:
         parser.error("--generate and --data: give one of them")
@@ -42,17 +43,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    # Here: --help does without numpy, pyarrow and all.
-    from megatron_probsft.domains.preparing import card as cards
-    from megatron_probsft.domains.preparing.preparation import prepare
-
     with one_line_errors():
+        # Here: --help does without numpy, pyarrow and all.
+        from megatron_probsft.domains.preparing import card as cards
+        from megatron_probsft.domains.preparing.preparation import Preparation, prepare
+
+        source = "generated" if args.generate else args.data or "hub"
         card = prepare(
-            args.domain, "generated" if args.generate else args.data or "hub", args.output,
-            test_data=args.test_data, train=args.train, test=args.test, validation=args.validation,
-            seed=args.seed, tokenizer=args.tokenizer,
+            Preparation(
+                args.domain, source, args.output, args.test_data, args.train, args.test, args.validation,
+                args.seed, args.tokenizer,
+            )
         )  # fmt: skip
-    Console(width=None if Console().is_terminal else 110).print(cards.table(card))
+    console(110).print(cards.table(card))
     for note in card["notes"]:
         print(note)
     print(

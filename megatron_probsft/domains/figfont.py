@@ -1,79 +1,78 @@
-"""Figlet puzzles: read the word that ASCII art spells. The data are the paper's own, made anew."""
+r"""Figlet puzzles: read the word that ASCII art spells, and answer nothing else.
+
+A row to train on:
+    question  What word does this say?
+
+              ~|~  |\ |   /\   /~`  ~|~
+              _|_  | \|  /~~\  \_,   |
+
+    response  INACT
+    truth     INACT
+A generation is right if it is the word, to the character. Two more metrics are less strict: case_insensitive,
+and jaro_winkler, the mean similarity (`grading.similarity`).
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from functools import cache
-from importlib.metadata import version
-from multiprocessing import get_context
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from tqdm import tqdm
-
-from megatron_probsft.data.text.named_templates import NAMED_TEMPLATES
-from megatron_probsft.domains.domain import Converted, Domain, Example, Generated, Shape, check_number
+from megatron_probsft.data.text.named_templates import (
+    LLAMA_BOS,
+    LLAMA_BOXED,
+    NamedTemplate,
+    chatml,
+    deepseek,
+    llama3,
+)
+from megatron_probsft.domains.benchmarks.loading import Question
+from megatron_probsft.domains.benchmarks.problems import Problem
+from megatron_probsft.domains.domain import (
+    Converted,
+    Domain,
+    Example,
+    Experiment,
+    Generated,
+    Generator,
+    Shape,
+)
+from megatron_probsft.grading.grade import Grade
 from megatron_probsft.runtime.errors import UserError
 
-TRAIN, TEST = 40_000, 5_000  # the paper's: items 0 … 39,999, and from there on
-_CONFIG = {"size": 10, "min_word_len": 2, "max_word_len": 5, "space_letters": True}  # an index may pass size
-_CHUNK = 100
+_DECODE = (
+    "You are an expert at decoding Figlet Font ASCII art. When given Figlet Font text, identify the word it "
+    "represents and output only that without any explanations or additional text."
+)
+QWEN = NamedTemplate.of(chatml(_DECODE, "\n"))
+
+# The paper's code prepares prompts with two BOS; in training it puts those of mathematics around them.
+_LLAMA_PREPARED = llama3(_DECODE, "", bos=LLAMA_BOS * 2)
+LLAMA_PAPER = NamedTemplate(
+    LLAMA_BOXED.trained.around(_LLAMA_PREPARED), _LLAMA_PREPARED, tokenizer_adds_bos=True
+)
 
 
-def generate(train: int | None, test: int | None, seed: int) -> Generated:
-    """reasoning-gym's items 0 … train − 1, and 40,000 … 40,000 + test − 1; all CPUs work on it.
-
-    Raises UserError: more items than the paper's numbers; reasoning-gym is not installed.
-    """
-    check_number("train", train, TRAIN, ": the items from there on are the test")
-    check_number("test", test, TEST, ", the paper's")
-    train, test = TRAIN if train is None else train, TEST if test is None else test
-    indices = [*range(train), *range(TRAIN, TRAIN + test)]
-    name = "reasoning-gym figlet_font"
-    try:
-        about = {
-            "generator": f"reasoning-gym=={version('reasoning-gym')} figlet_font",
-            **_CONFIG,
-            "seed": seed,
-        }
-    except ImportError:
-        raise UserError("figlet puzzles need reasoning-gym: pip install reasoning-gym==0.1.25") from None
-    examples = [
-        Example(question, word, word, name, index, _more(question))
-        for index, (question, word) in zip(indices, _items(indices, seed), strict=True)
-    ]
-    return Generated(name, examples[:train], examples[train:], about)
+# Data to train on. Generators are imported late: every command reads this file for its names.
 
 
-def _items(indices: list[int], seed: int) -> Iterator[tuple[str, str]]:
-    chunks = [(indices[start : start + _CHUNK], seed) for start in range(0, len(indices), _CHUNK)]
-    workers = max(1, min(os.cpu_count() or 1, len(chunks)))
-    bar = tqdm(total=len(indices), unit=" items", desc="figlet puzzles", disable=None)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool, bar:
-        for items in pool.map(_chunk, chunks):
-            bar.update(len(items))
-            yield from items
+def _generate(train: int | None, test: int | None, seed: int) -> Generated:
+    from megatron_probsft.domains.generators import figlet_font
+
+    made = figlet_font.generate(train, test, seed)
+    return replace(made, train=[_filed(one) for one in made.train], test=[_filed(one) for one in made.test])
 
 
-def _chunk(work: tuple[list[int], int]) -> list[tuple[str, str]]:
-    indices, seed = work
-    items = map(_dataset(seed).__getitem__, indices)
-    return [(item["question"], item["answer"]) for item in items]
-
-
-@cache
-def _dataset(seed: int) -> Any:
-    from reasoning_gym import create_dataset  # in the workers only: it takes seconds
-
-    return create_dataset("figlet_font", seed=seed, **_CONFIG)
+def _filed(one: Example) -> Example:
+    """The example with all keys of extra_info."""
+    return replace(one, more=_more(one.question))
 
 
 def _more(question: str) -> dict[str, str]:
     """The paper's prepared prompts."""
     return {
-        "qwen_prompt": NAMED_TEMPLATES["qwen-figlet"].generation_text(question),
-        "llama_prompt": NAMED_TEMPLATES["llama-figlet-paper"].generation_text(question),
+        "qwen_prompt": QWEN.generation_text(question),
+        "llama_prompt": LLAMA_PAPER.generation_text(question),
     }
 
 
@@ -83,15 +82,73 @@ def _convert(question: str, word: str) -> Converted:
     return question, word, word, _more(question)
 
 
+# Evaluation.
+
+
+def _read_row(row: dict[str, Any], where: str) -> Question:
+    extra = row.get("extra_info")
+    if not isinstance(extra, dict):
+        raise UserError(f"{where}: no extra_info; it has: {', '.join(row)}")
+    for key in ("question", "answer"):
+        if not isinstance(extra.get(key), str) or not extra[key].strip():
+            raise UserError(f"{where}: extra_info.{key} must be text, got {extra.get(key)!r}")
+    return Question(extra["question"], extra["answer"])
+
+
+def _grade(problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
+    from megatron_probsft.grading.similarity import jaro_winkler
+
+    return [
+        Grade(text, "correct" if text == problem.answer else "wrong", jaro_winkler(text, problem.answer))
+        for problem, text in zip(problems, texts, strict=True)
+    ]
+
+
+def _more_metrics(
+    problems: Sequence[Problem], texts: Sequence[str], grades: Sequence[Grade]
+) -> dict[str, Any]:
+    both = list(zip(problems, texts, strict=True))
+    return {
+        "case_insensitive": sum(text.lower() == one.answer.lower() for one, text in both) / len(both),
+        "jaro_winkler": sum(grade.similarity or 0.0 for grade in grades) / len(grades),
+    }
+
+
 DOMAIN = Domain(
     name="figfont",
+    version=1,
+    place=3,
     ability="figlet_font",
+    # Prompts
+    templates={
+        "qwen-figlet": QWEN,
+        "llama-figlet": NamedTemplate.of(llama3(_DECODE, "")),
+        "deepseek-figlet": NamedTemplate.of(deepseek(f"{_DECODE}\n\n", "")),
+        "llama-figlet-paper": LLAMA_PAPER,
+    },
+    prompts={"chatml": "qwen-figlet", "llama": "llama-figlet", "deepseek": "deepseek-figlet"},
+    paper_prompts={"chatml": "qwen-figlet", "llama": "llama-figlet-paper"},
+    # Data to train on
     hub_train="gaotang/figlet_font:train",
     hub_test="gaotang/figlet_font:test",
     shapes=(
         Shape(("extra_info.question", "extra_info.answer"), _convert),
         Shape(("question", "answer"), _convert),
     ),
-    generate=generate,
-    generator="reasoning-gym's figlet_font, the same items as the paper's",
-)
+    generator=Generator(
+        generate=_generate, what="reasoning-gym's figlet_font, the same items as the paper's", real=True
+    ),
+    # Evaluation, greedy as in the paper
+    benchmarks={"figlet_font": "gaotang/figlet_font:test"},
+    own_test=True,
+    columns="extra_info.question and extra_info.answer",
+    read_row=_read_row,
+    grade=_grade,
+    more_metrics=_more_metrics,
+    max_new_tokens=5,
+    # Experiments, as in the paper and in small
+    experiment=Experiment(
+        seq_length=800, micro_batch_size=4, weight_decay=1e-5, paper_micro_batch_size=16,
+        small_seq_length=800, small_max_new_tokens=8,
+    ),
+)  # fmt: skip

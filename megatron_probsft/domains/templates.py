@@ -1,26 +1,16 @@
-"""Which named template a domain's prompts take in a model family."""
+"""The template that a domain's prompts take in a model family."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from megatron_probsft.domains.domain import Domain
+from megatron_probsft.domains.registry import get_domain
 from megatron_probsft.runtime.errors import UserError
 
-# (default, as the paper's code has it; None where it has no prompt)
-_NAMES: dict[tuple[str, str], tuple[str, str | None]] = {
-    ("math", "chatml"): ("qwen-boxed", "qwen-math-paper"),
-    ("math", "llama"): ("llama-base-boxed-with-bos", "llama-math-paper"),
-    ("math", "deepseek"): ("deepseek-math", "deepseek-math-paper"),
-    ("medical", "chatml"): ("qwen-boxed", "qwen-boxed"),
-    ("medical", "llama"): ("llama-medical", "llama-medical-paper"),
-    ("medical", "deepseek"): ("deepseek-medical", None),
-    ("figfont", "chatml"): ("qwen-figlet", "qwen-figlet"),
-    ("figfont", "llama"): ("llama-figlet", "llama-figlet-paper"),
-    ("figfont", "deepseek"): ("deepseek-figlet", None),
-}
-DOMAINS = tuple(dict.fromkeys(domain for domain, _ in _NAMES))
-FAMILIES = tuple(dict.fromkeys(family for _, family in _NAMES))
+FAMILIES = ("chatml", "llama", "deepseek")
 _TOKENS = {"llama": "<|start_header_id|>", "chatml": "<|im_start|>", "deepseek": "<｜begin▁of▁sentence｜>"}
+"""A special token that tells the family, in the order in which they are asked for."""
 
 
 def template_for(domain: str, family: str, paper: bool = False) -> str:
@@ -29,21 +19,28 @@ def template_for(domain: str, family: str, paper: bool = False) -> str:
     With `paper` it reproduces what the paper's models saw on each side; the others give the same tokens on
     both, and one BOS at most. The two are one where that code does so too (Qwen: medical, figfont).
 
-    Raises UserError: unknown domain or family; `paper` where the paper has no prompt.
+    Raises UserError: unknown domain or family; a family for which the domain, or with `paper` the paper, has
+    no prompt.
     """
-    if domain not in DOMAINS:
-        raise UserError(f"domain {domain} is unknown: use one of {', '.join(DOMAINS)}")
+    chosen = get_domain(domain)
     if family not in FAMILIES:
         raise UserError(f"model family {family} is unknown: use one of {', '.join(FAMILIES)}")
-    default, of_paper = _NAMES[domain, family]
+    default = chosen.prompts.get(family) if chosen.prompts else "chat"
+    if default is None:
+        raise UserError(f"{domain} has no prompt for {family}: it has those of {', '.join(chosen.prompts)}")
     if not paper:
         return default
-    if of_paper is None:
+    if family not in chosen.paper_prompts:
         raise UserError(f"the paper has no prompt for {family} in {domain}: use its default, {default}")
-    return of_paper
+    return chosen.paper_prompts[family]
 
 
-def family_of(tokenizer: Any) -> str:
+def default_template(domain: Domain, tokenizer: Any) -> str:
+    """The name for --template with this tokenizer, where none is given. UserError: there is none."""
+    return template_for(domain.name, prompt_family(tokenizer)) if domain.prompts else "chat"
+
+
+def prompt_family(tokenizer: Any) -> str:
     """`chatml`, `llama` (3 and later) or `deepseek`, by the tokenizer's special tokens.
 
     Raises UserError: a tokenizer with none of theirs, as base models before ChatML have it.

@@ -1,4 +1,4 @@
-"""A model's Hugging Face folder: tokenizer, config, what ends a generation, and prompts as tokens."""
+"""A model's Hugging Face folder: tokenizer, config, what ends a generation, and the date of its template."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from megatron_probsft.checkpoint.hf.trained_turns import generation_ends, read_r
 from megatron_probsft.data.store.turn_ends import marker_tokens
 from megatron_probsft.data.text.chat_source import prints_the_date
 from megatron_probsft.data.text.named_templates import NAMED_TEMPLATES
-from megatron_probsft.data.text.templates import encode_prompts
 from megatron_probsft.data.tokenizers.load import load_tokenizer
-from megatron_probsft.domains.benchmarks.problems import Problem
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.read_files import read_json_object
 
@@ -42,7 +40,7 @@ def load_model_files(model: Path) -> tuple[Any, Any, list[int]]:
 
 
 def stop_tokens(model: Path, tokenizer: Any, template: str, ends: Sequence[int]) -> list[int]:
-    """Where generations stop: at `ends`, as on any server that has the folder.
+    """The tokens at which generations stop: `ends`, as on any server that has the folder.
 
     A model that was not trained here, say a base model, may not know yet that its prompt's turns end with
     another token: then at that one too, and a line says so.
@@ -61,7 +59,7 @@ def stop_tokens(model: Path, tokenizer: Any, template: str, ends: Sequence[int])
 
 
 def ends_of_turn(tokenizer: Any, template: str) -> set[int]:
-    """The token that ends a turn in the template: what follows is no answer, but made-up conversation.
+    """The token that ends a turn in the template; what follows it is no answer, but made-up conversation.
 
     It is the special token right after what was said: an answer, where the template renders one.
     """
@@ -75,7 +73,7 @@ def ends_of_turn(tokenizer: Any, template: str) -> set[int]:
 
 
 def _after_an_answer(tokenizer: Any) -> str:
-    """What the chat template renders from an answer on, up to the next question; empty if it refuses both."""
+    """The text that the chat template renders from an answer to the next question; empty if it refuses."""
     question, answer, next_one = "What is two and two?", "Certainly: four.", "And three and three?"
     turns = [("user", question), ("assistant", answer), ("user", next_one)]
     messages = [{"role": role, "content": content} for role, content in turns]
@@ -87,37 +85,12 @@ def _after_an_answer(tokenizer: Any) -> str:
 
 
 def template_date(model: Path, tokenizer: Any, template: str, unfinished: str | None) -> str | None:
-    """What the chat template is to show as today's, None where it shows none: the date that the model was
-    trained with here, else that on which the unfinished evaluation began, else today's.
+    """The date that the chat template is to show as today's; None where it shows none.
+
+    It is the date that the model was trained with here, else that on which the unfinished evaluation began,
+    else today's.
     """
     if template != "chat" or not prints_the_date(tokenizer):
         return None
     record = read_record(model)
     return (record and record.date) or unfinished or datetime.date.today().isoformat()
-
-
-def encode(
-    tokenizer: Any,
-    problems: Sequence[Problem],
-    template: str,
-    max_new_tokens: int,
-    max_model_len: int | None,
-    positions: int | None,
-    date: str | None,
-) -> tuple[list[list[int]], list[int]]:
-    """Token ids of every prompt, and how many may follow each: `max_new_tokens`, or as many as have room.
-
-    date: what a chat template shows as today's.
-    """
-    if max_model_len and positions and max_model_len > positions:
-        raise UserError(f"--max-model-len {max_model_len} exceeds the model's {positions} positions")
-    room = max_model_len or positions
-    texts = [problem.prompt for problem in problems]
-    prompts = encode_prompts(tokenizer, texts, template, date=date)
-    for problem, tokens in zip(problems, prompts, strict=True):
-        if not tokens:
-            raise UserError(f"{problem.where}: the prompt is empty")
-        if room and len(tokens) >= room:
-            limit = f"--max-model-len {room}" if max_model_len else f"the model's {room} positions"
-            raise UserError(f"{problem.where}: {len(tokens)} prompt tokens leave no room in {limit}")
-    return prompts, [min(max_new_tokens, room - len(one)) if room else max_new_tokens for one in prompts]

@@ -18,7 +18,7 @@ def check_model_folder(model: Path) -> None:
 
 
 def fingerprint(model: Path) -> str:
-    """Tells models apart, also under one name: of the config and of parts of the weights."""
+    """A digest of the config and of parts of the weights: it tells models apart, also under one name."""
     total = hashlib.blake2b((model / "config.json").read_bytes(), digest_size=8)
     for file in sorted([*model.glob("*.safetensors"), *model.glob("*.bin")]):
         size = file.stat().st_size

@@ -1,4 +1,4 @@
-"""What an evaluation can be told."""
+"""The settings of an evaluation, and the checks that need neither task nor model."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_probsft.data.text.named_templates import check_template_name
+from megatron_probsft.evaluation.model_folder import check_model_folder
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.folders import check_writable
 
 
 @dataclass
 class Settings:
-    """The flags of tools/evaluate.py; None where the task, the model or vLLM decides."""
+    """The flags of `evaluate`; None where the task, the model or vLLM decides."""
 
     model: Path
     task: str
@@ -38,8 +41,31 @@ class Settings:
     max_model_len: int | None
 
 
+def check_settings(settings: Settings) -> None:
+    """Raise UserError for what is wrong whatever task and model are."""
+    check_numbers(vars(settings))
+    if settings.start is not None and settings.start < 0:
+        raise UserError(f"--start must be at least 0, got {settings.start}")
+    if settings.end is not None and settings.end <= (settings.start or 0):
+        raise UserError(f"--end must be greater than --start {settings.start or 0}, got {settings.end}")
+    own = (settings.dtype != "auto", settings.tensor_parallel_size > 1, settings.max_model_len is not None)
+    if settings.server and any(own):
+        raise UserError(
+            "--dtype, --tensor-parallel-size and --max-model-len are the server's own: leave them out with "
+            "--server"
+        )
+    if settings.template is not None:
+        check_template_name(settings.template)
+    if (settings.output / "summary.json").exists():
+        raise UserError(f"--output {settings.output} holds a finished evaluation: name another folder")
+    if (settings.output / "generations.jsonl").is_dir():
+        raise UserError(f"--output {settings.output}: its generations.jsonl is a folder: name another folder")
+    check_writable(settings.output, "--output")
+    check_model_folder(settings.model)
+
+
 def check_numbers(values: Mapping[str, Any], prefix: str = "") -> None:
-    """Settings by their names, those that are there. Raises UserError; flags begin with `prefix`."""
+    """Raise UserError for numbers out of range, of the settings that are there; flags begin with `prefix`."""
     for name in ("limit", "samples", "max_new_tokens", "tensor_parallel_size", "max_model_len"):
         value = values.get(name)
         if value is not None and not 1 <= value < 2**31:

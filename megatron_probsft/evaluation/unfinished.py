@@ -5,22 +5,32 @@ The first line holds the settings that decide what is generated; a resumed evalu
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-from megatron_probsft.domains.benchmarks.problems import Problem
-from megatron_probsft.evaluation.engines.vllm_runner import Generation
+from megatron_probsft.evaluation.engines.engine import EngineFacts
+from megatron_probsft.evaluation.request import Generation, Request
 from megatron_probsft.runtime.errors import UserError
 
 NAME = "unfinished.jsonl"
 
 
 class Unfinished:
-    """`generations[benchmark, id, sample]`, those of earlier calls included; `engine`: what made the last."""
+    """A `Listener` that keeps what is generated.
+
+    Attributes:
+        generations: by benchmark, id and sample, those of earlier calls first.
+        engine: what made the last ones.
+        resumed: how many are of earlier calls.
+    """
 
     def __init__(self, output: Path, settings: dict[str, Any]) -> None:
-        """Read what is there, or begin. Raises UserError naming the settings that are not as they were."""
+        """Read what is there, or begin.
+
+        Raises UserError: settings that are not as they were, by name; a file that is damaged.
+        """
         self._file = output / NAME
         self.generations: dict[tuple[str, str, int], Generation] = {}
         self.engine: dict[str, Any] = {}
@@ -33,20 +43,32 @@ class Unfinished:
         if self._file.stat().st_size == 0:
             self._write({"settings": settings})
 
-    def add(self, problem: Problem, sample: int, generation: Generation) -> None:
-        key = (problem.benchmark, problem.id, sample)
-        self.generations[key] = generation
-        self._write({"key": key, "tokens": generation.tokens, "finish_reason": generation.finish_reason})
+    @property
+    def new_tokens(self) -> int:
+        """The number of tokens that this call has generated."""
+        return sum(len(one.tokens) for one in [*self.generations.values()][self.resumed :])
 
-    def set_engine(self, engine: dict[str, Any]) -> None:
-        self.engine = engine
-        self._write({"engine": engine})
+    def started(self, engine: EngineFacts) -> None:
+        """Keep what generates."""
+        self.engine = dataclasses.asdict(engine)
+        self._write({"engine": self.engine})
+
+    def finished(self, request: Request, generation: Generation) -> None:
+        """Keep a generation."""
+        self.generations[request.key] = generation
+        self._write(
+            {
+                "key": request.key, "tokens": generation.tokens,
+                "finish_reason": generation.finish_reason,
+            }
+        )  # fmt: skip
 
     def close(self) -> None:
+        """Close the file; what is in it stays."""
         self._stream.close()
 
     def remove(self) -> None:
-        """Once the results stand in their own files."""
+        """Remove the file, once the results stand in their own."""
         self.close()
         self._file.unlink()
 

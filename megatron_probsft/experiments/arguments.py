@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from megatron_probsft.domains.domain import check_number
+from megatron_probsft.domains.registry import domains
 from megatron_probsft.evaluation.settings import check_numbers
 from megatron_probsft.experiments.models import MODELS, SMOLLM2, named_model, other_model
 from megatron_probsft.experiments.plan import Sweep, plan, prepare_flags, scores_own_test
-from megatron_probsft.experiments.settings import DATASETS
 from megatron_probsft.models.hf_model import read_raw_config
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import check_writable
 from megatron_probsft.runtime.suggestions import nearest
 from megatron_probsft.training.config.arguments import Parser, add_flags, parse_arguments
-from megatron_probsft.training.config.config import TrainConfig
+from megatron_probsft.training.config.config import settings
 
 _OURS = (
     "hf_model", "load", "ckpt_step", "allow_changed", "finetune", "save", "save_hf", "save_hf_at_each_save",
@@ -45,13 +45,13 @@ def read_command_line(argv: Sequence[str], description: str) -> CommandLine:
         UserError: a name is unknown (with the nearest right one), or settings do not go together.
     """
     given = vars(_parser(description).parse_args([_hyphens(word) for word in argv]))
-    trainer = {field.name for field in dataclasses.fields(TrainConfig)} - {"seed"}
+    trainer = settings().keys() - {"seed"}
     train = {name: given.pop(name) for name in list(given) if name in trainer}
     prepare, score = (_prefixed(given, prefix) for prefix in ("prepare_", "score_"))
     args = argparse.Namespace(**given)
 
-    if args.dataset not in DATASETS:
-        raise UserError(f"--dataset {args.dataset} is unknown: {_meant(args.dataset, DATASETS)}")
+    if args.dataset not in domains():
+        raise UserError(f"--dataset {args.dataset} is unknown: {_meant(args.dataset, domains())}")
     for flag in ("trainer_objective_trans", "seed"):
         values = getattr(args, flag)
         for value in values:
@@ -170,7 +170,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--dataset", required=True, help=f"domain to train and to score in: {', '.join(DATASETS)}")
+    add("--dataset", required=True, help=f"domain to train and to score in: {', '.join(domains())}")
     add("--model-save-name", help=f"model of the paper, or a small one: {', '.join(MODELS)}")
     add("--model", help="Hugging Face folder or hub id, instead of --model-save-name")
     add(
@@ -192,8 +192,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     score = parser.add_argument_group("evaluation", "flags of `probsft evaluate`")
     for name, options in SCORE_FLAGS.items():
         score.add_argument(f"--score-{name}", default=argparse.SUPPRESS, **options)
-    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in _OURS]
-    add_flags(parser.add_argument_group("training", "flags of `probsft train`"), names)  # type: ignore[arg-type]
+    add_flags(parser, settings().keys() - {*_OURS}, title="training: ")
     return parser
 
 

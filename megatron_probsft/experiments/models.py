@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_probsft.domains.templates import family_of
+from megatron_probsft.domains.templates import prompt_family
 from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.suggestions import nearest
@@ -67,7 +67,7 @@ def other_model(source: str) -> Model:
         load_tokenizer,  # here: it takes seconds, as transformers do
     )
 
-    family = family_of(load_tokenizer(hf.folder))
+    family = prompt_family(load_tokenizer(hf.folder))
     name = Path(source).name.lower()
     if name in MODELS:  # whose runs are another model's
         name += "-other"

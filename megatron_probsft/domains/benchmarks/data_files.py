@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ _SPLITS = ("test", "validation", "train")
 
 
 def rows_of(
-    data: Sequence[str], hub: dict[str, str], task: str, wanted: Sequence[str] | None
+    data: Sequence[str], hub: Mapping[str, str], task: str, wanted: Sequence[str] | None
 ) -> Iterator[tuple[str, int, str, dict[str, Any]]]:
-    """(name, index from 0, file and row, row) of every row.
+    """Every row, as (name, index from 0, file and row, row).
 
     Args:
         data: files, and folders of them; the name is the file's, or its folder's for test.jsonl and the like.
@@ -39,7 +39,10 @@ def rows_of(
 
 
 def files_of(item: str) -> list[Path]:
-    """The file itself; of a folder its test.parquet, or all its files, or the test.jsonl of its folders."""
+    """The files that an item names: itself, or of a folder the first that there is of the following.
+
+    They are its test.parquet, all its files, and the test.jsonl of each folder in it. UserError: none.
+    """
     path = Path(item)
     if path.is_file():
         return [path]

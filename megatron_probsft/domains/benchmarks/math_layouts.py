@@ -1,9 +1,9 @@
-"""Public layouts of mathematical benchmarks, told by their keys.
+"""Rows of mathematical benchmarks as they are published, told by their keys.
 
 question, final_answer            OlympiadBench: a list; is_multiple_answer, unit, error (the tolerance)
 problem or question, answer       MATH-500, AIME, AMC and most others; GSM8K, whose answer ends in "#### N"
 problem, solution                 Minerva, MATH: the answer is the solution's last \\boxed{…}
-extra_info, reward_model          what tools/prepare_data.py writes, and verl's data: question, ground_truth
+extra_info, reward_model          what `prepare-data` writes, and verl's data: question, ground_truth
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FLOAT = re.compile(r"(-?\d+)\.0+")
 
 
 def read_row(row: dict[str, Any], where: str) -> tuple[str | None, str, MathAnswer]:
-    """(id if the row has one, question, answer). Raises UserError naming the place."""
+    """The id if the row has one, the question, and the answer. Raises UserError naming the place."""
     question = _question(row, where)
     answer = _answer(row, where)
     if not answer.text.strip():

@@ -34,9 +34,10 @@ class Problem:
 
 
 def sample_seed(seed: int, problem: Problem, sample: int) -> int:
-    """One per problem and sample, as a shared one correlates their noise; below 2^53, exact in any JSON.
+    """The seed of one sample of a problem: a shared one would correlate their noise.
 
-    It depends on which problem it is, not on the problem's text or place among those evaluated.
+    It is below 2^53, which is exact in any JSON, and depends on which problem it is, not on the problem's
+    text or place among those evaluated.
     """
     name = f"{seed}/{problem.benchmark}/{problem.id}/{sample}"
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest())
@@ -52,7 +53,7 @@ def check_ids(problems: Sequence[Problem]) -> None:
 
 
 def cut(problems: Sequence[Problem], start: int | None, end: int | None, limit: int | None) -> list[Problem]:
-    """Rows `start` to before `end`, of these the first `limit`, of each benchmark."""
+    """The rows from `start` to before `end`, of these the first `limit`, of each benchmark."""
     benchmarks: dict[str, list[Problem]] = {}
     for problem in problems:
         benchmarks.setdefault(problem.benchmark, []).append(problem)

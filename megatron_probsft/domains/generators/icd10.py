@@ -22,6 +22,8 @@ _LETTERS = "ABCDE"
 
 @dataclass(frozen=True)
 class _Diagnosis:
+    """A diagnosis and the names of what it is filed under."""
+
     code: str
     text: str
     category: str  # its text
@@ -30,9 +32,10 @@ class _Diagnosis:
 
 
 def generate(train: int | None, test: int | None, seed: int) -> Generated:
-    """Which chapter, or which block of a chapter, a diagnosis belongs to; no category is in both parts.
+    """Questions about the chapter, or the block of a chapter, that a diagnosis is filed under.
 
-    Chapters and blocks are shared by both, so that what training tells about them helps in the test.
+    No category of diagnoses is in both parts. Chapters and blocks are shared by both, so that what training
+    tells about them helps in the test.
 
     Raises UserError: more questions than there are; simple-icd-10-cm is not installed.
     """
@@ -72,7 +75,7 @@ def generate(train: int | None, test: int | None, seed: int) -> Generated:
         "A stand-in for the paper's m23k data, not that.",
         "Training and test share no ICD-10-CM category.",
     )
-    return Generated(NAME, examples["train"], examples["test"], about, notes)
+    return Generated(examples["train"], examples["test"], about, notes)
 
 
 def _read_tree() -> list[_Diagnosis]:
@@ -98,7 +101,7 @@ def _read_tree() -> list[_Diagnosis]:
 
 
 def _title(description: str) -> str:
-    """Without the range of codes, which would name the block."""
+    """The description without the range of codes, which would name the block."""
     return re.sub(r" \([A-Z0-9]+-[A-Z0-9]+\)$", "", description)
 
 
@@ -107,7 +110,7 @@ def _share(categories: list[str], rng: Random) -> list[str]:
 
 
 def _questions(diagnoses: list[_Diagnosis], blocks: dict[str, list[str]], rng: Random) -> Iterator[Example]:
-    """All that can be asked, in random order; of a category's diagnoses each kind in turn."""
+    """All questions that can be asked, in random order; of a category's diagnoses each kind in turn."""
     by_category: dict[str, list[_Diagnosis]] = defaultdict(list)
     for one in diagnoses:
         by_category[one.category].append(one)

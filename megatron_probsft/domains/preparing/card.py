@@ -7,16 +7,49 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
-from tqdm import tqdm
 
-from megatron_probsft.domains.domain import Example
-from megatron_probsft.domains.templates import family_of, template_for
+from megatron_probsft.domains.domain import Domain, Example, Generated
+from megatron_probsft.domains.templates import default_template
+from megatron_probsft.runtime.progress import tqdm
 
 _ROWS = 500  # at once
 
 
-def token_statistics(domain: str, folder: str, parts: dict[str, Sequence[Example]]) -> dict[str, Any]:
-    """Tokens of the prompts, template and BOS included, and of the responses with EOS, of each part.
+def make_card(
+    domain: Domain, found: Generated, parts: dict[str, Sequence[Example]], tokenizer: str | None
+) -> dict[str, Any]:
+    """The content of card.json; what was read, and the settings, are the caller's to add.
+
+    tokenizer: a model folder whose tokens are counted. Raises UserError as `token_statistics` does.
+    """
+    trained_on = {one.question for one in parts["train"]}
+    return {
+        "domain": domain.name,
+        "data_sources": sorted({one.data_source for examples in parts.values() for one in examples}),
+        "rows": {part: len(examples) for part, examples in parts.items()},
+        "read": 0,
+        "dropped": found.dropped,
+        "test_questions_in_training": sum(one.question in trained_on for one in found.test),
+        "notes": [*found.notes, *_notes(parts)],
+        "about": found.about,
+        "tokens": token_statistics(domain, tokenizer, parts) if tokenizer else None,
+    }
+
+
+def _notes(parts: dict[str, Sequence[Example]]) -> list[str]:
+    notes = []
+    if "validation" in parts:
+        notes.append(
+            f"Validation: the first {len(parts['validation']):,} training rows, held out. The paper "
+            "validates on its first 128 and trains on them too."
+        )
+    if "test" not in parts:
+        notes.append("No test rows: the source has none, or none were asked for (--test).")
+    return notes
+
+
+def token_statistics(domain: Domain, folder: str, parts: dict[str, Sequence[Example]]) -> dict[str, Any]:
+    """The lengths in tokens of each part's prompts, with template and BOS, and of its responses, with EOS.
 
     Raises UserError: no tokenizer in `folder`, or one of no known family.
     """
@@ -25,7 +58,7 @@ def token_statistics(domain: str, folder: str, parts: dict[str, Sequence[Example
     from megatron_probsft.data.tokenizers.load import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
-    template = template_for(domain, family_of(tokenizer))
+    template = default_template(domain, tokenizer)
     statistics: dict[str, Any] = {"tokenizer": folder, "template": template}
     for part, examples in parts.items():
         lengths = []
@@ -54,7 +87,7 @@ def _summary(lengths: np.ndarray) -> dict[str, float]:
 
 
 def markdown(card: dict[str, Any]) -> str:
-    """The card as a page."""
+    """The card as a page for people, in Markdown."""
     lines = [f"# {card['domain']}: {', '.join(card['data_sources'])}", ""]
     lines += [f"- **{note}**" for note in card["notes"]]
     lines += [f"- {name}: {value}" for name, value in card["about"].items()]
@@ -73,12 +106,12 @@ def markdown(card: dict[str, Any]) -> str:
 
 
 def dropped(card: dict[str, Any]) -> str:
-    """What was left out, in words."""
+    """A phrase that says what was left out."""
     return ", ".join(f"{count:,} ({reason})" for reason, count in card["dropped"].items()) or "nothing"
 
 
 def table(card: dict[str, Any]) -> Table:
-    """The card's numbers for the console."""
+    """A table of the card's numbers for the console."""
     found = Table(title=f"{card['domain']} · {', '.join(card['data_sources'])}", title_justify="left")
     found.add_column("file")
     found.add_column("rows", justify="right")

@@ -8,17 +8,19 @@ import time
 
 
 class GenerationProgress:
+    """The line that says how many generations are complete, how fast, and when all will be."""
+
     def __init__(self, total: int, max_new_tokens: int) -> None:
         self._total, self._longest = total, max_new_tokens
         self._terminal = sys.stdout.isatty()
         self._last = self._begin = time.monotonic()
 
     def start(self) -> None:
-        """Speed is measured from here."""
+        """Measure the speed from here on."""
         self._begin = time.monotonic()
 
     def show(self, finished: int, finished_tokens: int, tokens: int) -> None:
-        """`tokens`: of the unfinished generations too, as far as they are known."""
+        """Say how far it is; `tokens` are those of unfinished generations too, as far as they are known."""
         speed = tokens / max(time.monotonic() - self._begin, 1e-3)
         mean_length = finished_tokens / finished if finished else self._longest
         left = max(0.0, mean_length * self._total - tokens) / max(speed, 1e-3)
@@ -28,6 +30,7 @@ class GenerationProgress:
         )
 
     def say(self, text: str) -> None:
+        """Show a text in place of the last one, or as a line of its own if the last one is old."""
         if self._terminal:
             print(f"\r\033[K{text}", end="", flush=True)
         elif time.monotonic() - self._last > 5:
@@ -35,5 +38,6 @@ class GenerationProgress:
             print(text, flush=True)
 
     def close(self) -> None:
+        """Leave no line behind on a terminal."""
         if self._terminal:
             print("\r\033[K", end="", flush=True)

@@ -10,39 +10,33 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import httpx
 
+from megatron_probsft.evaluation.engines.engine import Decoding, EngineFacts, Listener, Seconds
 from megatron_probsft.evaluation.engines.generation_progress import GenerationProgress
-from megatron_probsft.evaluation.engines.vllm_runner import Engine, Finished, Generation, Seconds
+from megatron_probsft.evaluation.request import Generation, Request
 from megatron_probsft.runtime.errors import UserError
 
 CONCURRENCY = 128  # sampled requests under way; vLLM's own default is to compute 256 at once
 GREEDY_BATCH = 64
 _TIMEOUT = httpx.Timeout(None, connect=10.0)  # a generation may take long, and waits for its turn
 _COMPARED = "What is the sum of 1 and 2? It  is\n three."
+_Done = Callable[[Request, dict[str, Any]], None]  # takes a request and the server's choice for it
 _PLAIN = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}  # from the model as it is
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A request."""
-
-    prompts: list[list[int]]
-    places: list[tuple[int, int]]
-    """(prompt, sample) of each."""
-    seed: int
-    max_new_tokens: int
-
-
 class Server:
-    def __init__(self, url: str, model: str) -> None:
-        """`url` ends in /v1. Asks which model is served. Raises UserError: no answer, or several models
-        none of which is named as `model`."""
-        self.url = url.rstrip("/")
+    """An `Engine` that asks a server."""
+
+    def __init__(self, url: str, model: str, tokenizer: Any) -> None:
+        """Ask which model is served. `url` ends in /v1; `tokenizer` is the model's.
+
+        Raises UserError: no answer, or several models none of which is named as `model`.
+        """
+        self.url, self._tokenizer = url.rstrip("/"), tokenizer
         try:
             reply = httpx.get(f"{self.url}/models", timeout=10.0)
             reply.raise_for_status()
@@ -61,76 +55,75 @@ class Server:
         """Its folder, if the server says so."""
         self.max_model_len: int | None = served.get("max_model_len")
 
-    def generate(
-        self,
-        prompts: Sequence[list[int]],
-        seeds: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: Sequence[int],
-        stop_token_ids: Sequence[int],
-        temperature: float,
-        tokenizer: Any,
-        finished: Finished,
-    ) -> Seconds:
-        """As `vllm_runner.generate`. A reply without token ids, of a server other than vLLM's, is encoded.
+    def generate(self, requests: Sequence[Request], decoding: Decoding, listener: Listener) -> Seconds:
+        """See `Engine`. A reply without token ids, of a server other than vLLM's, is encoded.
 
         Raises UserError: the server failed, or replies without token ids and writes other texts for the
-        model's tokens than `tokenizer`.
+        model's tokens than its tokenizer.
         """
         started = time.perf_counter()
+        listener.started(EngineFacts("as served", self.url, "as served"))
         body = {
-            "model": self.model, "temperature": temperature, "stop_token_ids": list(stop_token_ids),
-            "return_token_ids": True, **_PLAIN,
+            "model": self.model, "temperature": decoding.temperature,
+            "stop_token_ids": list(decoding.stop_token_ids), "return_token_ids": True, **_PLAIN,
         }  # fmt: skip
-        jobs = list(_jobs(prompts, seeds, max_new_tokens, GREEDY_BATCH if temperature == 0 else 1))
-        progress = GenerationProgress(sum(map(len, seeds)), max(max_new_tokens))
+        posts = list(_posts(requests, GREEDY_BATCH if decoding.temperature == 0 else 1))
+        progress = GenerationProgress(len(requests), max(one.max_new_tokens for one in requests))
         generations = all_tokens = 0
 
-        def done(place: tuple[int, int], choice: dict[str, Any]) -> None:
+        def done(request: Request, choice: dict[str, Any]) -> None:
             nonlocal generations, all_tokens
-            tokens = choice.get("token_ids")
-            if tokens is None:
-                tokens = tokenizer.encode(choice["text"], add_special_tokens=False)
-                if choice["finish_reason"] == "stop":
-                    tokens.append(tokenizer.eos_token_id)
-            finished(place[0], place[1], Generation(tokens, choice["finish_reason"]))
+            generation = self._generation(choice)
+            listener.finished(request, generation)
             generations += 1
-            all_tokens += len(tokens)
+            all_tokens += len(generation.tokens)
             progress.show(generations, all_tokens, all_tokens)
 
         try:
-            asyncio.run(self._post_all(jobs, body, tokenizer, done))
+            asyncio.run(self._post_all(posts, body, done))
         except* UserError as group:
             raise group.exceptions[0] from None
         finally:
             progress.close()
         return Seconds(0.0, time.perf_counter() - started)
 
-    async def _post_all(self, jobs: list[_Job], body: dict[str, Any], tokenizer: Any, done: Any) -> None:
-        waiting, comparison = iter(jobs), None
+    def _generation(self, choice: dict[str, Any]) -> Generation:
+        tokens = choice.get("token_ids")
+        if tokens is None:
+            tokens = self._tokenizer.encode(choice["text"], add_special_tokens=False)
+            if choice["finish_reason"] == "stop":
+                tokens.append(self._tokenizer.eos_token_id)
+        return Generation(tokens, choice["finish_reason"])
+
+    async def _post_all(self, posts: list[list[Request]], body: dict[str, Any], done: _Done) -> None:
+        """Send all, `CONCURRENCY` at a time."""
+        waiting, comparison = iter(posts), None
         limits = httpx.Limits(max_connections=CONCURRENCY)
 
         async def work(client: httpx.AsyncClient) -> None:
             nonlocal comparison
-            for job in waiting:
-                own = {"prompt": job.prompts, "seed": job.seed, "max_tokens": job.max_new_tokens}
-                choices = await self._post(client, body | own, len(job.prompts))
+            for post in waiting:
+                own = {
+                    "prompt": [one.prompt for one in post], "seed": post[0].seed,
+                    "max_tokens": post[0].max_new_tokens,
+                }  # fmt: skip
+                choices = await self._post(client, body | own, len(post))
                 if any(choice.get("token_ids") is None for choice in choices):
-                    comparison = comparison or asyncio.ensure_future(self._compare_texts(client, tokenizer))
+                    comparison = comparison or asyncio.ensure_future(self._compare_texts(client))
                     await comparison  # before anything is kept
                 for choice in choices:
-                    done(job.places[choice["index"]], choice)
+                    done(post[choice["index"]], choice)
 
         async with httpx.AsyncClient(timeout=_TIMEOUT, limits=limits) as client, asyncio.TaskGroup() as group:
-            for _ in range(min(CONCURRENCY, len(jobs))):
+            for _ in range(min(CONCURRENCY, len(posts))):
                 group.create_task(work(client))
 
-    async def _compare_texts(self, client: httpx.AsyncClient, tokenizer: Any) -> None:
-        """UserError if the server's tokenizer writes other texts, as without the spaces, than `tokenizer`.
+    async def _compare_texts(self, client: httpx.AsyncClient) -> None:
+        """Raise UserError if the server's tokenizer writes other texts than the model's, as without spaces.
 
         Asks as vLLM, llama.cpp and SGLang can be asked; of a server that cannot, it says so.
         """
-        ids = tokenizer(_COMPARED, add_special_tokens=False)["input_ids"]
+        ids = self._tokenizer(_COMPARED, add_special_tokens=False)["input_ids"]
         try:
             reply = await client.post(
                 f"{self.url.removesuffix('/v1')}/detokenize", json={"model": self.model, "tokens": ids}
@@ -143,7 +136,7 @@ class Server:
                 flush=True,
             )
             return
-        expected = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        expected = self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         if text.strip() != expected.strip():
             raise UserError(
                 f"--server {self.url} writes {text!r} for the tokens of {expected!r}: its tokenizer is not "
@@ -169,18 +162,8 @@ class Server:
         return choices
 
 
-def served_engine(server: Server) -> Engine:
-    """What is known of a server's engine."""
-    return Engine("as served", server.url, "as served")
-
-
-def _jobs(
-    prompts: Sequence[list[int]], seeds: Sequence[Sequence[int]], max_new_tokens: Sequence[int], batch: int
-) -> Iterator[_Job]:
-    """Requests of up to `batch` samples, whose longest generation is the same."""
-    flat = [(place, sample) for place, of_prompt in enumerate(seeds) for sample in range(len(of_prompt))]
-    flat.sort(key=lambda one: -max_new_tokens[one[0]])
-    for most, alike in itertools.groupby(flat, key=lambda one: max_new_tokens[one[0]]):
-        for places in map(list, itertools.batched(alike, batch)):
-            first, sample = places[0]
-            yield _Job([prompts[place] for place, _ in places], places, seeds[first][sample], most)
+def _posts(requests: Sequence[Request], batch: int) -> Iterator[list[Request]]:
+    """The requests that go to the server together: up to `batch` whose longest generation is the same."""
+    ordered = sorted(requests, key=lambda one: -one.max_new_tokens)
+    for _, alike in itertools.groupby(ordered, key=lambda one: one.max_new_tokens):
+        yield from map(list, itertools.batched(alike, batch))

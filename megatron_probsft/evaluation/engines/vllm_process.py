@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 import traceback
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ CPU_BLOCK = 128  # tokens per block of vLLM's KV cache on CPU
 
 
 class Reports:
+    """The lines that the parent reads."""
+
     def __init__(self, descriptor: int) -> None:
         os.set_inheritable(descriptor, False)
         self._stream, self._last = os.fdopen(descriptor, "w"), 0.0
@@ -32,12 +35,14 @@ class Reports:
         self._stream.flush()
 
     def progress(self, *counts: int) -> None:
+        """Report how far it is, at most five times a second."""
         if time.monotonic() - self._last > 0.2:
             self._last = time.monotonic()
             self.write(progress=counts)
 
 
 def run(request: dict[str, Any], reports: Reports) -> dict[str, Any]:
+    """Generate everything; returns the response, which says how long it took, or what stops it."""
     started = time.perf_counter()
     from vllm import platforms
 
@@ -45,17 +50,9 @@ def run(request: dict[str, Any], reports: Reports) -> dict[str, Any]:
     if platforms.current_platform.device_type == "cpu":
         if shutil.which("lscpu") is None:
             return {"error": "vLLM on CPU calls lscpu, which is not on PATH: install util-linux"}
-        os.environ["TORCH_COMPILE_DISABLE"] = "1"  # no C++ compiler needed
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        settings = {
-            "enforce_eager": True,
-            "kv_cache_memory_bytes": _kv_bytes(request),
-            # vLLM 0.32 takes back a seeded sample of a chunk before the last, which CPU generators cannot do
-            "enable_chunked_prefill": False,
-        }
+        settings = _settings_of_cpu(request)
 
     import vllm
-    from vllm.sampling_params import RequestOutputKind
 
     llm = vllm.LLM(
         model=request["model"],
@@ -67,7 +64,7 @@ def run(request: dict[str, Any], reports: Reports) -> dict[str, Any]:
         skip_tokenizer_init=True,
         **settings,
     )
-    engine, ready = llm.llm_engine, time.perf_counter()
+    ready = time.perf_counter()
     reports.write(
         engine={
             "dtype": str(llm.model_config.dtype).removeprefix("torch."),
@@ -75,11 +72,31 @@ def run(request: dict[str, Any], reports: Reports) -> dict[str, Any]:
             "vllm": vllm.__version__,
         }
     )
-    generated: dict[str, list[int]] = {}
+    _add_requests(llm.llm_engine, request)
+    _finish_all(llm.llm_engine, reports)
+    return {"startup_seconds": ready - started, "generation_seconds": time.perf_counter() - ready}
+
+
+def _settings_of_cpu(request: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`, and environment variables that are set before it is imported."""
+    os.environ["TORCH_COMPILE_DISABLE"] = "1"  # no C++ compiler needed
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    return {
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": _kv_bytes(request),
+        # vLLM 0.32 takes back a seeded sample of a chunk before the last, which CPU generators cannot do
+        "enable_chunked_prefill": False,
+    }
+
+
+def _add_requests(engine: Any, request: dict[str, Any]) -> None:
+    """Give the engine all samples of all prompts, each under the name PROMPT/SAMPLE."""
+    import vllm
+    from vllm.sampling_params import RequestOutputKind
+
     wanted = zip(request["prompts"], request["seeds"], request["max_new_tokens"], strict=True)
     for index, (prompt, seeds, most) in enumerate(wanted):
         for sample, seed in enumerate(seeds):
-            generated[f"{index}/{sample}"] = []
             sampling = vllm.SamplingParams(
                 temperature=request["temperature"],
                 max_tokens=most,
@@ -90,6 +107,11 @@ def run(request: dict[str, Any], reports: Reports) -> dict[str, Any]:
             )
             tokens_prompt: Any = {"type": "token", "prompt_token_ids": prompt}
             engine.add_request(f"{index}/{sample}", tokens_prompt, sampling)
+
+
+def _finish_all(engine: Any, reports: Reports) -> None:
+    """Compute until nothing is left, and report each generation as soon as it is complete."""
+    generated: defaultdict[str, list[int]] = defaultdict(list)
     finished = finished_tokens = tokens = 0
     while engine.has_unfinished_requests():
         outputs: list[Any] = engine.step()
@@ -104,11 +126,10 @@ def run(request: dict[str, Any], reports: Reports) -> dict[str, Any]:
                 finished += 1
                 finished_tokens += len(whole)
         reports.progress(finished, finished_tokens, tokens)
-    return {"startup_seconds": ready - started, "generation_seconds": time.perf_counter() - ready}
 
 
 def _kv_bytes(request: dict[str, Any]) -> int:
-    """Room for all requests at once, but for one at least and within half of the free memory."""
+    """The size of the KV cache: room for all requests at once, within half of the free memory, or for one."""
     blocks = -(-request["max_model_len"] // CPU_BLOCK) + 1
     one = blocks * CPU_BLOCK * request["kv_bytes_per_token"]
     wanted = one * min(sum(map(len, request["seeds"])), MAX_CONCURRENCY)
@@ -121,6 +142,7 @@ def _kv_bytes(request: dict[str, Any]) -> int:
 
 
 def main() -> None:
+    """Read the request, run it, and write the response."""
     try:
         response = run(json.loads(Path(sys.argv[1]).read_text()), Reports(int(sys.argv[3])))
     except Exception as error:

@@ -7,6 +7,7 @@ trainer (in NGC containers it has an environment of its own): `PROBSFT_VLLM_PYTH
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -17,12 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_probsft.evaluation.engines.engine import Decoding, EngineFacts, Listener, Seconds
 from megatron_probsft.evaluation.engines.generation_progress import GenerationProgress
+from megatron_probsft.evaluation.request import Generation, Request
 from megatron_probsft.runtime.errors import UserError
 
 _ENVIRONMENT = {
@@ -37,88 +40,64 @@ _ERROR = re.compile(r"\b((?:[A-Z]\w*)?(?:Error|Exception|Interrupt)): (.*\S)")
 
 
 @dataclass(frozen=True)
-class Generation:
-    """Tokens, with the one that ended it if finish_reason is "stop"; "length": cut after the most."""
+class VllmRunner:
+    """An `Engine` that runs vLLM in a process of its own.
 
-    tokens: list[int]
-    finish_reason: str
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What generates."""
-
-    dtype: str
-    device: str
-    vllm: str
-
-
-@dataclass(frozen=True)
-class Seconds:
-    startup: float
-    generation: float
-
-
-Finished = Callable[[int, int, Generation], None]  # (prompt, sample of it, what was generated)
-
-
-def generate(
-    model_dir: Path,
-    prompts: Sequence[list[int]],
-    seeds: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: Sequence[int],
-    stop_token_ids: Sequence[int],
-    log: Path,
-    finished: Finished,
-    started: Callable[[Engine], None],
-    temperature: float = 0.0,
-    dtype: str = "auto",
-    tensor_parallel_size: int = 1,
-    max_model_len: int | None = None,
-    kv_bytes_per_token: int,
-) -> Seconds:
-    """One generation for each seed of each prompt: greedy at temperature 0, else a function of its seed.
-
-    Args:
-        seeds: per prompt, one seed for each sample wanted.
-        max_new_tokens: per prompt.
-        log: file for all that vLLM prints; progress goes to the terminal, one line every 5 s if it is none.
-        finished: called with each generation as soon as it is complete, in the order of completion.
-        started: called once, when the engine is ready.
-        max_model_len: what the longest prompt and its generation take, unless given.
+    Attributes:
+        model: a Hugging Face folder.
+        log: a file for all that vLLM prints; progress goes to the terminal, one line every 5 s if it is none.
         kv_bytes_per_token: sizes the KV cache on CPU; see `kv_bytes_per_token`.
-
-    Raises:
-        UserError: vLLM failed, with its last error and the log's path.
+        max_model_len: what the longest prompt and its generation take, unless given.
     """
-    request = {
-        "model": str(model_dir.resolve()), "prompts": list(prompts), "seeds": [list(s) for s in seeds],
-        "max_new_tokens": list(max_new_tokens), "stop_token_ids": list(stop_token_ids),
-        "temperature": temperature, "dtype": dtype, "tensor_parallel_size": tensor_parallel_size,
-        "max_model_len": max_model_len
-        or max(len(prompt) + most for prompt, most in zip(prompts, max_new_tokens, strict=True)),
-        "kv_bytes_per_token": kv_bytes_per_token,
-    }  # fmt: skip
-    reports = _Reports(sum(map(len, seeds)), max(max_new_tokens), finished, started)
-    with tempfile.TemporaryDirectory(prefix="probsft-vllm-") as folder:
-        request_file, response_file = Path(folder, "request.json"), Path(folder, "response.json")
-        request_file.write_text(json.dumps(request))
-        status = _run_process(request_file, response_file, log, reports)
-        if not response_file.exists():
-            what = _last_error(log) or "no error in its log"
-            raise UserError(f"vLLM ended with status {status}, {_SIGNALS.get(status, what)} (log: {log})")
-        response = json.loads(response_file.read_text())
-    if "error" in response:
-        error = " ".join(response["error"].split())
-        if "root cause" in error:  # of a process that vLLM started
-            error = _last_error(log) or error
-        raise UserError(f"vLLM: {error[:MAX_ERROR]} (log: {log})")
-    return Seconds(response["startup_seconds"], response["generation_seconds"])
+
+    model: Path
+    log: Path
+    kv_bytes_per_token: int
+    dtype: str = "auto"
+    tensor_parallel_size: int = 1
+    max_model_len: int | None = None
+
+    def generate(self, requests: Sequence[Request], decoding: Decoding, listener: Listener) -> Seconds:
+        """See `Engine`. Raises UserError: vLLM failed, with its last error and the log's path."""
+        groups = [list(group) for _, group in itertools.groupby(requests, key=lambda one: one.key[:2])]
+        reports = _Reports(groups, listener)
+        with tempfile.TemporaryDirectory(prefix="probsft-vllm-") as folder:
+            request_file, response_file = Path(folder, "request.json"), Path(folder, "response.json")
+            request_file.write_text(json.dumps(self._asked(groups, decoding)))
+            status = _run_process(request_file, response_file, self.log, reports)
+            if not response_file.exists():
+                what = _last_error(self.log) or "no error in its log"
+                raise UserError(
+                    f"vLLM ended with status {status}, {_SIGNALS.get(status, what)} (log: {self.log})"
+                )
+            response = json.loads(response_file.read_text())
+        if "error" in response:
+            error = " ".join(response["error"].split())
+            if "root cause" in error:  # of a process that vLLM started
+                error = _last_error(self.log) or error
+            raise UserError(f"vLLM: {error[:MAX_ERROR]} (log: {self.log})")
+        return Seconds(response["startup_seconds"], response["generation_seconds"])
+
+    def _asked(self, groups: list[list[Request]], decoding: Decoding) -> dict[str, Any]:
+        """The request that `vllm_process` reads: each prompt once, with the seeds of its samples."""
+        firsts = [group[0] for group in groups]
+        return {
+            "model": str(self.model.resolve()), "prompts": [one.prompt for one in firsts],
+            "seeds": [[one.seed for one in group] for group in groups],
+            "max_new_tokens": [one.max_new_tokens for one in firsts],
+            "stop_token_ids": list(decoding.stop_token_ids), "temperature": decoding.temperature,
+            "dtype": self.dtype, "tensor_parallel_size": self.tensor_parallel_size,
+            "max_model_len": self.max_model_len
+            or max(len(one.prompt) + one.max_new_tokens for one in firsts),
+            "kv_bytes_per_token": self.kv_bytes_per_token,
+        }  # fmt: skip
 
 
 def kv_bytes_per_token(config: Any) -> int:
-    """Keys and values of one token in all layers, in float32; of a Hugging Face text model's config."""
+    """The bytes that the keys and values of a token take in all layers, in float32.
+
+    config: a Hugging Face text model's.
+    """
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -149,7 +128,7 @@ def _run_process(request: Path, response: Path, log: Path, reports: _Reports) ->
 
 
 def _follow(process: subprocess.Popen[bytes], stream: int, reports: _Reports) -> int:
-    """Pass on what the process reports until it ends; its exit status."""
+    """Pass on what the process reports until it ends; returns its exit status."""
     ended = False
     while True:
         if select.select([stream], [], [], 0.0 if ended else 0.5)[0]:
@@ -170,11 +149,11 @@ def _follow(process: subprocess.Popen[bytes], stream: int, reports: _Reports) ->
 class _Reports:
     """The lines that the process writes, and from them the progress shown."""
 
-    def __init__(
-        self, total: int, max_new_tokens: int, finished: Finished, started: Callable[[Engine], None]
-    ) -> None:
-        self._finished, self._started = finished, started
-        self._progress = GenerationProgress(total, max_new_tokens)
+    def __init__(self, groups: list[list[Request]], listener: Listener) -> None:
+        """groups: the requests by prompt, which the process counts as they stand here."""
+        self._groups, self._listener = groups, listener
+        longest = max(group[0].max_new_tokens for group in groups)
+        self._progress = GenerationProgress(sum(map(len, groups)), longest)
         self._rest, self._begin, self._ready = b"", time.monotonic(), False
 
     def receive(self, received: bytes) -> None:
@@ -183,13 +162,13 @@ class _Reports:
             report = json.loads(line)
             if "finished" in report:
                 prompt, sample, tokens, reason = report["finished"]
-                self._finished(prompt, sample, Generation(tokens, reason))
+                self._listener.finished(self._groups[prompt][sample], Generation(tokens, reason))
             elif "progress" in report:
                 self._progress.show(*report["progress"])
             else:
                 self._ready = True
                 self._progress.start()
-                self._started(Engine(**report["engine"]))
+                self._listener.started(EngineFacts(**report["engine"]))
 
     def waiting(self) -> None:
         if not self._ready:
@@ -200,7 +179,7 @@ class _Reports:
 
 
 def _last_error(log: Path) -> str | None:
-    """The last error that names a cause, on one line."""
+    """The last error in the log that names a cause, on one line; None if there is none."""
     lines = log.read_text(errors="replace").splitlines()
     errors = [match for line in lines if (match := _ERROR.search(line)) and "root cause" not in line]
     return f"{errors[-1][1]}: {errors[-1][2]}" if errors else None

@@ -35,7 +35,7 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def interval_of_mean(parts: Sequence[tuple[float, tuple[float, float]]]) -> tuple[float, float]:
-    """Of the mean of independent proportions, each given with its Wilson interval; of one, its own.
+    """The 95 % interval of the mean of independent proportions, each given with its own; of one, its own.
 
     Zou, Huang and Zhang 2009, Computational Statistics & Data Analysis 53: the distances to the limits add
     up as standard deviations do. A bootstrap of nothing but wrong answers would have no width.

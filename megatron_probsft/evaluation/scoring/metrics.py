@@ -15,7 +15,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def majority_is_correct(keys: Sequence[Hashable | None], correct: Sequence[bool]) -> bool:
-    """Whether the answer given most often is right; of equally frequent ones, the one that came first.
+    """True if the answer given most often is right; of equally frequent ones, the one that came first.
 
     Samples with equal keys give the same answer, and so do all correct ones; None is no answer and no vote.
     """
@@ -30,7 +30,10 @@ def majority_is_correct(keys: Sequence[Hashable | None], correct: Sequence[bool]
 def benchmark_metrics(
     correct: Sequence[Sequence[bool]], keys: Sequence[Sequence[Hashable | None]], seed: int
 ) -> dict[str, Any]:
-    """Per problem its samples' grades and answers, equally many; `accuracy` is mean@n."""
+    """The numbers of a benchmark from its problems' samples, equally many of each; `accuracy` is mean@n.
+
+    correct, keys: for each problem its samples' grades, and keys of their answers.
+    """
     samples = len(correct[0])
     accuracy, interval = score(correct, seed)
     return {

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
-from megatron_probsft.domains.benchmarks.problems import Problem, sample_seed
-from megatron_probsft.evaluation.engines.vllm_runner import Generation
+from megatron_probsft.domains.task import Task
+from megatron_probsft.evaluation.request import Sample
 from megatron_probsft.evaluation.scoring.metrics import average_metrics, benchmark_metrics
-from megatron_probsft.evaluation.tasks.task import Task
-from megatron_probsft.grading.grade import Grade
 from megatron_probsft.runtime.folders import write_whole
+from megatron_probsft.runtime.run_files.scoring import GenerationLine
 
 
-def scores(
-    task: Task, samples: int, seed: int, problems: list[Problem], texts: list[str],
-    grades: list[Grade],
-) -> dict[str, Any]:  # fmt: skip
-    """Per benchmark and on average; `problems` as long as `texts`, one for each sample."""
-    places: dict[str, list[int]] = {}
-    for place, problem in enumerate(problems):
-        places.setdefault(problem.benchmark, []).append(place)
-    benchmarks, means = {}, []
-    for name, of_benchmark in places.items():
-        mine = [grades[place] for place in of_benchmark]
-        groups = [mine[i : i + samples] for i in range(0, len(mine), samples)]
-        correct = [[grade.correct for grade in group] for group in groups]
-        keys = [[task.key(grade) for grade in group] for group in groups]
-        own = [problems[place] for place in of_benchmark], [texts[place] for place in of_benchmark]
-        benchmarks[name] = {
-            **benchmark_metrics(correct, keys, seed),
-            "timeouts": sum(grade.verdict == "timeout" for grade in mine),
-            "unparsable": sum(grade.verdict == "unparsable" for grade in mine),
-            **task.more(*own, mine),
-        }
-        means.append([sum(one) / len(one) for one in correct])
+def scores(task: Task, samples: list[Sample], seed: int) -> dict[str, Any]:
+    """The numbers of each benchmark and of their average; `seed` is that of the intervals' resampling."""
+    by_benchmark: dict[str, list[Sample]] = {}
+    for one in samples:
+        by_benchmark.setdefault(one.request.problem.benchmark, []).append(one)
+    benchmarks = {name: _scores(task, mine, seed) for name, mine in by_benchmark.items()}
+    means = [
+        [sum(one.grade.correct for one in group) / len(group) for group in _by_problem(mine)]
+        for mine in by_benchmark.values()
+    ]
     average = average_metrics(list(benchmarks.values()), means, seed)
     return {
         "accuracy": average["accuracy"], "accuracy_ci95": average["accuracy_ci95"], "benchmarks": benchmarks,
@@ -43,23 +31,39 @@ def scores(
     }  # fmt: skip
 
 
-def write_generations(
-    output: Path, samples: int, seed: int, problems: list[Problem], generations: list[Generation],
-    texts: list[str], grades: list[Grade],
-) -> None:  # fmt: skip
-    lines = []
-    for place, (problem, one, text, grade) in enumerate(
-        zip(problems, generations, texts, grades, strict=True)
-    ):
-        sample = place % samples
-        line = {
-            "benchmark": problem.benchmark, "id": problem.id, "index": problem.index, "sample": sample,
-            "seed": sample_seed(seed, problem, sample), "prompt": problem.prompt,
-            "answer": problem.answer, "generation": text, "finish_reason": one.finish_reason,
-            "tokens": len(one.tokens), "prediction": grade.prediction, "verdict": grade.verdict,
-            "correct": int(grade.correct),
-        }  # fmt: skip
-        if grade.similarity is not None:
-            line["similarity"] = grade.similarity
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    write_whole(output / "generations.jsonl", "".join(lines))
+def _scores(task: Task, samples: list[Sample], seed: int) -> dict[str, Any]:
+    """The numbers of one benchmark."""
+    grades, groups = [one.grade for one in samples], _by_problem(samples)
+    correct = [[one.grade.correct for one in group] for group in groups]
+    keys = [[task.majority_key(one.grade) for one in group] for group in groups]
+    return {
+        **benchmark_metrics(correct, keys, seed),
+        "timeouts": sum(grade.verdict == "timeout" for grade in grades),
+        "unparsable": sum(grade.verdict == "unparsable" for grade in grades),
+        **task.more_metrics([one.request.problem for one in samples], [one.text for one in samples], grades),
+    }
+
+
+def _by_problem(samples: list[Sample]) -> list[list[Sample]]:
+    """The samples of one benchmark, which stand problem by problem, in a list for each."""
+    return [list(group) for _, group in itertools.groupby(samples, key=lambda one: one.request.problem.id)]
+
+
+def write_generations(output: Path, samples: list[Sample]) -> None:
+    """Write generations.jsonl, a line for each sample."""
+    write_whole(
+        output / "generations.jsonl",
+        "".join(json.dumps(_line(one), ensure_ascii=False) + "\n" for one in samples),
+    )
+
+
+def _line(one: Sample) -> dict[str, Any]:
+    request, problem, grade = one.request, one.request.problem, one.grade
+    line = {
+        "benchmark": problem.benchmark, "id": problem.id, "index": problem.index, "sample": request.sample,
+        "seed": request.seed, "prompt": problem.prompt, "answer": problem.answer, "generation": one.text,
+        "finish_reason": one.generation.finish_reason, "tokens": len(one.generation.tokens),
+        "prediction": grade.prediction, "verdict": grade.verdict, "correct": int(grade.correct),
+    }  # fmt: skip
+    similarity = {} if grade.similarity is None else {"similarity": grade.similarity}
+    return GenerationLine.from_keys(line | similarity).to_json()

@@ -32,7 +32,7 @@ ROWS: list[tuple[str, dict[str, Any], str]] = [
 
 def _named(task: str) -> str:
     """What --help says of a task's columns."""
-    section = str(evaluate.__doc__).partition("Columns of the data")[2].partition("\nA row's")[0]
+    section = evaluate.description().partition("Columns of the data")[2].partition("\nA row's")[0]
     found = re.search(rf"^  {task} (.+?)(?=^  \w|\Z)", section, re.MULTILINE | re.DOTALL)
     assert found
     return " ".join(found[1].split())

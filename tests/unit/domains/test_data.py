@@ -14,11 +14,16 @@ import simple_icd_10_cm as icd
 
 from megatron_probsft.commands import prepare_data
 from megatron_probsft.data.sources.rows import read_rows
-from megatron_probsft.domains.preparing.preparation import prepare
+from megatron_probsft.domains.preparing.preparation import Preparation
+from megatron_probsft.domains.preparing.preparation import prepare as prepare_folder
 from megatron_probsft.runtime.errors import UserError
 from tests.support.tiny_models import save_tiny_tokenizer
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
+
+
+def prepare(*asked: Any, **more: Any) -> dict[str, Any]:
+    return prepare_folder(Preparation(*asked, **more))
 
 
 def rows_of(folder: Path, part: str) -> list[dict[str, Any]]:

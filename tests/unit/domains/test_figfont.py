@@ -8,7 +8,7 @@ import pytest
 from rapidfuzz.distance import Jaro
 
 from megatron_probsft.domains.benchmarks.problems import Problem
-from megatron_probsft.evaluation.tasks import TASKS
+from megatron_probsft.domains.registry import get_domain
 from megatron_probsft.grading.similarity import jaro_winkler
 
 
@@ -46,11 +46,11 @@ def test_against_rapidfuzz() -> None:
 def test_grades() -> None:
     problem = Problem("figlet", "0", 0, "art", "Word", "row 1")
     texts = ["Word", "word", "World", " Word"]
-    task = TASKS["figfont"]
+    task = get_domain("figfont")
     grades = task.grade([problem] * 4, texts)
     assert [grade.verdict for grade in grades] == ["correct", "wrong", "wrong", "wrong"]
     assert [grade.similarity for grade in grades] == [1, 1, pytest.approx(0.953, abs=5e-4), 1]
-    more = task.more([problem] * 4, texts, grades)
+    more = task.more_metrics([problem] * 4, texts, grades)
     assert more["case_insensitive"] == 0.5
     assert more["jaro_winkler"] == pytest.approx((3 + 0.9533) / 4, abs=1e-4)
     assert (task.samples, task.temperature, task.max_new_tokens) == (1, 0, 5)

@@ -10,7 +10,8 @@ from tokenizers.processors import TemplateProcessing
 
 from megatron_probsft.data.text.named_templates import NAMED_TEMPLATES
 from megatron_probsft.data.text.templates import encode_pair, encode_prompt
-from megatron_probsft.domains.templates import DOMAINS, FAMILIES, family_of, template_for
+from megatron_probsft.domains.registry import domains
+from megatron_probsft.domains.templates import FAMILIES, prompt_family, template_for
 from megatron_probsft.runtime.errors import UserError
 from tests.support.tiny_models import save_tiny_tokenizer
 
@@ -183,7 +184,7 @@ def test_a_tokenizer_without_bos_of_its_own_adds_none(tmp_path: Path) -> None:
 
 
 def test_names_that_there_are(tmp_path: Path) -> None:
-    pairs = [(domain, family) for domain in DOMAINS for family in FAMILIES]
+    pairs = [(domain, family) for domain in domains() for family in FAMILIES]
     assert set(DEFAULT) == set(pairs)
     names = {template_for(*pair) for pair in pairs} | {template_for(*pair, paper=True) for pair in PAPER}
     assert names | {"qwen25-math-cot"} == set(NAMED_TEMPLATES)
@@ -198,7 +199,7 @@ def test_names_that_there_are(tmp_path: Path) -> None:
         tokenizer = tokenizer_of(family, tmp_path / family)
         if family != "chatml":  # which the small tokenizer has of its own
             tokenizer = without_chatml(tokenizer)
-        assert family_of(tokenizer) == family
+        assert prompt_family(tokenizer) == family
 
 
 def without_chatml(tokenizer: Any) -> Any:
@@ -221,4 +222,4 @@ def test_a_tokenizer_of_no_family() -> None:
     with pytest.raises(
         UserError, match=r"of no family that has templates: it has none of <\|start_header_id\|>"
     ):
-        family_of(Other())
+        prompt_family(Other())

@@ -14,6 +14,8 @@ import pytest
 from megatron_probsft.commands.evaluate import parse_arguments
 from megatron_probsft.domains.benchmarks.problems import Problem, sample_seed
 from megatron_probsft.evaluation.engines import vllm_runner
+from megatron_probsft.evaluation.engines.engine import Decoding, EngineFacts, Seconds
+from megatron_probsft.evaluation.request import Generation, Request
 from megatron_probsft.evaluation.run import evaluate
 from megatron_probsft.runtime.errors import UserError
 
@@ -96,11 +98,18 @@ def interpreter(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("PROBSFT_VLLM_PYTHON", str(file))
 
 
-def generate(folder: Path) -> vllm_runner.Seconds:
-    return vllm_runner.generate(
-        folder, [[1, 2]], [[3]], max_new_tokens=[2], stop_token_ids=[0], log=folder / "vllm.log",
-        finished=lambda *_: None, started=lambda _: None, kv_bytes_per_token=8,
-    )  # fmt: skip
+class Nobody:
+    """Listens to an engine, and keeps nothing."""
+
+    def started(self, engine: EngineFacts) -> None: ...
+
+    def finished(self, request: Request, generation: Generation) -> None: ...
+
+
+def generate(folder: Path) -> Seconds:
+    request = Request(Problem("a", "0", 0, "one", "two", "row 1"), 0, [1, 2], max_new_tokens=2, seed=3)
+    runner = vllm_runner.VllmRunner(folder, folder / "vllm.log", kv_bytes_per_token=8)
+    return runner.generate([request], Decoding([0]), Nobody())
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_killed_while_grading_needs_no_engine(
 def test_other_weights_under_the_same_name_are_refused(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megatron_probsft.evaluation.run.fingerprint", lambda _: "before")
+    monkeypatch.setattr("megatron_probsft.evaluation.opened_model.fingerprint", lambda _: "before")
     output = tmp_path / "out"
     output.mkdir()
     arguments = parse_arguments([*flags, "--output", str(output)])
@@ -135,6 +135,6 @@ def test_other_weights_under_the_same_name_are_refused(
         patch.setenv("PROBSFT_VLLM_PYTHON", "/no/python")
         with pytest.raises(UserError, match="no/python"):
             evaluate(arguments)
-    monkeypatch.setattr("megatron_probsft.evaluation.run.fingerprint", lambda _: "after")
+    monkeypatch.setattr("megatron_probsft.evaluation.opened_model.fingerprint", lambda _: "after")
     with pytest.raises(UserError, match="the model's weights was before, is after"):
         evaluate(arguments)

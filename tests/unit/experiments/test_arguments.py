@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_probsft.data.text.named_templates import TEMPLATES
+from megatron_probsft.data.text.named_templates import template_names
 from megatron_probsft.experiments.arguments import read_command_line
 from megatron_probsft.experiments.plan import Sweep, plan
 from megatron_probsft.runtime.errors import UserError
@@ -82,7 +82,7 @@ def test_every_model_has_every_dataset(model: str, dataset: str) -> None:
     assert "--use-distributed-optimizer" in words
     score = step_words(built, "scoring: p")
     assert value(score, "--template") == value(words, "--template")
-    assert value(score, "--template") in TEMPLATES
+    assert value(score, "--template") in template_names()
     assert built.model.heads % int(value(score, "--tensor-parallel-size")) == 0
     if dataset == "math":
         assert (value(score, "--samples"), value(score, "--temperature")) == ("16", "1.0")
@@ -124,9 +124,13 @@ def test_paths_are_relative_where_the_results_lie_in_the_current_folder(
     words = step_words(sweep(*BASIC), "training")
     assert value(words, "--hf-model") == "runs/models/SmolLM2-135M-Instruct"
     assert value(words, "--save") == "runs/one_click/figfont/smollm2-135m/p-seed1/megatron"
-    words = step_words(sweep(*BASIC, "--output", str(tmp_path.parent / "elsewhere")), "training")
-    assert value(words, "--hf-model") == str(tmp_path / "runs/models/SmolLM2-135M-Instruct")
-    assert value(words, "--save").startswith(str(tmp_path.parent / "elsewhere"))
+    (tmp_path / "rows.jsonl").touch()
+    own = ("--prepare-data", "rows.jsonl", "--prepare-test-data", "rows.jsonl")
+    assert value(step_words(sweep(*BASIC, *own), "preparing"), "--data") == "rows.jsonl"
+    elsewhere = sweep(*BASIC, *own, "--output", str(tmp_path.parent / "elsewhere"))
+    assert value(step_words(elsewhere, "preparing"), "--data") == str(tmp_path / "rows.jsonl")
+    assert value(step_words(elsewhere, "training"), "--save").startswith(str(tmp_path.parent / "elsewhere"))
+    assert value(step_words(elsewhere, "training"), "--hf-model") == "runs/models/SmolLM2-135M-Instruct"
 
 
 def test_no_command_runs_a_file_by_its_path() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_probsft.domains.benchmarks.problems import Problem
-from megatron_probsft.evaluation.tasks import TASKS
+from megatron_probsft.domains.registry import get_domain
 from megatron_probsft.grading.choices import chosen
 from megatron_probsft.runtime.errors import UserError
 
@@ -145,7 +145,7 @@ def test_ways_of_choosing(generation: str, letter: str | None) -> None:
 def load(tmp_path: Path) -> Callable[[Any], list[Problem]]:
     def from_file(rows: Any) -> list[Problem]:
         (tmp_path / "eval.json").write_text(json.dumps(rows))
-        return TASKS["medical"].load([str(tmp_path)], None)
+        return get_domain("medical").load([str(tmp_path)], None)
 
     return from_file
 
@@ -155,7 +155,7 @@ Load = Callable[[Any], list[Problem]]
 
 def test_grades(load: Load) -> None:
     problems = load([{"prompt": "q", "options": OPTIONS, "answer_idx": "B"}])
-    verdicts = [TASKS["medical"].grade(problems, [text])[0] for text in ("B", "C", "no idea")]
+    verdicts = [get_domain("medical").grade(problems, [text])[0] for text in ("B", "C", "no idea")]
     assert [(one.prediction, one.verdict) for one in verdicts] == [
         ("B", "correct"), ("C", "wrong"), (None, "unparsable"),
     ]  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 
 from megatron_probsft.domains.benchmarks.math_layouts import read_row
 from megatron_probsft.domains.benchmarks.problems import Problem
-from megatron_probsft.evaluation.tasks import TASKS
+from megatron_probsft.domains.registry import get_domain
 from megatron_probsft.grading.boxed import boxed
 from megatron_probsft.grading.mathematics.answers import MathAnswer, decide, normalise, parts
 from megatron_probsft.grading.mathematics.judge import judge_math
@@ -29,12 +29,12 @@ RIGHT_NEIGHBOURS = {("math_oai", "test/algebra/1837.json")}
 def benchmarks() -> list[Problem]:
     if not BENCHMARKS.is_dir():
         pytest.skip(f"{BENCHMARKS} is not there: the benchmarks stand beside the checkout, not in it")
-    return TASKS["math"].load([str(BENCHMARKS)], None)
+    return get_domain("math").load([str(BENCHMARKS)], None)
 
 
 def grade(problems: Sequence[Problem], answers: Sequence[str]) -> list[str]:
     texts = [f"First we add, then we get\n\\[ \\boxed{{{answer}}} \\]" for answer in answers]
-    return [one.verdict for one in TASKS["math"].grade(problems, texts)]
+    return [one.verdict for one in get_domain("math").grade(problems, texts)]
 
 
 def test_own_answers_of_the_benchmarks_are_right(benchmarks: list[Problem]) -> None:
@@ -196,7 +196,7 @@ def test_malformed_rows_are_named(tmp_path: Path, row: dict[str, Any], message: 
     file = tmp_path / "mine.jsonl"
     file.write_text(json.dumps({"problem": "p", "answer": "1"}) + "\n" + json.dumps(row) + "\n")
     with pytest.raises(UserError, match=f"mine.jsonl row 2: {message}") as caught:
-        TASKS["math"].load([str(file)], None)
+        get_domain("math").load([str(file)], None)
     assert "\n" not in str(caught.value)
 
 
@@ -204,7 +204,7 @@ def test_folders_and_benchmarks_by_name(tmp_path: Path) -> None:
     for name, folder in (("a", tmp_path), ("test", tmp_path / "b"), ("test", tmp_path / "c")):
         folder.mkdir(exist_ok=True)
         (folder / f"{name}.jsonl").write_text(json.dumps({"problem": f"of {name}", "answer": "1"}) + "\n")
-    load = TASKS["math"].load
+    load = get_domain("math").load
     assert [one.benchmark for one in load([str(tmp_path)], None)] == ["a"]
     (tmp_path / "a.jsonl").unlink()
     assert [one.benchmark for one in load([str(tmp_path)], None)] == ["b", "c"]
@@ -222,4 +222,4 @@ def test_without_data_and_hub_the_flag_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("megatron_probsft.data.sources.readers._load_from_hub", refused)
     message = r"^--task math without --data reads HuggingFaceH4/MATH-500:test from the hub: name local files"
     with pytest.raises(UserError, match=message):
-        TASKS["math"].load([], None)
+        get_domain("math").load([], None)

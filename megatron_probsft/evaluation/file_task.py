@@ -4,35 +4,53 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_probsft.domains.benchmarks.problems import Problem
-from megatron_probsft.evaluation.tasks.task import Task
-from megatron_probsft.grading.grade import Grade
+from megatron_probsft.domains.registry import domains
+from megatron_probsft.domains.task import Task, graded_by
 from megatron_probsft.grading.graders import get_grader
 from megatron_probsft.runtime.errors import UserError
 
 
-def file_task(file: Path, grader: str, prompt_key: str, answer_key: str) -> Task:
-    """Raises UserError for an unknown grader."""
-    grade = get_grader(grader)
+@dataclass(frozen=True, kw_only=True)
+class FileTask(Task):
+    """A user's own problems."""
 
-    def load(data: Sequence[str], benchmarks: Sequence[str] | None) -> list[Problem]:
+    file: Path
+    grader: str
+    prompt_key: str
+    answer_key: str
+
+    @property
+    def grader_name(self) -> str:
+        return self.grader
+
+    def load(self, data: Sequence[str], benchmarks: Sequence[str] | None) -> list[Problem]:
+        """The rows of the file. UserError: a row that cannot be read, or judged; data of another task."""
         for flag, value in (("--data", data), ("--benchmarks", benchmarks)):
             if value:
-                raise UserError(f"{flag} is for --task math, medical and figfont: {file} is the data")
-        problems = read_problems(file, prompt_key, answer_key)
-        _grade(problems, [""] * len(problems))  # refuses unusable answers before the work
+                *names, last = domains()
+                raise UserError(
+                    f"{flag} is for --task {', '.join(names)} and {last}: {self.file} is the data"
+                )
+        problems = read_problems(self.file, self.prompt_key, self.answer_key)
+        self.grade(problems, [""] * len(problems))  # refuses unusable answers before the work
         return problems
 
-    def _grade(problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
-        return grade(texts, [problem.answer for problem in problems], [problem.where for problem in problems])
 
-    return Task(str(file), None, 1, 0.0, 64, load, _grade)
+def file_task(file: Path, grader: str, prompt_key: str, answer_key: str) -> FileTask:
+    """The task of this file, greedy unless told otherwise. UserError: an unknown grader."""
+    get_grader(grader)
+    return FileTask(
+        name=str(file), version=None, grade=graded_by(grader), max_new_tokens=64, file=file, grader=grader,
+        prompt_key=prompt_key, answer_key=answer_key,
+    )  # fmt: skip
 
 
 def read_problems(file: Path, prompt_key: str, answer_key: str) -> list[Problem]:
-    """Rows of a jsonl file. Raises UserError naming file and line."""
+    """A problem for each row of a jsonl file. Raises UserError naming file and line."""
     problems: list[Problem] = []
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
