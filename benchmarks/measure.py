@@ -18,6 +18,9 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
+from megatron_probsft.runtime.quiet import quiet_libraries
+
+quiet_libraries()  # benchmarks are programs, and import Megatron-Core after this
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 Run = Callable[[], Mapping[str, float]]
 """Does the work once and returns the seconds of its parts."""

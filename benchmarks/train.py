@@ -23,15 +23,11 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import hardware, show, write_json
-from megatron_probsft.checkpoint.hf.weights import load_hf_weights
 from megatron_probsft.data.order import sample_indices
-from megatron_probsft.objectives.registry import get_objective
 from megatron_probsft.runtime import distributed
-from megatron_probsft.training.batches import Batches
 from megatron_probsft.training.config.config import TrainConfig
-from megatron_probsft.training.start.inputs import check_inputs, token_stores
-from megatron_probsft.training.state import build_gpt, build_train_state, data_parallel
-from megatron_probsft.training.step import Criterion, train_step
+from megatron_probsft.training.start.open_run import open_run
+from megatron_probsft.training.step import train_step
 
 COLUMNS = {
     "implementation": "{implementation}",
@@ -57,11 +53,9 @@ def main() -> None:
     parser.add_argument("--json", help="write the records here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    distributed.initialize()
     records = [record for data in args.data for record in _measure(data, args)]
     show(f"training {Path(args.model).name}, {hardware()['hardware']}", COLUMNS, records)
     write_json(args.json, records)
-    distributed.shutdown()
 
 
 def _measure(data: str, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -83,6 +77,7 @@ def _measure(data: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                 if step > 0:
                     seconds[name].append(time.perf_counter() - start)
             tokens += supervised if step > 0 else 0
+        ours.close()
     speed = {name: tokens / sum(times) for name, times in seconds.items()}
     return [
         {
@@ -98,30 +93,28 @@ def _measure(data: str, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 class _Ours:
-    """This trainer's own step, built as `loop.run` builds it."""
+    """This trainer's own step, opened as `loop.run` opens it; `close` it before the next."""
 
     def __init__(self, file: Path, args: argparse.Namespace) -> None:
-        self.config = TrainConfig(
+        self.config = TrainConfig.of(
             hf_model=args.model, data=[str(file)], save=str(file.with_suffix(".run")), bf16=True,
             seq_length=args.max_length, micro_batch_size=4, global_batch_size=args.global_batch_size,
             train_iters=args.rounds + 1, lr=LR, lr_decay_style="constant", truncation="drop",
         )  # fmt: skip
-        hf, _ = check_inputs(self.config)
-        self.store, _ = token_stores(self.config, hf)
-        self._batches = Batches(self.store, self.config, data_parallel())
-        gpt = build_gpt(self.config, hf)
-        load_hf_weights(gpt, hf)
-        self._state = build_train_state(self.config, gpt, args.rounds + 1)
-        self._criterion = Criterion(get_objective("original"), hf.shape.vocab_size)
+        self._run = open_run(self.config)
+        self.store = self._run.inputs.train
+
+    def close(self) -> None:
+        distributed.shutdown()
 
     def step(self, _: int) -> int:
-        batch = self._batches.training_step(self._state.consumed_samples)
-        return train_step(self._state, batch, self._criterion).means.tokens
+        batch = self._run.batches.training_step(self._run.state.consumed_samples)
+        return train_step(self._run.state, batch, self._run.criterion).means.tokens
 
     def samples(self, step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(token ids, labels) of the step's samples, for the other loops."""
-        size = self.config.global_batch_size
-        indices = sample_indices(step * size, size, len(self.store), self.config.seed)
+        size = self.config.batch.global_batch_size
+        indices = sample_indices(step * size, size, len(self.store), self.config.batch.seed)
         found = []
         for index in indices:
             tokens, trained = self.store.sample(int(index))

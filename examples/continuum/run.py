@@ -11,7 +11,6 @@ own results.md and report/ under <output>/<domain>/<model>/.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from megatron_probsft.runtime.consoles import console
 from megatron_probsft.runtime.errors import UserError, one_line_errors
 from megatron_probsft.runtime.folders import check_writable
 from megatron_probsft.runtime.read_files import read_yaml_mapping
+from megatron_probsft.runtime.run_files.scoring import SweepResults
 
 KEYS = {
     "all": dict, "domains": dict, "model_save_name": str, "output": str, "seed": (int, list),
@@ -68,7 +68,7 @@ def run(recipe: dict[str, Any]) -> None:
         if code:
             raise UserError(f"the sweep of {domain} ended with exit status {code}: see the lines above")
         folder = output / domain / recipe["model_save_name"]
-        result = json.loads((folder / "results.json").read_text())
+        result = SweepResults.read_file(folder / "results.json", needs=["data", "probe", "rows"])
         results.append(result | {"folder": shown_path(folder), "command": shlex.join(words)})
         summary.write(output, results, time.perf_counter() - started)
     summary.show(results, screen)

@@ -10,7 +10,6 @@ Everything it does is an ordinary command of this project; they are printed as t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import shutil
@@ -31,6 +30,7 @@ from megatron_probsft.experiments.words import shown_path
 from megatron_probsft.models.hf_model import read_hf_model, read_raw_config
 from megatron_probsft.runtime.errors import UserError, one_line_errors
 from megatron_probsft.runtime.folders import check_writable
+from megatron_probsft.runtime.run_files.scoring import EvaluationSummary
 from megatron_probsft.training.log.metrics_file import read_records
 
 GLOBAL_BATCH_SIZE = 24
@@ -160,7 +160,8 @@ class QuickStart:
         }
         evaluate = [sys.executable, "-m", "megatron_probsft.commands.evaluate", *_words(flags)]
         self._command(f"scoring {name} with vLLM", evaluate)
-        return json.loads((output / "summary.json").read_text())
+        needs = ["accuracy", "accuracy_ci95", "n", "seconds"]
+        return EvaluationSummary.read_file(output / "summary.json", needs)
 
     def _row(
         self,

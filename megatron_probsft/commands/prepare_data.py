@@ -43,11 +43,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    # Here: --help does without numpy, pyarrow and all.
-    from megatron_probsft.domains.preparing import card as cards
-    from megatron_probsft.domains.preparing.preparation import Preparation, prepare
-
     with one_line_errors():
+        # Here: --help does without numpy, pyarrow and all.
+        from megatron_probsft.domains.preparing import card as cards
+        from megatron_probsft.domains.preparing.preparation import Preparation, prepare
+
         source = "generated" if args.generate else args.data or "hub"
         card = prepare(
             Preparation(

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 from megatron_probsft.runtime.errors import UserError, one_line_errors
 from megatron_probsft.runtime.folders import check_writable
 from megatron_probsft.runtime.launch import launched_rank
-from megatron_probsft.training.config.arguments import Parser, add_flags, check
+from megatron_probsft.training.config.arguments import Parser, add_flags
 from megatron_probsft.training.config.config import TrainConfig
-from megatron_probsft.training.start.start_checks import check_start
+from megatron_probsft.training.start.checks import check_start
+from megatron_probsft.training.start.problems import Problems
 
 if TYPE_CHECKING:
     from megatron_probsft.probing.probe import Reading
@@ -47,12 +48,9 @@ def main() -> None:
         if output and launched_rank() == 0:
             check_writable(output, "--output")
         with tempfile.TemporaryDirectory() as nowhere:
-            config = TrainConfig(
-                **({"finetune": given.get("load") is not None, "train_iters": 1} | given),
-                save=str(output or Path(nowhere) / "probe"),
-            )
-            check(config)
-            check_start(config)
+            usual = {"finetune": given.get("load") is not None, "train_iters": 1}
+            config = TrainConfig.of(**(usual | given), save=str(output or Path(nowhere) / "probe"))
+            check_start(config, Problems())
             readings = run(config, most)
         from megatron_probsft.probing import report as probe_report
         from megatron_probsft.runtime import distributed
@@ -68,30 +66,17 @@ def run(config: TrainConfig, most: int) -> list[Reading]:
     # Here: torch and Megatron-Core take many seconds to import, and mistakes are told without them.
     from megatron_probsft.runtime import fast_imports  # noqa: F401  # isort: skip
 
-    from megatron_probsft.checkpoint.hf.weights import load_hf_weights
-    from megatron_probsft.checkpoint.megatron.torch_dist import load_model
     from megatron_probsft.probing import report as probe_report
-    from megatron_probsft.probing.probe import probe
     from megatron_probsft.runtime import distributed
     from megatron_probsft.training.log.console import Console
-    from megatron_probsft.training.start.inputs import check_inputs, token_stores
-    from megatron_probsft.training.state import build_gpt
+    from megatron_probsft.training.probe_data import probe_data
+    from megatron_probsft.training.start.inputs import find_model
+    from megatron_probsft.training.start.open_run import open_inputs, open_model
 
-    hf, checkpoint = check_inputs(config)
-    distributed.initialize(
-        config.tensor_model_parallel_size,
-        config.pipeline_model_parallel_size,
-        config.context_parallel_size,
-        expert_model_parallel_size=config.expert_model_parallel_size,
-    )
-    store, _ = token_stores(config, hf)
-    model = build_gpt(config, hf)
-    if checkpoint is None:
-        load_hf_weights(model, hf)
-    else:
-        load_model(model, checkpoint)
+    config, inputs = open_inputs(config, find_model(config, Problems()))
+    model = open_model(config, inputs)
     console = Console(active=distributed.rank() == 0)
-    readings = probe(model, store, hf.shape.vocab_size, config, most, console.progress)
+    readings = probe_data(config, model, inputs, most, console.progress)
     console.show(probe_report.table(readings))
     return readings
 

@@ -9,17 +9,18 @@ from megatron_probsft.runtime.errors import one_line_errors
 from megatron_probsft.runtime.launch import launched_rank
 from megatron_probsft.training.config.arguments import parse_arguments
 from megatron_probsft.training.config.config import TrainConfig
-from megatron_probsft.training.start.start_checks import check_start
+from megatron_probsft.training.start.checks import check_start
+from megatron_probsft.training.start.problems import Problems
 
 
 def main() -> None:
     with one_line_errors():
         config = parse_arguments()
-        if config.dry_run:  # which lists all problems, and is one process's work
+        if config.preview.dry_run:  # which lists all problems, and is one process's work
             if launched_rank() == 0:
                 _dry_run(config)
             return
-        check_start(config)
+        check_start(config, Problems())
         _run(config)
 
 

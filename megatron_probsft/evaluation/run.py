@@ -20,6 +20,7 @@ from megatron_probsft.evaluation.tasks import get_task
 from megatron_probsft.evaluation.unfinished import Unfinished
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import write_whole
+from megatron_probsft.runtime.run_files.scoring import EvaluationSummary
 
 if TYPE_CHECKING:  # it imports transformers, which takes seconds, and most mistakes are found without it
     from megatron_probsft.evaluation.opened_model import OpenedModel
@@ -58,8 +59,8 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         seconds = _generate(asked, unfinished)
     samples = _graded(asked, unfinished)
     write_generations(settings.output, samples)
-    summary = _summary(asked, samples, unfinished, seconds)
-    summary["seconds"] = time.perf_counter() - started
+    content = _summary(asked, samples, unfinished, seconds) | {"seconds": time.perf_counter() - started}
+    summary = EvaluationSummary.from_keys(content).to_json()
     write_whole(settings.output / "summary.json", json.dumps(summary, indent=2) + "\n")
     unfinished.remove()
     return summary

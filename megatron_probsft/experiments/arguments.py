@@ -18,7 +18,7 @@ from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import check_writable
 from megatron_probsft.runtime.suggestions import nearest
 from megatron_probsft.training.config.arguments import Parser, add_flags, parse_arguments
-from megatron_probsft.training.config.config import TrainConfig
+from megatron_probsft.training.config.config import settings
 
 _OURS = (
     "hf_model", "load", "ckpt_step", "allow_changed", "finetune", "save", "save_hf", "save_hf_at_each_save",
@@ -45,7 +45,7 @@ def read_command_line(argv: Sequence[str], description: str) -> CommandLine:
         UserError: a name is unknown (with the nearest right one), or settings do not go together.
     """
     given = vars(_parser(description).parse_args([_hyphens(word) for word in argv]))
-    trainer = {field.name for field in dataclasses.fields(TrainConfig)} - {"seed"}
+    trainer = settings().keys() - {"seed"}
     train = {name: given.pop(name) for name in list(given) if name in trainer}
     prepare, score = (_prefixed(given, prefix) for prefix in ("prepare_", "score_"))
     args = argparse.Namespace(**given)
@@ -192,8 +192,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     score = parser.add_argument_group("evaluation", "flags of `probsft evaluate`")
     for name, options in SCORE_FLAGS.items():
         score.add_argument(f"--score-{name}", default=argparse.SUPPRESS, **options)
-    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in _OURS]
-    add_flags(parser.add_argument_group("training", "flags of `probsft train`"), names)  # type: ignore[arg-type]
+    add_flags(parser, settings().keys() - {*_OURS}, title="training: ")
     return parser
 
 

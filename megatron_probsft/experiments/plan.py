@@ -164,7 +164,7 @@ class _Commands:
         model = self.sweep.model
         if Path(model.source).is_absolute():
             return Path(model.source), []
-        folder = Path.cwd() / "runs" / "models" / Path(model.source).name
+        folder = Path("runs", "models", Path(model.source).name)  # relative always: its name says what it is
         if model.name == SMOLLM2:
             title, program = "building the model from its package", ("megatron_probsft.experiments.smollm2",)
         else:

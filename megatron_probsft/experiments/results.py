@@ -12,7 +12,8 @@ from rich.table import Table
 
 from megatron_probsft.experiments.plan import Sweep
 from megatron_probsft.runtime.folders import write_whole
-from megatron_probsft.runtime.read_files import read_json_object
+from megatron_probsft.runtime.run_files.scoring import Card, EvaluationSummary, SweepResults
+from megatron_probsft.runtime.run_files.training import ProbeReport, TrainingSummary
 from megatron_probsft.training.log.metrics_file import read_records
 
 
@@ -21,19 +22,20 @@ def collect(sweep: Sweep, data: Path) -> dict[str, Any]:
 
     data: the folder of the prepared data.
     """
-    card = read_json_object(data / "card.json")
-    probe = read_json_object(sweep.folder / "probe" / "probe.json")["readings"][-1]
+    card = Card.read_file(data / "card.json", needs=["data_sources"])
+    probe = ProbeReport.read_file(sweep.folder / "probe" / "probe.json", needs=["readings"])["readings"][-1]
     base = {"name": "base", "objective": None, "seed": None, **_score(sweep.base)}
     rows: list[dict[str, Any]] = []
     for objective, seed, folder in sweep.runs:
         first, last = _validations(folder / "megatron")
         base |= {"heldout_nll": first["nll"], "heldout_mean_p": first["mean_p"]}  # of the same weights in all
-        minutes = read_json_object(folder / "megatron" / "summary.json")["wall_seconds"] / 60
+        summary = TrainingSummary.read_file(folder / "megatron" / "summary.json", needs=["wall_seconds"])
         rows.append(
             {
                 "name": f"{objective}, seed {seed}" if len(sweep.seeds) > 1 else objective,
                 "objective": objective, "seed": seed, "heldout_nll": last["nll"],
-                "heldout_mean_p": last["mean_p"], "training_minutes": minutes, **_score(folder),
+                "heldout_mean_p": last["mean_p"],
+                "training_minutes": summary["wall_seconds"] / 60, **_score(folder),
             }
         )  # fmt: skip
     content = {
@@ -45,7 +47,7 @@ def collect(sweep: Sweep, data: Path) -> dict[str, Any]:
     }
     if len(sweep.seeds) > 1:
         content["means_over_seeds"] = [_mean(name, rows) for name in sweep.objectives]
-    return content
+    return SweepResults.from_keys(content).to_json()
 
 
 def write(content: dict[str, Any], folder: Path) -> None:
@@ -108,8 +110,9 @@ def _mean(objective: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _score(folder: Path) -> dict[str, Any]:
-    summary = read_json_object(folder / "score" / "summary.json")
-    found = {name: summary[name] for name in ("accuracy", "accuracy_ci95", "n", "samples")}
+    names = ("accuracy", "accuracy_ci95", "n", "samples")
+    summary = EvaluationSummary.read_file(folder / "score" / "summary.json", needs=[*names, "average"])
+    found = {name: summary[name] for name in names}
     similarity = summary["average"].get("jaro_winkler")
     return found if similarity is None else found | {"jaro_winkler": similarity}
 

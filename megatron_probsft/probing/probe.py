@@ -1,4 +1,4 @@
-"""How probable are the training data to the model before training? That tells which objective fits.
+"""A reading of how probable the training data are to the model before training, and which objective fits.
 
 arXiv 2510.00526, section 4: where the base model already gives its labels a high probability, objectives that
 lean on it win by a wide margin; where it knows nothing, log-likelihood does; in between they tie.
@@ -6,8 +6,7 @@ lean on it win by a wide margin; where it knows nothing, log-likelihood does; in
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,15 +15,16 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_probsft.data.store.token_store import TokenStore
-from megatron_probsft.objectives.registry import get_objective, with_statistic
 from megatron_probsft.runtime.device import current_device
 from megatron_probsft.runtime.distributed import data_group
-from megatron_probsft.training.batches import Batches, StepBatch
-from megatron_probsft.training.config.config import TrainConfig
-from megatron_probsft.training.state import data_parallel
-from megatron_probsft.training.step import Criterion, validate
-from megatron_probsft.vocab_parallel.head_parts import HeadOptions, Tokens
+from megatron_probsft.runtime.run_files.training import ProbeReading
+from megatron_probsft.vocab_parallel.head_parts import Tokens
 from megatron_probsft.vocab_parallel.token_means import TokenMeans, combine
+
+Observe = Callable[[Tokens], None]
+"""It is given the tokens of each micro-batch, on every rank of the last pipeline stage."""
+Measure = Callable[[int, Observe], TokenMeans]
+"""It runs the model over samples of the source of this number, and returns the means over their tokens."""
 
 _MEDIAN_BINS = 10_000
 
@@ -43,28 +43,30 @@ _WEAK = (0.07 + 0.50) / 2
 
 @dataclass(frozen=True)
 class Advice:
+    """The objectives that fit a mean p, and why."""
+
     place: str
-    """On the continuum: model-strong, model-intermediate, model-weak (the paper's terms)."""
+    """The place on the continuum: model-strong, model-intermediate, model-weak (the paper's terms)."""
     objectives: tuple[str, ...]
-    """To try, the likeliest first."""
+    """The ones to try, the likeliest first."""
     reason: str
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The label tokens of one source, or of all."""
+    """The probabilities of the label tokens of one source, or of all."""
 
     source: str
     samples: int
     median_p: float
-    """To 1 / 10,000."""
+    """It is exact to 1 / 10,000."""
     means: TokenMeans
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
         means = asdict(self.means)
         del means["loss"]
-        return {
+        content = {
             "source": self.source,
             "samples": self.samples,
             "supervised_tokens": means.pop("tokens"),
@@ -76,10 +78,11 @@ class Reading:
             **means,
             **asdict(advise(self.means.mean_p)),
         }
+        return ProbeReading.from_keys(content).to_part()
 
 
 def advise(mean_p: float) -> Advice:
-    """Where a mean p lies on the paper's continuum, and what to train with there."""
+    """Return where a mean p lies on the paper's continuum, and what to train with there."""
     if mean_p >= _STRONG:
         return Advice(
             "model-strong",
@@ -99,33 +102,19 @@ def advise(mean_p: float) -> Advice:
     )
 
 
-def probe(
-    model: Sequence[torch.nn.Module],
-    store: TokenStore,
-    vocab_size: int,
-    config: TrainConfig,
-    most: int,
-    progress: Callable[[str, Iterator[StepBatch], int], Iterable[StepBatch]],
-) -> list[Reading]:
-    """One forward pass over samples of each source: its reading, and last that of all together.
+def probe(store: TokenStore, most: int, measure: Measure) -> list[Reading]:
+    """Return a reading of each source that has samples, and last one of all together if there are several.
 
     Args:
-        model: this rank's chunks.
-        most: samples of a source, at even distances.
-        progress: wraps (title, steps, their number) with a bar.
+        most: up to so many samples of a source are measured.
+        measure: a forward pass over them.
 
-    Collectives: those of forward, and two all-reduces of 10,000 integers per source.
+    Collectives: those of `measure`, and two all-reduces of 10,000 integers per source.
     """
-    criterion = Criterion(
-        with_statistic(get_objective("original"), "entropy"),
-        vocab_size,
-        HeadOptions(config.loss_path, config.loss_chunk_tokens, config.loss_kernels),
-    )
-    batches = Batches(store, dataclasses.replace(config, data_weights=None), data_parallel())
     readings, all_bins = [], torch.zeros(_MEDIAN_BINS, dtype=torch.int64)
     for number, source in enumerate(store.sources):
-        total = batches.steps_in_order(number, most)
-        if total == 0:  # all left out by --truncation
+        samples = min(most, int((store.source == number).sum()))
+        if samples == 0:  # all left out by --truncation
             continue
         bins = torch.zeros(_MEDIAN_BINS, dtype=torch.int64, device=current_device())
 
@@ -133,11 +122,9 @@ def probe(
             index = (tokens.log_p.exp() * _MEDIAN_BINS).long().clamp(max=_MEDIAN_BINS - 1)
             bins += torch.bincount(index, minlength=_MEDIAN_BINS)
 
-        steps = progress(f"probing {source}", batches.in_order(number, most), total)
-        means = validate(model, iter(steps), criterion, count)
+        means = measure(number, count)
         dist.all_reduce(bins, group=data_group())
         dist.all_reduce(bins, group=parallel_state.get_model_parallel_group())  # tells the other stages
-        samples = min(most, int((store.source == number).sum()))
         readings.append(Reading(source, samples, _median(bins), means))
         all_bins += bins.cpu()
     if len(readings) > 1:
@@ -149,6 +136,6 @@ def probe(
 
 
 def _median(bins: torch.Tensor) -> float:
-    """The middle of the bin in which half of the counts are reached."""
+    """Return the middle of the bin in which half of the counts are reached."""
     reached = bins.cumsum(0) >= bins.sum() / 2
     return (int(reached.int().argmax()) + 0.5) / len(bins)

@@ -1,4 +1,4 @@
-"""What a probe found, as a table, a picture and JSON."""
+"""The readings of a probe as a table, a picture and JSON."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from rich.table import Table
 
 from megatron_probsft.probing.probe import PAPER, Reading, advise
 from megatron_probsft.runtime.folders import write_whole
+from megatron_probsft.runtime.run_files.training import ProbeReport
 
 
 def table(readings: list[Reading]) -> Group:
-    """The readings by source, where on the continuum they are, and the paper's numbers beside."""
+    """Return the readings by source, where on the continuum they are, and the paper's numbers beside."""
     found = Table(title="p of the label tokens, before training", title_justify="left")
     found.add_column("source", overflow="fold")  # the names that tell sources apart are at their ends
     for heading in ("samples", "tokens", "mean p", "median", "p < 0.1", "p ≥ 0.55", "NLL", "entropy"):
@@ -44,7 +45,7 @@ def table(readings: list[Reading]) -> Group:
 def write(readings: list[Reading], folder: Path) -> None:
     """`probe.json` and `probe.png` in the folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"readings": [reading.record() for reading in readings]}
+    content = ProbeReport(readings=[reading.record() for reading in readings]).to_json()
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for reading in readings:

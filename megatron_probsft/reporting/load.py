@@ -10,22 +10,22 @@ from typing import Any
 
 from megatron_probsft.reporting.names import shortest_names
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.runtime.read_files import read_json_object, read_yaml_mapping
+from megatron_probsft.runtime.read_files import read_yaml_mapping
+from megatron_probsft.runtime.run_files.schema import FileContent, check_kinds
+from megatron_probsft.runtime.run_files.scoring import BenchmarkScores, EvaluationSummary, GenerationLine
+from megatron_probsft.runtime.run_files.training import RECORDS, Record, TrainingSummary
 
 Key = tuple[str, str, str]  # a problem: benchmark, id, question
 
-_NUMBER = (int, float)
-_MAYBE = (int, float, type(None))  # null: it was not finite
 _TEXT = (str, type(None))
-# What the report takes from the files of a run, with its types.
 _OF_CONFIG = {"objective": _TEXT, "hf_model": _TEXT, "load": _TEXT}
-_OF_STEP = {"loss": _MAYBE, "nll": _MAYBE, "mean_p": _MAYBE, "grad_norm": _MAYBE, "seconds": dict}
-_OF_VALIDATION = {"loss": _MAYBE, "nll": _MAYBE, "mean_p": _MAYBE, "p_histogram": list}
-_OF_SCORE = {"accuracy": _NUMBER, "accuracy_ci95": (list, type(None)), "n": int, "samples": int}
-_ALSO_OF_SCORE = {"pass_at_k": dict, "jaro_winkler": _MAYBE, "unparsable": _MAYBE, "timeouts": _MAYBE}
-_OF_GENERATION = {
-    "sample": int, "index": int, "prompt": object, "answer": object, "generation": str, "correct": object
-}  # fmt: skip
+# The keys that the report cannot do without; others may be missing in files of earlier versions.
+_OF_RECORD = {
+    "train": ("loss", "nll", "mean_p", "grad_norm", "seconds"),
+    "validation": ("loss", "nll", "mean_p", "p_histogram"),
+}
+_OF_SCORE = ("accuracy", "accuracy_ci95", "n", "samples")
+_OF_GENERATION = ("sample", "index", "prompt", "answer", "generation", "correct")
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,9 @@ def _load(name: str, folder: Path, places: tuple[Path | None, Path | None]) -> R
     if trained:
         if (trained / "train_config.yaml").is_file():
             config = read_yaml_mapping(trained / "train_config.yaml")
-            _check(trained / "train_config.yaml", config, _OF_CONFIG, optional=True)
+            check_kinds(config, str(trained / "train_config.yaml"), _OF_CONFIG, optional=True)
         records = list(_records(trained / "metrics.jsonl"))
-        summary = _json(trained / "summary.json")
-        _check(trained / "summary.json", summary, {"wall_seconds": _NUMBER, "status": str}, optional=True)
+        summary = _json(trained / "summary.json", TrainingSummary)
         missing += [] if config else ["configuration"]
         missing += [] if any(record["kind"] == "validation" for record in records) else ["validation"]
     evaluation = _evaluation(scored) if scored else None
@@ -115,59 +114,40 @@ def _load(name: str, folder: Path, places: tuple[Path | None, Path | None]) -> R
 def _evaluation(folder: Path) -> Evaluation | None:
     """Read an evaluation; None where it is not complete."""
     file = folder / "summary.json"
-    summary = _json(file)
+    summary = _json(file, EvaluationSummary)
     if not summary:
         return None
-    _check(file, summary, {"benchmarks": dict, "average": dict, "seconds": _NUMBER}, optional=True)
     if not summary.get("benchmarks"):
-        _check(file, summary, {"task": str})
+        EvaluationSummary.check(summary, str(file), needs=["task"])
     benchmarks = summary.get("benchmarks") or {Path(summary["task"]).stem: summary}
     for name, numbers in benchmarks.items():
-        _check(file, numbers, _OF_SCORE, f" benchmark {name}")
-        _check(file, numbers, _ALSO_OF_SCORE, f" benchmark {name}", optional=True)
+        BenchmarkScores.check(numbers, f"{file} benchmark {name}", _OF_SCORE)
     if len(benchmarks) > 1:
-        _check(file, summary, _OF_SCORE)
+        EvaluationSummary.check(summary, str(file), _OF_SCORE)
         of_all = {name: summary[name] for name in _OF_SCORE}
         benchmarks = {"average": of_all | summary.get("average", {}), **benchmarks}
     first = {}
     if (folder / "generations.jsonl").is_file():
         for number, line in _json_lines(folder / "generations.jsonl"):
-            _check(folder / "generations.jsonl", line, _OF_GENERATION, f" line {number}")
+            GenerationLine.check(line, f"{folder / 'generations.jsonl'} line {number}", _OF_GENERATION)
             if line["sample"] == 0:
                 key = str(line.get("benchmark", "")), str(line.get("id", line["index"])), line["prompt"]
                 first[key] = line
     return Evaluation(summary, benchmarks, first)
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _json(file: Path, content: type[FileContent]) -> dict[str, Any]:
     """Read a JSON object; it is empty where there is no file."""
-    return read_json_object(file) if file.is_file() else {}
+    return content.read_file(file) if file.is_file() else {}
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
     for number, record in _json_lines(file):
-        where = f" line {number}"
-        _check(file, record, {"kind": str, "iteration": int}, where)
-        if record["kind"] == "train":
-            _check(file, record, _OF_STEP, where)
-        if record["kind"] == "validation":
-            _check(file, record, _OF_VALIDATION, where)
+        where = f"{file} line {number}"
+        kind = Record.check(record, where, needs=["kind", "iteration"])["kind"]
+        if kind in RECORDS:
+            RECORDS[kind].check(record, where, _OF_RECORD[kind])
         yield record
-
-
-def _check(
-    file: Path, content: Any, kinds: dict[str, Any], where: str = "", *, optional: bool = False
-) -> None:
-    """Raises UserError: a key is missing, unless optional, or its value is of another kind."""
-    if not isinstance(content, dict):
-        raise UserError(f"{file}{where} must be a JSON object, got {type(content).__name__}")
-    for key, kind in kinds.items():
-        if key not in content and optional:
-            continue
-        if key not in content:
-            raise UserError(f"{file}{where} is not what a run writes: it has no {key!r}")
-        if not isinstance(content[key], kind):
-            raise UserError(f"{file}{where} is not what a run writes: {key!r} is {str(content[key])[:40]!r}")
 
 
 def _json_lines(file: Path) -> Iterator[tuple[int, Any]]:

@@ -1,4 +1,4 @@
-"""A folder to build in, beside what is built: its own for each process, gone with it, even a killed one's."""
+"""Each process builds in a folder of its own beside the result; the folder goes even if it is killed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ _PREFIX = ".building-"
 
 @contextlib.contextmanager
 def build_folder(parent: Path) -> Iterator[Path]:
-    """A new folder in `parent`, removed at the end; before, the folders of processes that died are removed.
+    """Give a new folder in `parent`, removed at the end; folders of processes that died are removed first.
 
-    Each holds a file that its process has locked: the lock, unlike a process number, means the same on all
-    machines that share the folder, and goes with the process. Raises OSError: `parent` cannot be written.
+    Each folder holds a file that its process has locked. Unlike a process number, the lock means the same on
+    all machines that share the folder, and it goes with the process.
+
+    Raises:
+        OSError: `parent` cannot be written.
     """
     parent.mkdir(parents=True, exist_ok=True)
     for other in parent.glob(f"{_PREFIX}*"):

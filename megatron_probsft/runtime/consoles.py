@@ -1,4 +1,4 @@
-"""Where tables and lines for people go."""
+"""Tables and lines for people go to a console of one width, whatever command prints them."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ _WIDTH_OF_FILES = 130  # columns, where there is no terminal that has a width
 
 
 def console(width: int = _WIDTH_OF_FILES, **more: Any) -> Console:
-    """A rich console on standard output: as wide as the terminal, or `width` columns into a file or pipe."""
+    """Return a rich console on standard output, as wide as the terminal, or `width` columns in a file."""
     return Console(width=None if sys.stdout.isatty() else width, **more)

@@ -1,4 +1,4 @@
-"""The device that this process computes on: the only place that chooses between GPU and CPU."""
+"""This module alone names the device that a process computes on, a GPU or the CPU."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ import torch
 
 
 def has_gpu() -> bool:
-    """True where CUDA can be used; everything runs on the CPU otherwise."""
+    """Return True where CUDA can be used; everything runs on the CPU otherwise."""
     return torch.cuda.is_available()
 
 
 def gpu_count() -> int:
-    """The number of GPUs of this machine that this process may use; 0 without any."""
+    """Return how many GPUs this process may use."""
     return torch.cuda.device_count()
 
 
 def current_device() -> torch.device:
-    """The device for this rank's tensors: its GPU, or the CPU where there is none."""
+    """Return the device for this rank's tensors: its GPU, or the CPU where there is none."""
     return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
 
 
 def device_name() -> str:
-    """The GPU's name as its driver gives it, or `cpu`."""
+    """Return the GPU's name as its driver gives it, or `cpu`."""
     return torch.cuda.get_device_name() if has_gpu() else "cpu"
 
 
 def peak_memory_bytes() -> int:
-    """The most that was in use so far on this rank: of GPU tensors, or without a GPU of the process."""
+    """Return the most memory in use so far: by this rank's GPU tensors, or by the process without a GPU."""
     if has_gpu():
         return torch.cuda.max_memory_allocated()
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts KiB
 
 
 def random_state() -> torch.Tensor:
-    """The state of the device's random generator; without a GPU the CPU's."""
+    """Return the state of the device's random generator; without a GPU that of the CPU."""
     return torch.cuda.get_rng_state() if has_gpu() else torch.get_rng_state()
 
 
 def restore_random_state(state: torch.Tensor) -> None:
-    """Set the GPU's generator to a `random_state`; without a GPU the caller sets torch's own."""
+    """Set the GPU's generator to a `random_state`; without a GPU the caller sets torch's generator anyway."""
     if has_gpu():
         torch.cuda.set_rng_state(state)

@@ -1,4 +1,4 @@
-"""Process groups: torch.distributed, Megatron's parallel state, the device, the seeds."""
+"""A process joins the others here: torch.distributed, Megatron's process groups, its device, its seeds."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ def initialize(
 ) -> None:
     """Join torchrun's processes (or run alone), build Megatron's groups and seed its generators.
 
-    expert_model_parallel_size: ranks, of those that see different samples or parts of them, that share a
-        mixture's experts.
-    virtual_stages: model chunks per pipeline rank; None: one, without the interleaved schedule.
+    Where there are GPUs, the backend is NCCL and each local rank has one; elsewhere it is gloo. Collective
+    over the world.
 
-    NCCL with one GPU per local rank where CUDA is, gloo elsewhere. Collective over the world.
+    Args:
+        expert_model_parallel_size: so many ranks share a mixture's experts, out of those that see different
+            samples or different parts of them.
+        virtual_stages: a pipeline rank has so many model chunks; None: one, without the interleaved schedule.
     """
     patch_for_cpu()
     # Megatron-Core's overlap of communication and computation counts on one hardware queue.
@@ -63,27 +65,27 @@ def shutdown() -> None:
 
 
 def tensor_group() -> dist.ProcessGroup:
-    """The ranks that share each layer."""
+    """Return the group of ranks that share each layer."""
     return parallel_state.get_tensor_model_parallel_group()  # type: ignore[return-value]
 
 
 def context_group() -> dist.ProcessGroup:
-    """The ranks that share each sequence."""
+    """Return the group of ranks that share each sequence."""
     return parallel_state.get_context_parallel_group()  # type: ignore[return-value]
 
 
 def data_group() -> dist.ProcessGroup:
-    """The ranks that hold the same weights and see different samples, or different parts of them."""
+    """Return the group of ranks with the same weights, which see different samples or parts of samples."""
     return parallel_state.get_data_parallel_group(with_context_parallel=True)  # type: ignore[return-value]
 
 
 def rank() -> int:
-    """The global rank; 0 outside a distributed run."""
+    """Return the global rank; 0 outside a distributed run."""
     return dist.get_rank() if dist.is_initialized() else launched_rank()
 
 
 def world_size() -> int:
-    """The number of processes, known before `initialize` too."""
+    """Return the number of processes; it is known before `initialize` too."""
     return dist.get_world_size() if dist.is_initialized() else launched_world_size()
 
 
@@ -93,6 +95,6 @@ def barrier() -> None:
 
 
 def say(text: str) -> None:
-    """A line on the first rank's standard output."""
+    """Print a line on the first rank's standard output."""
     if rank() == 0:
         print(text, flush=True)

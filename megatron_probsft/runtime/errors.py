@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend, and the guard that prints it as one line."""
+"""A mistake that a user can mend is one exception, and programs tell it in one line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from megatron_probsft.runtime.launch import launched_rank
+from megatron_probsft.runtime.quiet import quiet_libraries
 
 _PATIENCE = 5.0  # seconds in which rank 0, which meets most mistakes too, tells them first
 
 
 class UserError(Exception):
-    """Bad input. The message is one line: what is wrong, where, and what would be right."""
+    """The input is wrong. The message is one line: what is wrong, where, and what would be right."""
 
 
 @contextlib.contextmanager
@@ -30,7 +31,10 @@ def one_line_errors() -> Iterator[None]:
     Of several processes rank 0 tells it, since every rank meets the same mistake. Under torchrun the line
     ends torchrun's report on the failure, which comes after all that a process prints itself; and a rank that
     torchrun does not end, after what rank 0 told, met a mistake of its own, and tells it with its number.
+
+    From here on, libraries leave out what they would say in between (`quiet_libraries`).
     """
+    quiet_libraries()
     try:
         yield
     except UserError as error:
@@ -60,6 +64,6 @@ def _fail(message: str) -> NoReturn:
 
 
 def _tell_torchrun(report: Path, line: str) -> None:
-    """As torch's `record` does, without importing torch; the line break sets the line apart in the report."""
+    """Leave the line as torch's `record` does, without torch; a line break sets it apart in the report."""
     message = {"message": f"\n{line}", "extraInfo": {"timestamp": str(int(time.time()))}}
     report.write_text(json.dumps({"message": message}), encoding="utf-8")

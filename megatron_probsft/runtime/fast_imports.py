@@ -1,4 +1,4 @@
-"""Import this first in a program: the libraries that all of it needs, in two thirds of the time."""
+"""A program that imports this first gets the libraries that it needs in two thirds of the time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ gc.disable()
 
 from megatron_probsft.runtime.megatron_patches import compile_decorators  # noqa: E402
 
-with compile_decorators.left_out():
+with compile_decorators.without_compilation():
     import megatron.core.dist_checkpointing
     import megatron.core.models.gpt  # noqa: F401
 

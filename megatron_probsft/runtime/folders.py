@@ -1,4 +1,4 @@
-"""Folders and files that appear whole or not at all."""
+"""Folders and files appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _PIECE = 2**18
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Write into `target.part`, which gets the target's name at the end, all of it on the disk for good.
+    """Give the folder `target.part` to write into; at the end, all of it on the disk, it becomes the target.
 
-    What an interrupted run left under that name is removed first; after an error nothing is left.
+    The part that an interrupted run left is removed first; after an error nothing is left.
 
     Raises:
         UserError: the target exists, or a file could not be written.
@@ -27,9 +27,9 @@ def new_folder(target: Path) -> Iterator[Path]:
     check_is_new(target)
     part = part_of(target)
     try:
-        start(target)
+        start_part(target)
         yield part
-        publish(target)
+        publish_part(target)
     except OSError as error:
         raise UserError(f"{target} could not be written: {error}") from None
     finally:
@@ -37,17 +37,17 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def part_of(target: Path) -> Path:
-    """Where a folder or file is written before it gets its name."""
+    """Return the path at which a folder or file is written before it gets its name."""
     return target.with_name(target.name + ".part")
 
 
-def start(target: Path) -> None:
+def start_part(target: Path) -> None:
     """Make an empty `part_of(target)`."""
     shutil.rmtree(part_of(target), ignore_errors=True)
     part_of(target).mkdir(parents=True)
 
 
-def publish(target: Path) -> None:
+def publish_part(target: Path) -> None:
     """Give `part_of(target)`, all of it written, its name, and wait until that is on the disk."""
     part = part_of(target)
     for path in [*part.rglob("*"), part]:
@@ -57,21 +57,22 @@ def publish(target: Path) -> None:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """A text file, in place of one that is there: a reader finds the old one or the new one."""
+    """Write a text file so that a reader finds the one that was there or the new one, never a part."""
     part = part_of(file)
     part.write_text(text, encoding="utf-8")
     part.replace(file)
 
 
 def check_is_new(target: Path) -> None:
+    """Raise UserError where there is something at `target`."""
     if target.exists():
         raise UserError(f"{target} exists: choose another folder, or remove it")
 
 
 def check_writable(target: Path, name: str) -> None:
-    """Find out, before the work whose results are to go there, whether the folder `target` can be written.
+    """Raise UserError where the folder `target` cannot be written, before the work whose results go there.
 
-    Nothing is left of the trial. Raises UserError with `name`, the flag that gives it.
+    Nothing is left of the trial. The message begins with `name`, the flag that gives the folder.
     """
     try:
         there = next(folder for folder in [target, *target.absolute().parents] if os.path.lexists(folder))
@@ -84,7 +85,7 @@ def check_writable(target: Path, name: str) -> None:
 
 
 def check_space(target: Path, needed: int) -> None:
-    """Raises UserError where the target's disk has fewer bytes free than `needed`."""
+    """Raise UserError where the target's disk has fewer bytes free than `needed`."""
     there = next(folder for folder in [target, *target.absolute().parents] if folder.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
@@ -92,9 +93,9 @@ def check_space(target: Path, needed: int) -> None:
 
 
 def pieces(content: Any) -> Iterator[memoryview]:
-    """A buffer in pieces of 256 KiB: written so, new files grow up to four times as fast as by large writes.
+    """Give a buffer in pieces of 256 KiB: written so, new files grow up to four times as fast.
 
-    For those Linux takes large runs of pages, which a virtual machine may have to get from its host.
+    For large writes Linux takes large runs of pages, which a virtual machine may have to get from its host.
     """
     whole = memoryview(content).cast("B")
     for start in range(0, len(whole), _PIECE):

@@ -1,4 +1,4 @@
-"""Which process this is, by what torchrun (or another launcher) put into the environment."""
+"""A process knows its place by what torchrun, or another launcher, puts into the environment."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 
 
 def launched_rank() -> int:
-    """The global rank; 0 without a launcher."""
+    """Return the global rank; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
 def launched_world_size() -> int:
-    """The number of processes; 1 without a launcher."""
+    """Return the number of processes; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))

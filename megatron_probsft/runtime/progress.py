@@ -1,4 +1,4 @@
-"""Progress of long work on bytes: a bar with rate and time left on a terminal, else a line now and then."""
+"""Long work shows how far it is: a bar with its rate and the time left, or a line now and then in a file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _SECONDS_BETWEEN_LINES = 10
 
 
 def _own_lock() -> None:
-    """Bars are locked between the threads of one process only.
+    """Lock bars between the threads of one process only.
 
-    tqdm's default lock is shared with forked processes as well: one killed while it holds the lock would
-    stop every bar that the others ever open.
+    tqdm's default lock is shared with forked processes as well: one that is killed while it holds the lock
+    would stop every bar that the others ever open.
     """
     tqdm.set_lock(threading.RLock())
 
@@ -26,7 +26,7 @@ os.register_at_fork(after_in_child=_own_lock)
 
 
 class ByteProgress:
-    """`with ByteProgress(total, "converting") as progress: progress.add(n)`; threads may add."""
+    """Shows how many bytes of `total` are done: enter it, then `add(count)`, from any thread."""
 
     def __init__(self, total: int, task: str) -> None:
         self._total, self._task = total, task
@@ -46,7 +46,7 @@ class ByteProgress:
         self._bar.close()
 
     def add(self, count: int) -> None:
-        """Count bytes as done."""
+        """Count so many more bytes as done."""
         with self._lock:
             self._done += count
             self._bar.update(count)

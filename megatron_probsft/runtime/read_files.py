@@ -1,4 +1,4 @@
-"""Small files that people and programs leave, read and checked: what is wrong with one is told in a line."""
+"""Small files of people and programs are read here, and what is wrong with one is told in a line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_probsft.runtime.errors import UserError
 
 
 def read_text(file: Path, name: str = "") -> str:
-    """A file's text; `name` stands before its path in messages, as the flag that names it.
+    """Return a file's text; `name`, the flag that gives the file, stands before its path in messages.
 
     Raises:
         UserError: no such file, a folder, no permission, or not text in UTF-8.
@@ -31,7 +31,7 @@ def read_text(file: Path, name: str = "") -> str:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """The JSON object that a file holds. Raises UserError as `read_text` does, and where it holds another."""
+    """Return a file's JSON object. Raises UserError as `read_text` does, and where it holds none."""
     try:
         content = json.loads(read_text(file))
     except (ValueError, RecursionError) as error:
@@ -42,7 +42,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
 
 def read_yaml_mapping(file: Path, name: str = "") -> dict[str, Any]:
-    """The keys and values of a YAML file; none where it is empty. Raises UserError as `read_json_object`."""
+    """Return a YAML file's keys and values, none if it is empty. Raises UserError as `read_json_object`."""
     shown = f"{name} {file}".lstrip()
     try:
         content = yaml.safe_load(read_text(file, name))

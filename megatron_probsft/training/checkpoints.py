@@ -1,4 +1,4 @@
-"""A run's checkpoints while it trains: written in turn, in the foreground or behind, old ones removed."""
+"""The checkpoints of a run while it trains: they are written in turn, and old ones removed."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from megatron_probsft.checkpoint.megatron.side_files import SideFiles
 from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.models.hf_model import HFModel
 from megatron_probsft.runtime import distributed
-from megatron_probsft.training.config.config import TrainConfig
+from megatron_probsft.training.config.checkpoint import CheckpointSettings
 from megatron_probsft.training.start.resume import content_to_save
 from megatron_probsft.training.state import TrainState
 
 
 class Checkpoints:
-    """Every method is called by all ranks. What turns end with (`trained`) is used on the first one."""
+    """Writes a run's checkpoints. All ranks call every method; `trained` is used on the first one."""
 
     def __init__(
         self,
-        config: TrainConfig,
+        settings: CheckpointSettings,
         config_yaml: str,
         hf: HFModel,
         data: TokenStore,
         trained: TrainedTurns | None,
         say: Callable[[str], None],
     ) -> None:
-        self._config, self._config_yaml, self._say = config, config_yaml, say
-        self._folder, self._data = Path(config.save), data
+        self._settings, self._config_yaml, self._say = settings, config_yaml, say
+        self._folder, self._data = Path(settings.save), data
         self._hf, self._trained = hf, trained
         self._saving: Save | None = None
         if distributed.rank() == 0:
@@ -51,31 +51,31 @@ class Checkpoints:
             UserError: it, or the one before it, could not be written.
         """
         self.finish()
-        content = content_to_save(state, self._config, self._data)
+        content = content_to_save(state, self._data, save_optim=self._settings.save_optim)
         self._saving = Save(
             self._folder,
             state.iteration,
             content,
             SideFiles(self._hf.folder, self._config_yaml, self._trained),
-            in_background=self._config.async_save,
+            in_background=self._settings.async_save,
         )
-        if not self._config.async_save:
+        if not self._settings.async_save:
             self.finish()
-        if self._config.save_hf_at_each_save:
+        if self._settings.save_hf_at_each_save:
             self._export(state, self._hf_target(state))
 
     def resumed(self, state: TrainState) -> None:
         """Write what was to be written with the checkpoint that was resumed. Raises as `save` does."""
-        if self._config.save_hf_at_each_save and not self._hf_target(state).exists():
+        if self._settings.save_hf_at_each_save and not self._hf_target(state).exists():
             self._export(state, self._hf_target(state))
 
     def end(self, state: TrainState) -> None:
-        """After the last step: write the trained model. Raises as `save` does."""
-        if self._config.save_hf and not self._config.save_hf_at_each_save:
-            self._export(state, Path(self._config.save_hf))
+        """Write the trained model, after the last step. Raises as `save` does."""
+        if self._settings.save_hf and not self._settings.save_hf_at_each_save:
+            self._export(state, Path(self._settings.save_hf))
 
     def poll(self) -> None:
-        """After every step: complete what has been written meanwhile. Raises as `save` does."""
+        """Complete what has been written meanwhile, after every step. Raises as `save` does."""
         if self._saving is not None and self._saving.is_written():
             self.finish()
 
@@ -89,12 +89,12 @@ class Checkpoints:
         # The one that was resumed, whose config.json and tokenizer these were, may be the next to be removed.
         self._hf = dataclasses.replace(self._hf, folder=hf_folder_of(checkpoint))
         if distributed.rank() == 0:
-            removed = prune(self._folder, self._config.most_recent_k, self._config.save_retain_interval)
+            removed = prune(self._folder, self._settings.most_recent_k, self._settings.save_retain_interval)
             if removed:
                 self._say(f"removed the checkpoints of steps {', '.join(map(str, removed))}")
 
     def _export(self, state: TrainState, target: Path) -> None:
-        if distributed.rank() == 0 and self._config.save_hf_at_each_save:
+        if distributed.rank() == 0 and self._settings.save_hf_at_each_save:
             shutil.rmtree(target, ignore_errors=True)  # of steps that are done again after a resume
         distributed.barrier()
         state.gather_weights()
@@ -102,4 +102,4 @@ class Checkpoints:
         self._say(f"wrote {target}")
 
     def _hf_target(self, state: TrainState) -> Path:
-        return checkpoint_folder(Path(str(self._config.save_hf)), state.iteration)
+        return checkpoint_folder(Path(str(self._settings.save_hf)), state.iteration)

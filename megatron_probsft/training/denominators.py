@@ -1,4 +1,4 @@
-"""What the step's loss is divided by. One is right; the others reproduce trainers that do otherwise.
+"""The denominators of a step's loss. One is right; the others reproduce trainers that do otherwise.
 
 - tokens: Σ f over the global batch's supervised tokens ÷ their number, on any layout. In weighted data
   Σ w·f ÷ Σ w: the weights of a step are scaled so that their sum is that number.
@@ -23,14 +23,14 @@ from megatron.core import parallel_state
 from megatron_probsft.objectives.registry import Objective
 from megatron_probsft.runtime.distributed import context_group
 from megatron_probsft.training.batches import MicroBatch
-from megatron_probsft.training.config.config import Denominator
+from megatron_probsft.training.config.objective import Denominator
 from megatron_probsft.vocab_parallel.head_parts import Tokens, TokenWeights
 
 
 def token_weights(
     denominator: Denominator, micro_batch: MicroBatch, objective: Objective, vocab_size: int
 ) -> TokenWeights:
-    """By what the micro-batch's losses are multiplied before they are summed; None for 1."""
+    """Return what the micro-batch's losses are multiplied by before they are summed; None for 1."""
     if denominator in ("tokens", "kept-tokens"):  # weighted data go with the first only
         return micro_batch.weights
 
@@ -58,7 +58,7 @@ def count(
     *,
     is_first: bool,
 ) -> torch.Tensor:
-    """What this rank's micro-batch adds to the number that Megatron-Core divides by, an int scalar.
+    """Return what this rank's micro-batch adds to the number that Megatron-Core divides by, an int scalar.
 
     is_first: whether it is the rank's first micro-batch of the step that has supervised tokens.
     """

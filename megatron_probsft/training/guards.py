@@ -1,4 +1,4 @@
-"""What keeps a bad batch from ruining the weights, and notices what went wrong nevertheless."""
+"""Guards that keep a bad batch from ruining the weights, and notice what went wrong nevertheless."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import math
 import statistics
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,8 +17,12 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.utils import check_param_hashes_across_dp_replicas
 
+from megatron_probsft.checkpoint.megatron.run_folder import newest_step
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.batches import StepBatch
+from megatron_probsft.training.config.log import GuardSettings
+from megatron_probsft.training.state import TrainState
+from megatron_probsft.training.step import StepResult
 
 _WINDOW, _FEWEST = 50, 20
 _LEAST_SIGMA = 0.05
@@ -26,7 +30,7 @@ _NAMED = 3
 
 
 def save_batch(run_folder: Path, iteration: int, batch: StepBatch) -> str:
-    """Write the step's micro-batches for inspection, a file per data-parallel rank; returns their pattern.
+    """Write the step's micro-batches for inspection, a file per data-parallel rank; return their pattern.
 
     `torch.load` gives a list of dictionaries of tensors: tokens, labels, cu_seqlens, …
     """
@@ -56,7 +60,7 @@ class Spikes:
         self._history: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_WINDOW))
 
     def found(self, values: dict[str, float]) -> dict[str, float]:
-        """Take a step's values, by name; returns the medians of those that are spikes. NaN, inf: left out."""
+        """Take a step's values by name, and return the medians of those that are spikes; not NaN and inf."""
         medians = {}
         for name, value in values.items():
             history = self._history[name]
@@ -72,7 +76,7 @@ class Spikes:
 
 
 def replica_differences(chunks: list[torch.nn.Module]) -> list[str]:
-    """Compare SHA-1 hashes of the weights over the data-parallel ranks: a line per parameter that differs.
+    """Return a line per parameter whose SHA-1 hash differs between the data-parallel ranks.
 
     Megatron-Core's check, which copies all weights to the CPU and names the parameters that differ from the
     group's first rank. The list is the same on every rank, empty if all is well. Collectives: one all-gather
@@ -87,19 +91,48 @@ def replica_differences(chunks: list[torch.nn.Module]) -> list[str]:
     return [line for _, of_rank in found for line in of_rank]
 
 
-def check_replicas(chunks: list[torch.nn.Module], iteration: int, equal_until: int, advice: str) -> None:
-    """Stop where data-parallel ranks no longer hold the same weights. Collectives: `replica_differences`'s.
+class StepGuard:
+    """Stops a run after a step that should be its last: too many were skipped, or replicas differ."""
 
-    Raises:
-        UserError: names ranks and parameters, the last step at which all were equal, and `advice`.
-    """
-    lines = replica_differences(chunks)
-    if lines:
-        more = f" and {len(lines) - _NAMED} more" if len(lines) > _NAMED else ""
-        raise UserError(
-            f"weights differ between data-parallel replicas after step {iteration}, were equal after step "
-            f"{equal_until}: {'; '.join(lines[:_NAMED])}{more}; {advice}"
-        )
+    def __init__(
+        self, settings: GuardSettings, run_folder: Path, iteration: int, say: Callable[[str], None]
+    ) -> None:
+        """iteration: the step that is resumed, 0 for a new run."""
+        self._settings, self._folder, self._say = settings, run_folder, say
+        self._skipped_in_a_row, self._equal_until = 0, iteration
+
+    def check(self, state: TrainState, result: StepResult, batch: StepBatch) -> None:
+        """Look at the step that was just done. Collectives: those of `replica_differences`, in some steps.
+
+        Raises:
+            UserError: names the step, and the file of its batch or the parameters that differ.
+        """
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if result.skipped else 0
+        if self._skipped_in_a_row >= self._settings.max_skipped_steps:
+            file = save_batch(self._folder, state.iteration, batch)
+            raise UserError(
+                f"{result.skipped} not finite in step {state.iteration}, the {self._skipped_in_a_row}. in a "
+                f"row (--max-skipped-steps): its batch is in {file}; the weights are as before these steps"
+            )
+        interval = self._settings.check_weight_hash_across_dp_replicas_interval
+        if interval is not None and state.iteration % interval == 0:
+            self._check_replicas(state)
+
+    def _check_replicas(self, state: TrainState) -> None:
+        state.gather_weights()
+        lines = replica_differences([*state.gpt])
+        if lines:
+            more = f" and {len(lines) - _NAMED} more" if len(lines) > _NAMED else ""
+            newest = newest_step(self._folder)
+            checkpoint = f"the newest checkpoint is of step {newest}"
+            raise UserError(
+                f"weights differ between data-parallel replicas after step {state.iteration}, were equal "
+                f"after step {self._equal_until}: {'; '.join(lines[:_NAMED])}{more}; "
+                f"{'there is no checkpoint yet' if newest is None else checkpoint}"
+            )
+        self._equal_until = state.iteration
+        replicas = parallel_state.get_data_parallel_world_size()
+        self._say(f"step {self._equal_until}: all {replicas} data-parallel replicas hold the same weights")
 
 
 @contextlib.contextmanager

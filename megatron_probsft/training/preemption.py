@@ -1,4 +1,4 @@
-"""Stopping before the end: a signal or the clock, agreed on by all ranks after each step."""
+"""Requests to stop before the end: a signal or the clock, agreed on by all ranks after each step."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class StopRequests:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def reason(self) -> str | None:
-        """Why to stop after this step, the same on every rank; None to go on.
+        """Return why to stop after this step, the same on every rank; None to go on.
 
         Collectives: one all-reduce of one integer over the world.
         """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +18,13 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_probsft.models.build import build_model, transformer_config
 from megatron_probsft.models.hf_model import HFModel
 from megatron_probsft.runtime.megatron_patches.apply import patch_optimizer
-from megatron_probsft.training.config.config import TrainConfig
+from megatron_probsft.training.config.layout import LayoutSettings
+from megatron_probsft.training.config.optimizer import OptimizerSettings, PrecisionSettings, ScheduleSettings
 
 
 @dataclass
 class TrainState:
-    """What a checkpoint holds, beside the configuration."""
+    """The state that a checkpoint holds, beside the configuration."""
 
     model: list[DistributedDataParallel]
     """This rank's chunks: one, or --num-virtual-stages-per-pipeline-rank of them."""
@@ -48,32 +48,65 @@ class TrainState:
                 chunk.start_param_sync(force_sync=True)
 
 
-def build_gpt(config: TrainConfig, hf: HFModel) -> list[GPTModel]:
-    """This rank's part of the model, in chunks, its weights not yet filled."""
+def build_gpt(
+    hf: HFModel, layout: LayoutSettings, precision: PrecisionSettings, *, packing: bool
+) -> list[GPTModel]:
+    """Return this rank's part of the model, in chunks; its weights are not yet filled."""
     megatron = transformer_config(
         hf.shape,
-        config.layout(),
-        torch.bfloat16 if config.bf16 else torch.float32,
+        layout,
+        torch.bfloat16 if precision.bf16 else torch.float32,
         finalize_model_grads_func=finalize_model_grads,
-        recompute_granularity=config.recompute_granularity,
-        recompute_method=config.recompute_method,
-        recompute_num_layers=config.recompute_num_layers,
-        variable_seq_lengths=not config.packing,  # micro-batches differ in length: stages tell each other
+        recompute_granularity=layout.recompute_granularity,
+        recompute_method=layout.recompute_method,
+        recompute_num_layers=layout.recompute_num_layers,
+        variable_seq_lengths=not packing,  # micro-batches differ in length: stages tell each other
     )
     return build_model(hf, megatron)
 
 
-def build_train_state(config: TrainConfig, gpt: list[GPTModel], train_iters: int) -> TrainState:
-    """Wrap the model (its weights filled: main weights are copied here) for data-parallel training.
+def build_train_state(
+    gpt: list[GPTModel],
+    layout: LayoutSettings,
+    optimizer: OptimizerSettings,
+    schedule: ScheduleSettings,
+    train_iters: int,
+) -> TrainState:
+    """Wrap the model for data-parallel training; its weights are filled, since main weights are copied here.
 
     Gradients accumulate and are reduced in float32; they are divided once, by the global batch's number of
     supervised tokens (Megatron-Core's per-token loss), so nothing averages over ranks or micro-batches.
     """
+    model = _wrap(gpt, layout)
+    shared = gpt[0].config
+    megatron = get_megatron_optimizer(
+        OptimizerConfig(
+            lr=optimizer.lr,
+            min_lr=schedule.min_lr,
+            weight_decay=optimizer.weight_decay,
+            adam_beta1=optimizer.adam_beta1,
+            adam_beta2=optimizer.adam_beta2,
+            adam_eps=optimizer.adam_eps,
+            clip_grad=optimizer.clip_grad,
+            bf16=shared.bf16,
+            params_dtype=shared.params_dtype,
+            use_distributed_optimizer=layout.use_distributed_optimizer,
+            overlap_param_gather=layout.overlap_param_gather,
+        ),
+        model,  # type: ignore[arg-type]
+        use_gloo_process_groups=False,
+    )
+    patch_optimizer(megatron)
+    shared.grad_scale_func = megatron.scale_loss
+    return TrainState(model, megatron, _scheduler(optimizer, schedule, megatron, train_iters))
+
+
+def _wrap(gpt: list[GPTModel], layout: LayoutSettings) -> list[DistributedDataParallel]:
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
-        use_distributed_optimizer=config.use_distributed_optimizer,
-        overlap_grad_reduce=config.overlap_grad_reduce,
-        overlap_param_gather=config.overlap_param_gather,
+        use_distributed_optimizer=layout.use_distributed_optimizer,
+        overlap_grad_reduce=layout.overlap_grad_reduce,
+        overlap_param_gather=layout.overlap_param_gather,
         average_in_collective=False,
     )
     shared = gpt[0].config
@@ -84,66 +117,29 @@ def build_train_state(config: TrainConfig, gpt: list[GPTModel], train_iters: int
     ]
     no_sync = [chunk.no_sync for chunk in model]
     shared.no_sync_func = no_sync if len(model) > 1 else no_sync[0]  # type: ignore[assignment]
-    optimizer = get_megatron_optimizer(
-        OptimizerConfig(
-            lr=config.lr,
-            min_lr=config.min_lr,
-            weight_decay=config.weight_decay,
-            adam_beta1=config.adam_beta1,
-            adam_beta2=config.adam_beta2,
-            adam_eps=config.adam_eps,
-            clip_grad=config.clip_grad,
-            bf16=config.bf16,
-            params_dtype=shared.params_dtype,
-            use_distributed_optimizer=config.use_distributed_optimizer,
-            overlap_param_gather=config.overlap_param_gather,
-        ),
-        model,  # type: ignore[arg-type]
-        use_gloo_process_groups=False,
-    )
-    patch_optimizer(optimizer)
-    shared.grad_scale_func = optimizer.scale_loss
-    return TrainState(model, optimizer, _scheduler(config, optimizer, train_iters))
+    return model
 
 
 def data_parallel() -> tuple[int, int]:
-    """(rank, size) in the data-parallel group."""
+    """Return this rank's number in the data-parallel group, and the size of the group."""
     return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
 
 
-def schedule_problems(config: TrainConfig, train_iters: int) -> Iterator[str]:
-    """What does not fit into a run of so many steps, a line each."""
-    warmup = _warmup(config, train_iters)
-    if 0 < warmup >= train_iters:
-        yield f"--lr-warmup-iters {warmup} leaves nothing of the run's {train_iters} steps"
-    elif config.lr_wsd_decay_iters is not None and config.lr_wsd_decay_iters > train_iters - warmup:
-        yield (
-            f"--lr-wsd-decay-iters {config.lr_wsd_decay_iters} is more than the {train_iters - warmup} steps "
-            "after warmup"
-        )
-
-
-def _warmup(config: TrainConfig, train_iters: int) -> int:
-    if config.lr_warmup_fraction is None:
-        return config.lr_warmup_iters
-    return int(config.lr_warmup_fraction * train_iters)
-
-
 def _scheduler(
-    config: TrainConfig, optimizer: MegatronOptimizer, train_iters: int
+    optimizer: OptimizerSettings, schedule: ScheduleSettings, megatron: MegatronOptimizer, train_iters: int
 ) -> OptimizerParamScheduler:
     return OptimizerParamScheduler(
-        optimizer,
+        megatron,
         init_lr=0.0,
-        max_lr=config.lr,
-        min_lr=config.min_lr,
-        lr_warmup_steps=_warmup(config, train_iters),
+        max_lr=optimizer.lr,
+        min_lr=schedule.min_lr,
+        lr_warmup_steps=schedule.warmup_steps(train_iters),
         lr_decay_steps=max(train_iters, 1),  # a run of 0 steps only reads and writes a model
-        lr_decay_style=config.lr_decay_style,
-        start_wd=config.weight_decay,
-        end_wd=config.weight_decay,
+        lr_decay_style=schedule.lr_decay_style,
+        start_wd=optimizer.weight_decay,
+        end_wd=optimizer.weight_decay,
         wd_incr_steps=max(train_iters, 1),
         wd_incr_style="constant",
-        wsd_decay_steps=config.lr_wsd_decay_iters,
-        lr_wsd_decay_style=config.lr_wsd_decay_style,
+        wsd_decay_steps=schedule.lr_wsd_decay_iters,
+        lr_wsd_decay_style=schedule.lr_wsd_decay_style,
     )

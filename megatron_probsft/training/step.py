@@ -17,7 +17,7 @@ from megatron_probsft.objectives.registry import Objective
 from megatron_probsft.runtime.distributed import tensor_group
 from megatron_probsft.training import denominators
 from megatron_probsft.training.batches import MicroBatch, StepBatch
-from megatron_probsft.training.config.config import Denominator
+from megatron_probsft.training.config.objective import Denominator
 from megatron_probsft.training.state import TrainState
 from megatron_probsft.vocab_parallel.head import supervised_loss
 from megatron_probsft.vocab_parallel.head_parts import HeadOptions, OutputHead, Supervision, Tokens
@@ -26,7 +26,7 @@ from megatron_probsft.vocab_parallel.token_means import TokenMeans, combine, red
 
 @dataclass(frozen=True)
 class Criterion:
-    """What is minimised over the vocabulary, and how it is computed."""
+    """The function that is minimised over the vocabulary, and how it is computed."""
 
     objective: Objective
     vocab_size: int
@@ -36,19 +36,19 @@ class Criterion:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did; the same on every rank."""
+    """The outcome of one optimizer step; the same on every rank."""
 
     means: TokenMeans
     grad_norm: float
     learning_rate: float
     skipped: Literal["loss", "gradient"] | None
-    """What was not finite, if anything: then weights, optimizer and schedule are as they were."""
+    """The number that was not finite, if one: then weights, optimizer and schedule are as they were."""
     seconds: dict[str, float]
-    """Wall time of forward_backward and optimizer, as `timing.Phases` takes it."""
+    """The wall time of forward_backward and optimizer, as `timing.Phases` takes it."""
 
 
 def train_step(state: TrainState, batch: StepBatch, criterion: Criterion) -> StepResult:
-    """Forward and backward over the step's micro-batches, reduce, clip, update, advance the schedule.
+    """Do one step: forward and backward over its micro-batches, reduce, clip, update, advance the schedule.
 
     The loss is Σ objective(log p) over the global batch's supervised tokens ÷ their number (or as
     `criterion.denominator` says); Megatron-Core's `finalize_model_grads` divides, once.
@@ -84,7 +84,7 @@ def validate(
     criterion: Criterion,
     observe: Callable[[Tokens], None] | None = None,
 ) -> TokenMeans:
-    """Token-exact means over all batches: every sample counts once, whatever the layout.
+    """Return token-exact means over all batches: every sample counts once, whatever the layout.
 
     model: this rank's chunks, in a data-parallel wrapper or not. observe: is given each micro-batch's tokens,
     on every rank of the last pipeline stage.
@@ -136,7 +136,7 @@ def _run(
 
 
 class _Head:
-    """A micro-batch's way from the last stage's hidden states to what Megatron-Core's schedule wants."""
+    """Takes a micro-batch from the last stage's hidden states to what Megatron-Core's schedule wants."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class _Head:
         self, *, hidden_states: torch.Tensor, output_layer: Any, output_weight: torch.Tensor | None,
         config: Any, **_megatron_passes_more: Any,
     ) -> torch.Tensor:  # fmt: skip
-        """GPTModel's output processor on the last stage: hidden states → Σ f(log p), a scalar."""
+        """Return Σ f(log p), a scalar: this is GPTModel's output processor on the last stage."""
         one = torch.ones((), device=hidden_states.device)
         # The layer itself is not called: with --overlap-param-gather its hook waits for its weight.
         for hook in output_layer._forward_pre_hooks.values():
@@ -188,7 +188,7 @@ class _Head:
         return total
 
     def report(self, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Megatron-Core's 3-tuple: (sum of losses, what to divide by, report)."""
+        """Return Megatron-Core's 3-tuple: (sum of losses, what to divide by, report)."""
         assert self._tokens is not None
         count = denominators.count(
             self._criterion.denominator,

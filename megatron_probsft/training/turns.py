@@ -1,4 +1,4 @@
-"""How the turns of a run's training data end, for its checkpoints and exports to say."""
+"""The ends of the turns in a run's training data, for its checkpoints and exports to say."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from megatron_probsft.runtime import distributed
 from megatron_probsft.training.start.inputs import Inputs
 
 
-def trained_turns(
-    inputs: Inputs, template: str, date: str | None, say: Callable[[str], None]
-) -> TrainedTurns | None:
-    """What the training data teach, said in a line, and a line for each thing that servers do otherwise.
+def trained_turns(inputs: Inputs, template: str, say: Callable[[str], None]) -> TrainedTurns | None:
+    """Return what the training data teach, and say it, with a line for each thing that servers do otherwise.
 
-    date: what the chat template showed as today's. None on all ranks but the first, which alone writes it.
+    None on all ranks but the first, which alone writes it.
     """
     if distributed.rank() != 0:
         return None
@@ -41,4 +39,4 @@ def trained_turns(
         say(
             f"exports name {served.named} as tokenizer class: the one that the model names reads other tokens"
         )
-    return TrainedTurns(template, ends, chat_template, date, served.named)
+    return TrainedTurns(template, ends, chat_template, inputs.template_date, served.named)

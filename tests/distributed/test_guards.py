@@ -208,7 +208,7 @@ def test_spikes_are_flagged_and_normal_runs_are_not() -> None:
         step: {"loss": 3 * 0.999**step + 0.1 * noise[step], "grad_norm": noise[-step - 1]}
         for step in range(2000)
     }
-    default = TrainConfig().spike_factor
+    default = TrainConfig().guards.spike_factor
     quiet = Spikes(default)
     assert not any(quiet.found(values) for values in steps.values())
     spikes = Spikes(default)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import sys
@@ -38,14 +37,14 @@ LAYOUTS: list[dict[str, Any]] = [
 
 def _built(folder: Path, layout: dict[str, Any]) -> tuple[int, int]:
     """(pipeline stage, parameters on this rank)."""
-    config = TrainConfig(**layout)
+    config = TrainConfig.of(**layout)
     distributed.initialize(
-        config.tensor_model_parallel_size,
-        config.pipeline_model_parallel_size,
-        expert_model_parallel_size=config.expert_model_parallel_size,
-        virtual_stages=config.num_virtual_stages_per_pipeline_rank,
+        config.layout.tensor_model_parallel_size,
+        config.layout.pipeline_model_parallel_size,
+        expert_model_parallel_size=config.layout.expert_model_parallel_size,
+        virtual_stages=config.layout.num_virtual_stages_per_pipeline_rank,
     )
-    model = build_gpt(config, read_hf_model(folder))
+    model = build_gpt(read_hf_model(folder), config.layout, config.precision, packing=True)
     return parallel_state.get_pipeline_model_parallel_rank(), sum(
         p.numel() for chunk in model for p in chunk.parameters()
     )
@@ -58,9 +57,9 @@ def test_parameters_of_every_stage(
 ) -> None:
     folder = request.getfixturevalue(model)
     hf = read_hf_model(folder)
-    config = TrainConfig(**layout)
+    config = TrainConfig.of(**layout)
     stages = stage_memory(config, hf.family, hf.shape, dp_size=1, micro_batches=4, pack_length=64)
-    ranks = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
+    ranks = config.layout.tensor_model_parallel_size * config.layout.pipeline_model_parallel_size
     for stage, parameters in run_ranks(ranks, _built, folder, layout):
         assert stages[stage].parameters == parameters
     assert stages[0].activations > stages[-1].activations or len(stages) == 1  # more in flight
@@ -74,7 +73,7 @@ def test_parameters_of_experts(case: str, tmp_path: Path) -> None:
         "tensor_model_parallel_size": 2, "expert_model_parallel_size": 2, "sequence_parallel": True,
     }  # fmt: skip
     (stage,) = stage_memory(
-        TrainConfig(**layout), hf.family, hf.shape, dp_size=2, micro_batches=1, pack_length=64
+        TrainConfig.of(**layout), hf.family, hf.shape, dp_size=2, micro_batches=1, pack_length=64
     )
     assert {parameters for _, parameters in run_ranks(4, _built, folder, layout)} == {stage.parameters}
     whole = sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values())
@@ -86,7 +85,7 @@ def test_an_interleaved_pipeline_keeps_more_activations(tiny_llama: Path) -> Non
     hf = read_hf_model(tiny_llama)
 
     def first_stage(virtual: int | None) -> int:
-        config = TrainConfig(pipeline_model_parallel_size=2, num_virtual_stages_per_pipeline_rank=virtual)
+        config = TrainConfig.of(pipeline_model_parallel_size=2, num_virtual_stages_per_pipeline_rank=virtual)
         stages = stage_memory(config, hf.family, hf.shape, dp_size=1, micro_batches=8, pack_length=64)
         return stages[0].activations
 
@@ -116,7 +115,7 @@ def test_weights_and_optimizer_are_megatrons_estimate(
     """Of the most loaded rank; Megatron-LM spreads the last norm over the stages, we do not."""
     hf = read_hf_model(smollm2)
     shape = hf.shape
-    config = TrainConfig(
+    config = TrainConfig.of(
         tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, bf16=True,
         use_distributed_optimizer=distributed_optimizer,
     )  # fmt: skip
@@ -211,7 +210,7 @@ def test_settings_that_are_not_the_default_or_all(tiny_llama: Path, tmp_path: Pa
         "global_batch_size": 8, "packing": False,
     }  # fmt: skip
     everything = shown("--verbose")
-    assert everything.keys() == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert everything.keys() == TrainConfig().flat().keys()
     assert everything["objective"] == "original"
     assert everything["lr"] == 5e-5
 
@@ -253,6 +252,41 @@ def test_all_problems_are_listed(tiny_llama: Path, tmp_path: Path) -> None:
     ):  # fmt: skip
         assert text in output
     assert "8 problem(s)" in output
+
+
+@pytest.mark.parametrize(
+    ("flags", "row", "problems"),
+    [
+        (
+            ["--lr", "-1", "--train-iters", "2", "--lr-warmup-iters", "3"],
+            None,
+            [
+                "--lr must be more than 0, got -1.0",
+                "--min-lr 0.0 is above --lr -1.0",
+                "--lr-warmup-iters 3 leaves nothing of the run's 2 steps",
+            ],
+        ),
+        # No steps can be counted with these.
+        (
+            ["--global-batch-size", "0", "--train-epochs", "1"],
+            None,
+            ["--global-batch-size must be more than 0"],
+        ),
+        (["--train-iters", "2"], '{"prompt": "a"}', ["train.jsonl:21: 'response' is missing"]),
+    ],
+)
+def test_problems_of_every_check_are_listed_once(
+    flags: list[str], row: str | None, problems: list[str], tiny_llama: Path, tmp_path: Path
+) -> None:
+    data = write_pairs(tmp_path / "train.jsonl", 20)
+    if row:
+        data.write_text(data.read_text() + row + "\n")
+    given = ["--hf-model", str(tiny_llama), "--data", str(data), "--seq-length", "128"]
+    status, output = _dry_run(tmp_path, *given, *flags)
+    assert status == 2
+    assert f"{len(problems)} problem(s):" in output
+    for number, text in enumerate(problems, 1):
+        assert re.search(rf"^  {number}\. .*{re.escape(text)}", output, re.MULTILINE), output
 
 
 def test_problems_that_only_the_data_tell(tiny_llama: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def _expected(model: Path, file: str) -> tuple[np.ndarray, np.ndarray]:
 def test_readings(tp: int, pp: int, tiny_llama: Path, files: list[str], tmp_path: Path) -> None:
     layout: dict[str, Any] = {"tensor_model_parallel_size": tp, "pipeline_model_parallel_size": pp}
     config = config_for(tmp_path / "probe", tiny_llama, Path(files[0]), **layout)
-    config.data = files
+    config = config.replace(data=files)
     for readings in run_ranks(tp * pp, run_probe, config, 100):
         assert [reading.source for reading in readings] == [*files, "all"]
         assert [reading.samples for reading in readings] == [30, 7, 37]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,6 @@ def test_other_settings_or_data_are_refused(stopped: Path, data: Path, tmp_path:
 
 
 def test_a_missing_or_damaged_checkpoint_is_named(stopped: Path, data: Path, tmp_path: Path) -> None:
-    import shutil
-
     nowhere = tmp_path / "nowhere"
     with pytest.raises(UserError, match="nowhere does not exist"):
         train(1, config_for(tmp_path / "new", None, data, load=str(nowhere)))
@@ -127,6 +126,15 @@ def test_a_missing_or_damaged_checkpoint_is_named(stopped: Path, data: Path, tmp
     shard.unlink()
     with pytest.raises(UserError, match=f"{shard.name} is missing"):
         train(1, config_for(damaged, None, data, load=str(damaged)))
+
+
+def test_a_run_that_no_longer_saves_optimizers_still_resumes_one(
+    stopped: Path, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    train(1, config_for(run, None, data, load=str(run), save_optim=False))
+    assert [record["iteration"] for record in records(run, "train")] == [1, 2, 3]
 
 
 def test_weights_only_checkpoints_start_anew_with_finetune(

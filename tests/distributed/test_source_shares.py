@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.batches import Batches
 from megatron_probsft.training.config.arguments import parse_arguments
-from megatron_probsft.training.start.inputs import token_stores
+from megatron_probsft.training.start.inputs import find_model, read_inputs
+from megatron_probsft.training.start.problems import Problems
 from tests.support.ranks import run_ranks
 from tests.support.training_runs import config_for, records, train, write_pairs
 
@@ -28,7 +27,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def _config(folder: Path, model: Path | None, files: list[str], **settings: Any) -> Any:
     weights = settings.pop("data_weights", [0.25, 0.75])
     config = config_for(folder, model, Path(files[0]), **{"save_optim": True, **settings})
-    return dataclasses.replace(config, data=files, data_weights=weights)
+    return config.replace(data=files, data_weights=weights)
 
 
 @pytest.mark.size("test")
@@ -57,8 +56,8 @@ def test_one_order_on_every_layout_and_over_interruptions(
 def _check_passes_in_order(config: Any) -> None:
     """For the first and the second source: of each step (samples, its tokens without padding)."""
     distributed.initialize()
-    store, _ = token_stores(config, read_hf_model(config.hf_model))
-    batches = Batches(store, config, (0, 1))
+    store = read_inputs(config, find_model(config, Problems())).train
+    batches = Batches(store, config.batch, config.layout, (0, 1))
     passes = []
     for source in (0, 1):
         steps = []
@@ -76,7 +75,7 @@ def _check_passes_in_order(config: Any) -> None:
 
 
 def test_a_source_alone_in_its_order(tiny_llama: Path, files: list[str], tmp_path: Path) -> None:
-    config = dataclasses.replace(_config(tmp_path / "run", tiny_llama, files), data_weights=None)
+    config = _config(tmp_path / "run", tiny_llama, files).replace(data_weights=None)
     run_ranks(1, _check_passes_in_order, config)
 
 
@@ -108,7 +107,7 @@ def test_other_weights_are_refused_on_resume(tiny_llama: Path, files: list[str],
 
 def test_weights_that_do_not_fit_are_refused(tiny_llama: Path, files: list[str], tmp_path: Path) -> None:
     flags = ["--hf-model", "m", "--data", *files, "--save", str(tmp_path / "run"), "--train-iters", "1"]
-    assert parse_arguments([*flags, "--data-weights", "0.7", "3"]).data_weights == [0.7, 3.0]
+    assert parse_arguments([*flags, "--data-weights", "0.7", "3"]).data.data_weights == [0.7, 3.0]
     for weights in (["1"], ["1", "0"], ["1", "nan"], ["1", "inf"], ["1", "-1"], ["1", "1", "1"]):
         with pytest.raises(
             UserError, match="--data-weights takes a number above 0 for each of the 2 of --da"
@@ -116,7 +115,7 @@ def test_weights_that_do_not_fit_are_refused(tiny_llama: Path, files: list[str],
             parse_arguments([*flags, "--data-weights", *weights])
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("data_weights: [0.5, 2]\n")
-    assert parse_arguments([*flags, "--config", str(recipe)]).data_weights == [0.5, 2.0]
+    assert parse_arguments([*flags, "--config", str(recipe)]).data.data_weights == [0.5, 2.0]
     recipe.write_text("data_weights: [0.5, many]\n")
     with pytest.raises(UserError, match=r"data_weights should hold floats, got \[0.5, 'many'\]"):
         parse_arguments([*flags, "--config", str(recipe)])

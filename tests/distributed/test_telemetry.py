@@ -299,7 +299,7 @@ def test_a_failed_run_is_failed_on_wandb(
     config = config_for(
         tmp_path / "run", tiny_llama, data, wandb_project="probabilities", lr=1e30, min_lr=0.0
     )
-    config.max_skipped_steps = 1
+    config = config.replace(max_skipped_steps=1)
     with pytest.raises(UserError, match="not finite"):
         train(1, config)
     assert json.loads(fake_wandb.read_text().splitlines()[-1]) == ["finish", 1]

@@ -15,6 +15,7 @@ import yaml
 from tests.support.documents import PAGES, ROOT
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
+_PATH = re.compile(r"`((?:tests|examples|benchmarks|megatron_probsft|docs|requirements)/[\w./-]*)`")
 _FETCHED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src"}
 
 
@@ -68,6 +69,12 @@ def test_links_to_files_hold(page: Path) -> None:
     for link in _LINK.findall(page.read_text()):
         if "://" not in link and not link.startswith("#"):
             assert (page.parent / link.partition("#")[0]).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    for path in _PATH.findall(page.read_text()):
+        assert (ROOT / path).exists(), f"{page.name}: {path}"
 
 
 def test_the_readme_is_short() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support.sizes import rows
 from tests.support.tiny_models import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +30,9 @@ def _convert(direction: str, hf: Path, megatron: Path) -> subprocess.CompletedPr
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", rows([torch.float32, torch.bfloat16], fast=[], rare=[torch.float32]), ids=str
+)
 def test_there_and_back_bit_for_bit(dtype: torch.dtype, tmp_path: Path) -> None:
     source = save_tiny_model(tmp_path / "hf", family="qwen2", tied=False, heads=8, groups=2, dtype=dtype)
     assert _convert("hf-to-megatron", source, tmp_path / "megatron").returncode == 0

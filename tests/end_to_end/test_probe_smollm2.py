@@ -68,7 +68,7 @@ def read(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[i
             folder / f"TP {tp}", smollm2, next(iter(files.values())), tensor_model_parallel_size=tp,
             seq_length=4096, data_cache_path=str(folder / "cache"),
         )  # fmt: skip
-        config.data = [str(file) for file in files.values()]
+        config = config.replace(data=[str(file) for file in files.values()])
         of_sets = run_ranks(tp, run_probe, config, most)[0][: len(files)]
         return dict(zip(files, of_sets, strict=True))
 

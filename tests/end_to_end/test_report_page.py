@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from megatron_probsft.reporting.report import write_report
 from tests.support import browser
 from tests.support.report_runs import write_score, write_training
+from tests.support.sizes import rows
 
 pytestmark = pytest.mark.skipif(
     browser.executable() is None, reason=f"no browser on PATH: {', '.join(browser.NAMES)} (make browser)"
@@ -65,8 +67,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report([root / "base", *sorted(root.glob("*-seed*"))], root / "report")
 
 
-@pytest.mark.parametrize("width", [1280, 400])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    rows(itertools.product(["light", "dark"], [1280, 400]), fast=[], rare=[("light", 400), ("dark", 1280)]),
+)
 def test_page_is_drawn_and_readable(page: Path, width: int, scheme: str, tmp_path: Path) -> None:
     with browser.Browser(tmp_path / "profile") as shown:
         shown.show(page, width, 900, scheme)

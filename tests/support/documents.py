@@ -27,7 +27,7 @@ RUN_ELSEWHERE = {
     "starts vLLM": "tests/end_to_end/test_evaluate_vllm.py",
     "minutes": "tests/end_to_end/test_one_click.py",
     "the tests themselves": ".ci/run",
-    "unpacks a model": "tests/end_to_end/test_exported_smollm2.py",
+    "unpacks a model": "tests/unit/experiments/test_smollm2.py",
     "builds this site": "tests/documents/test_site.py",
 }
 """Titles of shell blocks that take long, and the file that runs the same command, small."""

@@ -44,7 +44,7 @@ def config_for(folder: Path, hf_model: Path | None, data: Path, **settings: Any)
     }
     if "train_epochs" not in settings:
         values["train_iters"] = 3
-    config = TrainConfig(**(values | settings))
+    config = TrainConfig.of(**(values | settings))
     check(config)
     return config
 
@@ -56,7 +56,7 @@ def _run(config: TrainConfig) -> None:
 def train(world_size: int, config: TrainConfig) -> list[dict[str, Any]]:
     """Run on forked ranks; every record of the run's metrics.jsonl."""
     run_ranks(world_size, _run, config)
-    return records(Path(config.save))
+    return records(Path(config.checkpoint.save))
 
 
 def records(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ def save_hf_weights(
     def start() -> None:
         folders.check_is_new(target)
         folders.check_space(target, sum(plan.nbytes for plan in plans))
-        folders.start(target)
+        folders.start_part(target)
         writer.create()
 
     def end() -> None:
@@ -53,7 +53,7 @@ def save_hf_weights(
         if trained is not None:
             add_record(part, trained)
         fit_for_servers(part)
-        folders.publish(target)
+        folders.publish_part(target)
 
     is_first = dist.get_rank() == 0
     _together(target, start if is_first else None)

@@ -19,6 +19,7 @@ from megatron_probsft.domains.registry import get_domain
 from megatron_probsft.runtime.build_folder import build_folder
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import check_writable
+from megatron_probsft.runtime.run_files.scoring import Card
 
 _PARTS = ("train", "validation", "test")
 
@@ -74,7 +75,8 @@ def prepare(asked: Preparation) -> dict[str, Any]:
     check_writable(output, "--output")
     found, read = _examples(domain, asked)
     parts = _parts(found, asked)
-    card = make_card(domain, found, parts, asked.tokenizer) | {"read": read, "settings": settings}
+    content = make_card(domain, found, parts, asked.tokenizer) | {"read": read, "settings": settings}
+    card = Card.from_keys(content).to_json()
     _write(domain, parts, card, output)
     return card
 
@@ -101,6 +103,7 @@ def _card_of(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
         raise UserError(
             f"--output {output} is not empty and holds no card.json: name another folder"
         ) from None
+    Card.check(card, str(output / "card.json"))
     if differ:
         raise UserError(
             f"--output {output} holds other data: its {differ[0]} is {card['settings'].get(differ[0])}, not "

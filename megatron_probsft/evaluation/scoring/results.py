@@ -11,6 +11,7 @@ from megatron_probsft.domains.task import Task
 from megatron_probsft.evaluation.request import Sample
 from megatron_probsft.evaluation.scoring.metrics import average_metrics, benchmark_metrics
 from megatron_probsft.runtime.folders import write_whole
+from megatron_probsft.runtime.run_files.scoring import GenerationLine
 
 
 def scores(task: Task, samples: list[Sample], seed: int) -> dict[str, Any]:
@@ -58,10 +59,12 @@ def write_generations(output: Path, samples: list[Sample]) -> None:
 
 def _line(one: Sample) -> dict[str, Any]:
     request, problem, grade = one.request, one.request.problem, one.grade
-    line = {
+    line: dict[str, Any] = {
         "benchmark": problem.benchmark, "id": problem.id, "index": problem.index, "sample": request.sample,
         "seed": request.seed, "prompt": problem.prompt, "answer": problem.answer, "generation": one.text,
         "finish_reason": one.generation.finish_reason, "tokens": len(one.generation.tokens),
         "prediction": grade.prediction, "verdict": grade.verdict, "correct": int(grade.correct),
     }  # fmt: skip
-    return line if grade.similarity is None else line | {"similarity": grade.similarity}
+    if grade.similarity is not None:
+        line["similarity"] = grade.similarity
+    return GenerationLine.from_keys(line).to_json()

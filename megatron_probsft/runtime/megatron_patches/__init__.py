@@ -1,4 +1,4 @@
-"""Changes to Megatron-Core and torch, one a file: what it changes, why, where upstream, for which versions.
+"""Each file here changes something in Megatron-Core or torch; it says what, why, where, for which versions.
 
 `apply` puts them in place. For each there is a canary in tests/unit/runtime/test_megatron_patches.py that
 fails once upstream no longer needs it: then the file goes.

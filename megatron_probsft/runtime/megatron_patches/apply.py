@@ -1,6 +1,6 @@
-"""All patches of Megatron-Core at their places, except those of a single caller.
+"""All patches are put in place here, except two with a single caller each.
 
-Those are `compile_decorators` (the imports of a program) and `results_queue` (writing a checkpoint).
+Those are `compile_decorators` (a program's imports) and `results_queue` (a checkpoint's writing).
 """
 
 from __future__ import annotations

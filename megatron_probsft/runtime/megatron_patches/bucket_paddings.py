@@ -1,4 +1,4 @@
-"""DistributedOptimizer's `fully_reshardable` checkpoints, with the paddings between its buckets.
+"""DistributedOptimizer's `fully_reshardable` checkpoints keep the paddings between its buckets.
 
 What: the gathered state gets the buffer's paddings back before parameters are cut from it.
 Why: parameters are cut by their place in the buffer, paddings between buckets included, but the gathering
@@ -42,7 +42,7 @@ def _state_with_paddings(self: DistributedOptimizer, *args: Any, **kwargs: Any) 
 
 
 def _spread(joined: torch.Tensor, buckets: list[Any], numel: int) -> torch.Tensor:
-    """The buckets' contents, end to end, to their places in the buffer."""
+    """Put the buckets' contents, which lie end to end, to their places in the buffer."""
     spread = joined.new_zeros(numel)
     sizes = [bucket.numel_unpadded for bucket in buckets]
     for bucket, part in zip(buckets, joined.split(sizes), strict=True):

@@ -1,4 +1,4 @@
-"""The fusions that Megatron-Core decorates with `torch.compile` when it is imported.
+"""Megatron-Core decorates its fusions with `torch.compile` when it is imported; without a GPU it does not.
 
 What: without a GPU, `torch.compile` gives functions back as they are while Megatron-Core is imported.
 Why: decorating imports Inductor, which takes seconds; and on the CPU the fusions are off.
@@ -19,8 +19,8 @@ from megatron_probsft.runtime.device import has_gpu
 
 
 @contextlib.contextmanager
-def left_out() -> Iterator[None]:
-    """Import Megatron-Core in here."""
+def without_compilation() -> Iterator[None]:
+    """Import Megatron-Core within this context."""
     compile_ = torch.compile
     if not has_gpu():
         torch.compile = _as_it_is  # type: ignore[assignment]

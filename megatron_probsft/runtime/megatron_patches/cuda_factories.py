@@ -1,4 +1,4 @@
-"""Tensors that Megatron-Core makes with the literal `device="cuda"`.
+"""Tensors that Megatron-Core makes with the literal `device="cuda"` are made on the CPU.
 
 What: without a GPU, the few modules that do so see, as their `torch`, a module whose factories take
     "cuda" for the CPU.

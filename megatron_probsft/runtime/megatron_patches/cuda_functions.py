@@ -1,4 +1,4 @@
-"""Functions of `torch.cuda`, and `Tensor.cuda`, that Megatron-Core calls whatever the machine.
+"""Megatron-Core may call functions of `torch.cuda`, and `Tensor.cuda`, on a machine without a GPU.
 
 What: without a GPU they act on the CPU, where work is in order already and there is nothing to wait for.
 Why: each raises "Torch not compiled with CUDA enabled", or "Found no NVIDIA driver".
@@ -21,7 +21,7 @@ from megatron_probsft.runtime.megatron_patches import replace
 
 
 class _Stream:
-    """It stands for a CUDA stream."""
+    """This stands for a CUDA stream."""
 
     def wait_stream(self, stream: Any) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Optimizer steps whose gradient is not finite.
+"""An optimizer skips a step whose gradient is not finite.
 
 What: `optimizer.step()` returns (False, None, None), nothing changed, where the gradient's norm is not
     finite.

@@ -1,4 +1,4 @@
-"""The queue through which a checkpoint's writers tell what they wrote.
+"""A checkpoint's writers tell what they wrote through a queue of their own process.
 
 What: a queue of this process takes the place of a process manager's.
 Why: we write in a thread, whose results need no other process; starting the manager takes 19 s, this 0.2

@@ -1,4 +1,4 @@
-"""Megatron-Core's tracker of named random states, which it keeps of the CUDA generator.
+"""Megatron-Core's named random states, which are the CUDA generator's, can be the CPU generator's.
 
 What: without a GPU the states are the CPU generator's, in the tracker and in recomputation.
 Why: there is no CUDA generator; and what runs on the CPU draws from the CPU's.

@@ -1,4 +1,4 @@
-"""Comparisons of `Tensor.type()` with names such as "torch.cuda.FloatTensor".
+"""Megatron-Core compares `Tensor.type()` with "torch.cuda.FloatTensor"; CPU tensors pass too.
 
 What: without a GPU, during the functions that compare, `Tensor.type()` names CPU types as if they were
     CUDA's.

@@ -1,4 +1,4 @@
-"""The numbers of tokens that go to each expert, as the all-to-all dispatcher wants them: NumPy arrays.
+"""The all-to-all dispatcher gets NumPy arrays of CPU tensors too, as it wants them.
 
 What: without a GPU a CPU tensor becomes the array that was asked for.
 Why: Megatron-Core makes arrays of CUDA tensors only, and hands a CPU tensor on as it is.

@@ -1,4 +1,4 @@
-"""DistributedOptimizer with torch's AdamW, which Megatron-Core takes where TE's and Apex's are missing.
+"""DistributedOptimizer saves and resumes with torch's AdamW, which it uses where TE and Apex are missing.
 
 What: the optimizer starts with a state of zeros, each parameter keeps a `step` of its own after loading,
     and `step` is not looked for among a checkpoint's tensors. Also, AdamW is torch's fused one: one pass

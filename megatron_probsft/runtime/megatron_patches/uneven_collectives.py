@@ -1,4 +1,4 @@
-"""Gathering and scattering parts of different sizes, as experts get them.
+"""Parts of different sizes, as experts get them, can be gathered and scattered with gloo.
 
 What: without a GPU the parts are padded to the largest one's rows, and cut afterwards.
 Why: gloo's all-gather and reduce-scatter refuse parts of different sizes; NCCL's take them.

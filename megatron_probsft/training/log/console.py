@@ -1,4 +1,4 @@
-"""What the person watching sees: plain lines, on a terminal with a progress bar under them."""
+"""The lines that the person watching sees, on a terminal with a progress bar under them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Console:
-    """Lines on a stream; a bar below them where it is a terminal. Nothing at all unless `active`."""
+    """Prints lines on a stream, with a bar below them on a terminal; nothing at all unless `active`."""
 
     def __init__(self, *, active: bool, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
@@ -36,7 +36,7 @@ class Console:
             self._steps = self._bars.add_task("training", total=None, text="", visible=False)
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print a line of its own."""
         if not self._active:
             return
         if self._bars is None:
@@ -45,7 +45,7 @@ class Console:
             self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, renderable: RenderableType) -> None:
-        """Something of rich's, such as a table."""
+        """Print something of rich's, such as a table."""
         if self._bars is not None:
             self._bars.console.print(renderable)
         elif self._active:
@@ -59,7 +59,7 @@ class Console:
             )
 
     def progress(self, title: str, items: Iterator[T], total: int) -> Iterator[T]:
-        """Pass the items on; a second bar, or a line with the time left about every 5 s."""
+        """Pass the items on, with a second bar, or a line with the time left about every 5 s."""
         started = last = time.perf_counter()
         bar = None if self._bars is None else self._bars.add_task(title, total=total, text="")
         try:
@@ -85,5 +85,5 @@ class Console:
 
 
 def eta(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """Return the time as hours, minutes and seconds."""
     return str(datetime.timedelta(seconds=round(seconds)))

@@ -41,6 +41,6 @@ def _curve(axes: Axes, name: str, steps: list[dict[str, Any]], validations: list
 
 
 def _points(records: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values; a value that was not finite leaves a gap."""
+    """Return steps and values; a value that was not finite leaves a gap."""
     values = [float("nan") if record[name] is None else record[name] for record in records]
     return [record["iteration"] for record in records], values

@@ -15,7 +15,7 @@ _PEAKS = {
 
 
 def model_flops(shape: ModelShape, lengths: np.ndarray, supervised_tokens: int) -> float:
-    """Floating-point operations that one forward and backward pass needs, over all ranks.
+    """Return the floating-point operations that one forward and backward pass needs, over all ranks.
 
     The convention of Megatron's `num_floating_point_operations` for packed sequences: 2 per multiply and
     add, backward twice the forward, each sample's attention L² with the causal half taken off (PaLM,
@@ -40,5 +40,5 @@ def model_flops(shape: ModelShape, lengths: np.ndarray, supervised_tokens: int) 
 
 
 def peak_tflops(device: str) -> float | None:
-    """Dense bf16 TFLOP/s of a device by its name (`torch.cuda.get_device_name()`), or None if not known."""
+    """Return a device's dense bf16 TFLOP/s by its name (`torch.cuda.get_device_name()`), if it is known."""
     return next((peak for name, peak in _PEAKS.items() if name in device), None)

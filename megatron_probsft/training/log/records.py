@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from megatron_probsft.runtime.run_files.training import RECORDS
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.log.wandb_run import WandbRun
 
@@ -19,8 +20,8 @@ class Records:
 
     def __init__(self, config: TrainConfig, first_iteration: int) -> None:
         """first_iteration: the step resumed, 0 for a new run. Raises UserError where W&B does not start."""
-        folder = Path(config.save)
-        self._wandb = WandbRun(config, folder) if config.wandb_project else None
+        folder = Path(config.checkpoint.save)
+        self._wandb = WandbRun(config, folder) if config.logging.wandb_project else None
         self._json = (folder / "metrics.jsonl").open("a", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_iteration + 1)
 
@@ -29,7 +30,8 @@ class Records:
 
         `p_histogram`, shares of the `supervised_tokens` beside it in equal bins of [0, 1], becomes a/p.
         """
-        self._json.write(json.dumps({"kind": kind, "iteration": iteration, **_finite(values)}) + "\n")
+        record = RECORDS[kind].from_keys({"kind": kind, "iteration": iteration, **_finite(values)})
+        self._json.write(json.dumps(record.to_json()) + "\n")
         numbers = _scalars(kind, values)
         for name, value in numbers.items():
             self._board.add_scalar(name, value, iteration)

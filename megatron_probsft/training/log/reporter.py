@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: one record per step and per validation, and lines about them."""
+"""The reports of a run while it goes on: one record per step and per validation, and lines about them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from megatron_probsft.models.family import ModelShape
 from megatron_probsft.probing.probe import Reading
 from megatron_probsft.runtime.device import current_device, device_name, peak_memory_bytes
 from megatron_probsft.runtime.distributed import rank, world_size
+from megatron_probsft.runtime.run_files.training import TrainingSummary
 from megatron_probsft.training.batches import StepBatch
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.guards import Spikes
@@ -42,13 +43,13 @@ class Reporter:
         self._active = rank() == 0
         self._console = Console(active=self._active)
         self._shape, self._train_iters, self._first = shape, train_iters, first_iteration
-        self._log_interval = config.log_interval
+        self._log_interval = config.logging.log_interval
         self._started = time.perf_counter()
         self._tokens_since_line, self._seconds_since_line = 0, 0.0
-        self._spikes = Spikes(config.spike_factor)
-        self._peak = peak_tflops(device_name()) if config.bf16 else None
+        self._spikes = Spikes(config.guards.spike_factor)
+        self._peak = peak_tflops(device_name()) if config.precision.bf16 else None
         self._skipped = 0
-        self._folder = Path(config.save)
+        self._folder = Path(config.checkpoint.save)
         if self._active:
             before = [record for record in read_records(self._folder) if record["kind"] == "train"]
             self._skipped = before[-1]["skipped_steps"] if before else 0
@@ -63,11 +64,11 @@ class Reporter:
             self._records.close(failed=error is not None)
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print a line of its own."""
         self._console.say(text)
 
     def probe(self, readings: list[Reading]) -> None:
-        """What a probe before the first step found: a table, and `probe.json` and `probe.png`."""
+        """Show what a probe before the first step found, and write `probe.json` and `probe.png`."""
         from megatron_probsft.probing import report as probe_report  # with matplotlib, as below
 
         if self._active:
@@ -79,7 +80,7 @@ class Reporter:
         return self._console.progress(title, items, total)
 
     def step(self, iteration: int, result: StepResult, batch: StepBatch) -> None:
-        """One optimizer step: console every log_interval, records always."""
+        """Report one optimizer step: on the console every log_interval, in the records always."""
         if not self._active:
             return
         self.phases.add(result.seconds)
@@ -116,7 +117,7 @@ class Reporter:
         self._show_step(iteration, values)
 
     def validation(self, iteration: int, by_source: Mapping[str, TokenMeans], seconds: float) -> None:
-        """One pass over the validation data, whose disjoint sources are reported together and one by one."""
+        """Report one pass over the validation data: its disjoint sources together, and one by one."""
         if not self._active:
             return
         means = combine([*by_source.values()])
@@ -132,7 +133,7 @@ class Reporter:
         self._records.write("validation", iteration, values)
 
     def finish(self, status: str) -> None:
-        """The end, reached or not: `summary.json` and `curves.png` in the run folder, and a table.
+        """Report the end, reached or not: `summary.json` and `curves.png` in the run folder, and a table.
 
         Collective: one all-reduce of the peak memory over the world.
         """
@@ -148,7 +149,8 @@ class Reporter:
             "peak_memory_gib": int(peak) / 2**30,
             "checkpoint": None if newest is None else str(checkpoint_folder(self._folder, newest)),
         }
-        (self._folder / "summary.json").write_text(json.dumps(content, indent=2) + "\n")
+        summary = TrainingSummary.from_keys(content).to_json()
+        (self._folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         from megatron_probsft.training.log.curves import plot_curves  # matplotlib takes a second: only here
 
         plot_curves(records, self._folder / "curves.png")
@@ -156,7 +158,7 @@ class Reporter:
         self._console.show(table(content))
 
     def _speed(self, batch: StepBatch, supervised_tokens: int, seconds: float) -> dict[str, float]:
-        """Model TFLOP/s per process, and its share of the device's peak where that is known."""
+        """Return model TFLOP/s per process, and its share of the device's peak where that is known."""
         flops = model_flops(self._shape, batch.lengths, supervised_tokens)
         tflops = flops / seconds / world_size() / 1e12
         return {"model_tflops_per_device": tflops} | ({"mfu": tflops / self._peak} if self._peak else {})
@@ -183,7 +185,7 @@ def _means(means: TokenMeans) -> dict[str, float]:
 
 
 def _shares(means: TokenMeans) -> dict[str, Any]:
-    """How the tokens are spread over p."""
+    """Return how the tokens are spread over p."""
     return {
         "p_below_0.1": means.share_below(0.1),
         "p_above_0.55": means.share_above(0.55),

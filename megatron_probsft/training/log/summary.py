@@ -13,7 +13,7 @@ _MEANS = ("loss", "nll", "mean_p", "entropy")
 
 
 def summarize(records: list[dict[str, Any]], rest: dict[str, float]) -> dict[str, Any]:
-    """What a run's records come to, those of the processes before a resume included.
+    """Return what a run's records come to, those of the processes before a resume included.
 
     rest: seconds by part after the last step's record. What an earlier process did after its last step (a
     checkpoint as a rule) is not in the records, nor in the sums.
@@ -50,7 +50,7 @@ def summarize(records: list[dict[str, Any]], rest: dict[str, float]) -> dict[str
 
 
 def table(content: dict[str, Any]) -> Table:
-    """The summary as rows of a name and a text."""
+    """Return the summary as rows of a name and a text."""
     rows = {
         "steps": f"{content['steps']:,} ({content['skipped_steps']} skipped, {content['spikes']} spikes)",
         "samples, tokens": f"{content['samples']:,}, {content['tokens']:,} "
@@ -86,7 +86,7 @@ def table(content: dict[str, Any]) -> Table:
 
 
 def _own(seconds: dict[str, float]) -> float:
-    """A step's time without what came before it."""
+    """Return a step's time without what came before it."""
     return sum(seconds.values()) - seconds["validation"] - seconds["checkpoint"]
 
 

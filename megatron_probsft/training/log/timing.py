@@ -1,4 +1,4 @@
-"""Where a run's wall time goes."""
+"""The wall time of a run, by its parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PARTS = ("data", "forward_backward", "optimizer", "validation", "checkpoint", "o
 
 
 class Phases:
-    """Wall time by part of the run, by the host's clock: nothing waits for the device.
+    """Measures wall time by part of the run, by the host's clock: nothing waits for the device.
 
     On a GPU a part ends where the host learns a number from it: forward_backward with the loss's sums,
     optimizer with the gradient norm, so that the kernels of the update itself end in `other`.
@@ -33,7 +33,7 @@ class Phases:
             self._seconds[part] += spent
 
     def take(self) -> dict[str, float]:
-        """Seconds since the last call, by part (all of PARTS); their sum is the wall time."""
+        """Return the seconds since the last call, by part (all of PARTS); their sum is the wall time."""
         now = time.perf_counter()
         wall, self._since = now - self._since, now
         seconds, self._seconds = self._seconds, _no_time()

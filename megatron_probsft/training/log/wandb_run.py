@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 from pathlib import Path
 from typing import Any
@@ -29,19 +28,19 @@ class WandbRun:
             id_file.write_text(secrets.token_hex(4))
         try:
             self._run = wandb.init(
-                project=config.wandb_project,
-                name=config.wandb_exp_name or folder.name,
-                entity=config.wandb_entity,
-                dir=config.wandb_save_dir or str(folder),
+                project=config.logging.wandb_project,
+                name=config.logging.wandb_exp_name or folder.name,
+                entity=config.logging.wandb_entity,
+                dir=config.logging.wandb_save_dir or str(folder),
                 id=id_file.read_text(),
                 resume="allow",
-                config=dataclasses.asdict(config),
+                config=config.flat(),
             )
         except Exception as error:  # W&B's own kinds are many
             first_line = str(error).strip().partition("\n")[0]
             raise UserError(
-                f"--wandb-project {config.wandb_project}: W&B does not start: {first_line}; log in with "
-                "`wandb login`, or keep the run on this disk with WANDB_MODE=offline"
+                f"--wandb-project {config.logging.wandb_project}: W&B does not start: {first_line}; log in "
+                "with `wandb login`, or keep the run on this disk with WANDB_MODE=offline"
             ) from error
 
     def log(self, iteration: int, values: dict[str, float], histograms: dict[str, np.ndarray]) -> None:

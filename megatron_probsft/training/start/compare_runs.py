@@ -1,19 +1,16 @@
-"""Whether a run continues the one that its checkpoint is of, by their settings."""
+"""The comparison of a run with the one that its checkpoint is of, by their settings."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from megatron_probsft.runtime.read_files import read_yaml_mapping
-from megatron_probsft.training.config.config import CHANGEABLE, TrainConfig
-
-# A resumed run that changes one of these, or one of CHANGEABLE without being told to, would not continue the
-# run it claims to continue.
-_FIXED = ("use_distributed_optimizer", "bf16")
+from megatron_probsft.training.config.config import TrainConfig, settings
+from megatron_probsft.training.config.flag import dashed
 
 
 def compare_runs(checkpoint: Path, config: TrainConfig) -> tuple[list[str], list[str]]:
-    """The settings of a checkpoint's run beside these; reads one small file.
+    """Compare the settings of a checkpoint's run with these; one small file is read.
 
     Returns:
         The changes that --allow-changed asks for, a line each; and those that would make it another run,
@@ -26,23 +23,23 @@ def compare_runs(checkpoint: Path, config: TrainConfig) -> tuple[list[str], list
     if "lr" not in saved:  # of every run
         return [], [f"{saved_file} is damaged: it holds no lr; use the checkpoint with --finetune"]
     changes, problems = [], []
-    old_ep, new_ep = saved.get("expert_model_parallel_size", 1), config.expert_model_parallel_size
+    old_ep, new_ep = saved.get("expert_model_parallel_size", 1), config.layout.expert_model_parallel_size
     if (old_ep > 1) != (new_ep > 1):
         problems.append(
             f"--expert-model-parallel-size was {old_ep} in {checkpoint} and is now {new_ep}: Megatron-Core's "
             "optimizer keeps experts' state apart where it is above 1, so both must be above 1, or neither"
         )
-    for name in (*_FIXED, *CHANGEABLE):
-        old, new = saved.get(name), getattr(config, name)
-        if old == new:
-            continue
-        flag = name.replace("_", "-")
-        if config.may_change(name):
-            changes.append(f"--{flag} changed from {old} to {new}")
-            continue
-        advice = f"--allow-changed {flag}, " if name in CHANGEABLE else ""
-        problems.append(
-            f"--{flag} was {old} in {checkpoint} and is now {new}: give the same, {advice}or --finetune to "
-            "start anew from its weights"
-        )
+    for kind in ("fixed", "same"):
+        for name in (one.name for one in settings().values() if one.flag.resume == kind):
+            old, new = saved.get(name), config.value(name)
+            if old == new:
+                continue
+            if config.model.may_change(name):
+                changes.append(f"--{dashed(name)} changed from {old} to {new}")
+                continue
+            advice = f"--allow-changed {dashed(name)}, " if kind == "same" else ""
+            problems.append(
+                f"--{dashed(name)} was {old} in {checkpoint} and is now {new}: give the same, {advice}or "
+                "--finetune to start anew from its weights"
+            )
     return changes, problems

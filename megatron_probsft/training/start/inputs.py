@@ -1,14 +1,16 @@
-"""What a run starts from: model, checkpoint, tokenized data; checked before anything large is built."""
+"""The model, the checkpoint and the tokenized data that a run starts from; nothing large is built."""
 
 from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 from megatron_probsft.checkpoint.hf.trained_turns import generation_ends, read_record
+from megatron_probsft.data.sources.rows import check_files
 from megatron_probsft.data.store.options import StoreOptions
 from megatron_probsft.data.store.token_store import TokenStore, build_token_store
 from megatron_probsft.data.text.chat_source import prints_the_date
@@ -20,96 +22,78 @@ from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.read_files import read_yaml_mapping
 from megatron_probsft.training.config.config import TrainConfig
-from megatron_probsft.training.start.compare_runs import compare_runs
-from megatron_probsft.training.start.start_checks import find_start, folder_problems, length_problems
+from megatron_probsft.training.start.checks import (
+    find_start,
+    folder_problems,
+    length_problems,
+    resume_problems,
+)
+from megatron_probsft.training.start.problems import Problems
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """The model to start from, its weights not yet read."""
+
+    hf: HFModel
+    checkpoint: Path | None
+    """None: the weights of the Hugging Face folder."""
 
 
 @dataclass(frozen=True)
 class Inputs:
     """All that is known and checked before the model is built."""
 
-    hf: HFModel
-    checkpoint: Path | None
+    source: ModelSource
     train: TokenStore
     valid: TokenStore | None
+    template_date: str | None
+    """The day that the chat template shows as today's; None if it shows none."""
+
+    @property
+    def hf(self) -> HFModel:
+        return self.source.hf
 
 
-def check_inputs(config: TrainConfig) -> tuple[HFModel, Path | None]:
-    """Everything that can be refused before process groups exist; reads only small files.
+def find_model(config: TrainConfig, problems: Problems) -> ModelSource:
+    """Return the model to start from, and note what does not go with it; small files are read.
 
-    Returns:
-        The model, and the checkpoint to start from if there is one.
+    Noted: a folder that exists or is missing, a resume under other settings, a layout that does not divide,
+    samples longer than the model takes.
 
     Raises:
-        UserError: the first problem of those that `look_at_inputs` finds.
+        UserError: a damaged checkpoint or generation config, an unsupported model.
     """
-    found, problems = look_at_inputs(config)
-    if problems:
-        raise UserError(problems[0])
-    assert found is not None
-    return found
+    problems.add(folder_problems(config))
+    start = find_start(config.model)
+    hf = read_hf_model(start.folder)
+    generation_ends(hf.folder), read_record(hf.folder)  # what exports will add to
+    problems.add(resume_problems(config, start))
+    problems.add(parallelism_problems(hf.shape, config.layout, distributed.world_size()))
+    problems.add(length_problems(config.batch, hf.shape.max_position_embeddings))
+    return ModelSource(hf, start.checkpoint)
 
 
-def look_at_inputs(config: TrainConfig) -> tuple[tuple[HFModel, Path | None] | None, list[str]]:
-    """(what `check_inputs` gives, None where the model cannot be read; a line per problem).
+def read_inputs(config: TrainConfig, source: ModelSource) -> Inputs:
+    """Tokenize on rank 0 while the others wait, then open the cache everywhere. Collective.
 
-    Problems: a folder that exists or is missing, a damaged checkpoint or generation config, a resume under
-    other settings, an unsupported model, a layout that does not divide, samples longer than the model takes.
+    Raises:
+        UserError: data that cannot be read or tokenized; the same on every rank.
     """
-    problems = list(folder_problems(config))
-    if config.hf_model is None and config.load is None:  # which the settings' own check tells
-        return None, problems
-    try:
-        checkpoint, folder = find_start(config)
-        hf = read_hf_model(folder)
-        generation_ends(hf.folder), read_record(hf.folder)  # what exports will add to
-    except UserError as error:
-        return None, [*problems, str(error)]
-    if checkpoint is not None and not config.finetune:
-        _, changed = compare_runs(checkpoint, config)
-        problems += changed
-    problems += parallelism_problems(hf.shape, config.layout(), distributed.world_size())
-    problems += length_problems(config, hf.shape.max_position_embeddings)
-    return (hf, checkpoint), problems
-
-
-def token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenStore | None]:
-    """Tokenize on rank 0 while the others wait, then open the cache everywhere.
-
-    Sets `config.template_date` where the chat template shows one and the flag does not say which.
-    """
-    tokenizer = load_tokenizer(hf.folder)
-    if config.template == "chat" and config.template_date is None and prints_the_date(tokenizer):
-        day = [_date(config, hf) if distributed.rank() == 0 else None]
-        dist.broadcast_object_list(day, src=0)  # it may be midnight
-        config.template_date = day[0]
-        distributed.say(f"the chat template prints today's date: in this run always {config.template_date}")
-    cache = Path(config.data_cache_path or Path(config.save).absolute().parent / "data_cache")
-
-    def build(files: list[str]) -> TokenStore:
-        options = StoreOptions(
-            template=config.template,
-            seq_length=config.seq_length,
-            vocab_size=hf.shape.vocab_size,
-            truncation=config.truncation,
-            prompt_key=config.prompt_key,
-            response_key=config.response_key,
-            messages_key=config.messages_key,
-            weight_key=config.weight_key,
-            template_date=config.template_date,
-        )
-        return build_token_store(
-            files, tokenizer, options, cache_dir=cache, num_workers=config.num_workers, log=distributed.say
-        )
+    tokenizer = load_tokenizer(source.hf.folder)
+    date = _template_date(config, source.hf, tokenizer)
 
     def both() -> tuple[TokenStore, TokenStore | None]:
-        return build(config.data), build(config.valid_data) if config.valid_data else None
+        data = config.data
+        check_files([*data.data, *data.valid_data])
+        train = _build(config, data.data, source.hf, tokenizer, date)
+        return train, _build(config, data.valid_data, source.hf, tokenizer, date) if data.valid_data else None
 
     outcome: list[tuple[TokenStore, TokenStore | None] | UserError | None] = [None]
     if distributed.rank() == 0:
         try:
             outcome[0] = both()
-            for note in tokenizer_notes(hf.folder, tokenizer):
+            for note in tokenizer_notes(source.hf.folder, tokenizer):
                 distributed.say(note)
         except UserError as error:
             outcome[0] = error
@@ -117,12 +101,51 @@ def token_stores(config: TrainConfig, hf: HFModel) -> tuple[TokenStore, TokenSto
     dist.broadcast_object_list(failure, src=0)
     if failure[0] is not None:
         raise UserError(failure[0])
-    return both() if outcome[0] is None else outcome[0]  # type: ignore[return-value]
+    train, valid = both() if outcome[0] is None else outcome[0]  # type: ignore[misc]
+    return Inputs(source, train, valid, date)
 
 
-def _date(config: TrainConfig, hf: HFModel) -> str:
-    """The run's own day if it is resumed, the one that the model was trained with here, or today."""
-    before = Path(config.save) / "train_config.yaml"
-    own = read_yaml_mapping(before) if config.load == config.save and before.is_file() else {}
+def _build(
+    config: TrainConfig, files: list[str], hf: HFModel, tokenizer: Any, date: str | None
+) -> TokenStore:
+    data = config.data
+    beside = Path(config.checkpoint.save).absolute().parent / "data_cache"
+    options = StoreOptions(
+        template=data.template,
+        seq_length=config.batch.seq_length,
+        vocab_size=hf.shape.vocab_size,
+        truncation=data.truncation,
+        prompt_key=data.prompt_key,
+        response_key=data.response_key,
+        messages_key=data.messages_key,
+        weight_key=data.weight_key,
+        template_date=date,
+    )
+    return build_token_store(
+        files,
+        tokenizer,
+        options,
+        cache_dir=Path(data.data_cache_path or beside),
+        num_workers=data.num_workers,
+        log=distributed.say,
+    )
+
+
+def _template_date(config: TrainConfig, hf: HFModel, tokenizer: Any) -> str | None:
+    """Return the day that the chat template shows, the same on every rank. Collective."""
+    data = config.data
+    if data.template != "chat" or data.template_date is not None or not prints_the_date(tokenizer):
+        return data.template_date
+    day = [_day_of_the_run(config, hf) if distributed.rank() == 0 else None]
+    dist.broadcast_object_list(day, src=0)  # it may be midnight
+    distributed.say(f"the chat template prints today's date: in this run always {day[0]}")
+    return day[0]
+
+
+def _day_of_the_run(config: TrainConfig, hf: HFModel) -> str:
+    """Return the run's own day if it is resumed, else the one that the model was trained with, or today."""
+    save, load = config.checkpoint.save, config.model.load
+    before = Path(save) / "train_config.yaml"
+    own = read_yaml_mapping(before) if load == save and before.is_file() else {}
     record = read_record(hf.folder)
     return own.get("template_date") or (record and record.date) or datetime.date.today().isoformat()

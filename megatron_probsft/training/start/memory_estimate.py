@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from megatron_probsft.models.build import padded_vocab_size
 from megatron_probsft.models.family import Family, ModelShape, WeightRule
 from megatron_probsft.training.config.config import TrainConfig
+from megatron_probsft.training.config.layout import LayoutSettings
 
 
 @dataclass(frozen=True)
 class StageMemory:
-    """Bytes on each rank of one pipeline stage."""
+    """The bytes on each rank of one pipeline stage."""
 
     stage: int
     parameters: int
-    """Numbers, not bytes."""
+    """These are counted as numbers, not bytes."""
     weights: int
     gradients: int
     optimizer: int
@@ -36,7 +37,7 @@ class StageMemory:
 
 
 def parameter_count(family: Family, shape: ModelShape) -> int:
-    """Of the whole model, the vocabulary without padding, tied embeddings once."""
+    """Return the parameters of the whole model: no padding of the vocabulary, tied embeddings once."""
     return sum(
         _numbers(rule) * (shape.num_layers if "{layer}" in rule.megatron else 1) * _copies(rule, shape)
         for rule in family.rules(shape)
@@ -46,27 +47,28 @@ def parameter_count(family: Family, shape: ModelShape) -> int:
 def stage_memory(
     config: TrainConfig, family: Family, shape: ModelShape, dp_size: int, micro_batches: int, pack_length: int
 ) -> list[StageMemory]:
-    """An estimate per pipeline stage, for `micro_batches` per step of `pack_length` tokens on each rank."""
-    element = 2 if config.bf16 else 4
-    layers = stage_layers(config, shape.num_layers)
+    """Return an estimate per stage, for `micro_batches` per step of `pack_length` tokens on each rank."""
+    element = 2 if config.precision.bf16 else 4
+    layout = config.layout
+    layers = stage_layers(layout, shape.num_layers)
     result = []
     for stage, count in enumerate(layers):
         is_last = stage == len(layers) - 1
-        dense, experts = _parameters(config, family, shape, count, is_first=stage == 0, is_last=is_last)
+        dense, experts = _parameters(layout, family, shape, count, is_first=stage == 0, is_last=is_last)
         parameters = dense + experts
         # AdamW: two moments, and float32 main weights where the weights are bfloat16.
-        state = parameters * (12 if config.bf16 else 8)
-        if config.use_distributed_optimizer:
-            replicas = dp_size * config.context_parallel_size
-            shared = dense // replicas + experts * config.expert_model_parallel_size // replicas
-            state = shared * (12 if config.bf16 else 8)
+        state = parameters * (12 if config.precision.bf16 else 8)
+        if layout.use_distributed_optimizer:
+            replicas = dp_size * layout.context_parallel_size
+            shared = dense // replicas + experts * layout.expert_model_parallel_size // replicas
+            state = shared * (12 if config.precision.bf16 else 8)
         # Of one chunk of layers each: all that start before the first one's gradient (arXiv 2104.04473).
-        chunks = config.num_virtual_stages_per_pipeline_rank or 1
+        chunks = layout.num_virtual_stages_per_pipeline_rank or 1
         in_flight = len(layers) - stage
         if chunks > 1:
             in_flight = 2 * (len(layers) - stage - 1) + (chunks - 1) * len(layers) + 1
         in_flight = min(in_flight, micro_batches * chunks)
-        tokens = pack_length // config.context_parallel_size
+        tokens = pack_length // layout.context_parallel_size
         result.append(
             StageMemory(
                 stage,
@@ -74,31 +76,31 @@ def stage_memory(
                 weights=parameters * element,
                 gradients=parameters * 4,
                 optimizer=state,
-                activations=in_flight * _activations(config, shape, count // chunks, tokens) * element,
+                activations=in_flight * _activations(layout, shape, count // chunks, tokens) * element,
                 head=_head(config, shape, tokens) * element if is_last else 0,
             )
         )
     return result
 
 
-def stage_layers(config: TrainConfig, layers: int) -> list[int]:
-    """Layers on each pipeline stage."""
-    stages = config.pipeline_model_parallel_size
+def stage_layers(layout: LayoutSettings, layers: int) -> list[int]:
+    """Return the number of layers on each pipeline stage."""
+    stages = layout.pipeline_model_parallel_size
     counts: list[int | None] = [None] * stages
-    if config.decoder_first_pipeline_num_layers is not None:
-        counts[0] = config.decoder_first_pipeline_num_layers
-    if config.decoder_last_pipeline_num_layers is not None:
-        counts[-1] = config.decoder_last_pipeline_num_layers
+    if layout.decoder_first_pipeline_num_layers is not None:
+        counts[0] = layout.decoder_first_pipeline_num_layers
+    if layout.decoder_last_pipeline_num_layers is not None:
+        counts[-1] = layout.decoder_last_pipeline_num_layers
     given = [count for count in counts if count is not None]
     each = (layers - sum(given)) // max(stages - len(given), 1)
     return [each if count is None else count for count in counts]
 
 
 def _parameters(
-    config: TrainConfig, family: Family, shape: ModelShape, layers: int, *, is_first: bool, is_last: bool
+    layout: LayoutSettings, family: Family, shape: ModelShape, layers: int, *, is_first: bool, is_last: bool
 ) -> tuple[int, int]:
-    """(those of all data-parallel ranks, those of the experts that this rank holds)."""
-    tp = config.tensor_model_parallel_size
+    """Return the parameters that all data-parallel ranks hold, and those of this rank's experts."""
+    tp = layout.tensor_model_parallel_size
     vocabulary = padded_vocab_size(shape, tp) * shape.hidden_size // tp
     total, experts = 0, 0
     for rule in family.rules(shape):
@@ -107,7 +109,7 @@ def _parameters(
         here = layers if "{layer}" in rule.megatron else int(is_last)
         numbers = here * (_numbers(rule) if rule.cut == "replicated" else _numbers(rule) // tp)
         if "{expert}" in rule.megatron:
-            experts += numbers * _copies(rule, shape) // config.expert_model_parallel_size
+            experts += numbers * _copies(rule, shape) // layout.expert_model_parallel_size
         else:
             total += numbers
     own_head = is_last and not (is_first and shape.tied_embeddings)  # a copy of the tied embedding too
@@ -115,7 +117,7 @@ def _parameters(
 
 
 def _numbers(rule: WeightRule) -> int:
-    """Of one layer, and of one expert."""
+    """Return the numbers of one layer, and of one expert."""
     return sum(math.prod(tensor) for tensor in rule.shapes)
 
 
@@ -123,10 +125,10 @@ def _copies(rule: WeightRule, shape: ModelShape) -> int:
     return shape.experts.count if shape.experts and "{expert}" in rule.megatron else 1
 
 
-def _activations(config: TrainConfig, shape: ModelShape, layers: int, tokens: int) -> int:
-    """Numbers kept for one micro-batch."""
-    tp = config.tensor_model_parallel_size
-    whole = tp if config.sequence_parallel else 1
+def _activations(layout: LayoutSettings, shape: ModelShape, layers: int, tokens: int) -> int:
+    """Return how many numbers are kept for one micro-batch."""
+    tp = layout.tensor_model_parallel_size
+    whole = tp if layout.sequence_parallel else 1
     query = shape.num_attention_heads * shape.head_dim
     groups = shape.num_query_groups * shape.head_dim
     attention = (2 * query + 2 * groups) // tp
@@ -134,21 +136,21 @@ def _activations(config: TrainConfig, shape: ModelShape, layers: int, tokens: in
     if shape.experts:  # each token is copied for each of its experts, on average evenly over the ranks
         mlp = shape.experts.per_token * (mlp + 2 * shape.hidden_size // whole)
     layer = tokens * (4 * shape.hidden_size // whole + attention + mlp)
-    if config.recompute_granularity == "selective":
+    if layout.recompute_granularity == "selective":
         return layers * (layer - tokens * query // tp)
-    if config.recompute_granularity is None:
+    if layout.recompute_granularity is None:
         return layers * layer
-    assert config.recompute_num_layers is not None
+    assert layout.recompute_num_layers is not None
     kept = tokens * shape.hidden_size // whole
-    if config.recompute_method == "block":
-        again = min(config.recompute_num_layers, layers)
+    if layout.recompute_method == "block":
+        again = min(layout.recompute_num_layers, layers)
         return again * kept + max(layers - again, 1) * layer
-    groups_of_layers = -(-layers // config.recompute_num_layers)
-    return groups_of_layers * kept + min(config.recompute_num_layers, layers) * layer
+    groups_of_layers = -(-layers // layout.recompute_num_layers)
+    return groups_of_layers * kept + min(layout.recompute_num_layers, layers) * layer
 
 
 def _head(config: TrainConfig, shape: ModelShape, tokens: int) -> int:
-    """Numbers, if every token is supervised."""
-    rows = tokens if config.loss_path == "materialized" else min(tokens, config.loss_chunk_tokens)
-    vocabulary = padded_vocab_size(shape, config.tensor_model_parallel_size)
-    return tokens * shape.hidden_size + rows * vocabulary // config.tensor_model_parallel_size
+    """Return how many numbers the head holds if every token is supervised."""
+    objective, tp = config.objective, config.layout.tensor_model_parallel_size
+    rows = tokens if objective.loss_path == "materialized" else min(tokens, objective.loss_chunk_tokens)
+    return tokens * shape.hidden_size + rows * padded_vocab_size(shape, tp) // tp

@@ -25,20 +25,20 @@ from megatron_probsft.training.start.compare_runs import compare_runs
 from megatron_probsft.training.state import TrainState
 
 
-def content_to_save(state: TrainState, config: TrainConfig, data: TokenStore) -> dict[str, Any]:
-    """The state dict of a checkpoint. Collective where weights must first be gathered."""
+def content_to_save(state: TrainState, data: TokenStore, *, save_optim: bool) -> dict[str, Any]:
+    """Return the state dict of a checkpoint. Collective where weights must first be gathered."""
     state.gather_weights()
-    return _content(state, config, data, is_loading=False)
+    return _content(state, data, save_optim=save_optim, is_loading=False)
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint is of, known before the model is built."""
+    """The facts about a checkpoint that are known before the model is built."""
 
     position: Position
     layout: dict[str, int]
     notes: list[str]
-    """What --allow-changed lets be different, one line each."""
+    """The differences that --allow-changed permits, one line each."""
 
 
 def look_at(checkpoint: Path, config: TrainConfig, data: TokenStore) -> Saved:
@@ -58,7 +58,7 @@ def look_at(checkpoint: Path, config: TrainConfig, data: TokenStore) -> Saved:
         raise UserError(f"{checkpoint} holds weights only (--no-save-optim): use it with --finetune")
     # The same sources give other tokens where a library changed how it renders or tokenizes.
     if run["data_digest"] != data.digest or run.get("data_content", data.content) != data.content:
-        if not config.may_change("data"):
+        if not config.model.may_change("data"):
             libraries = run.get("text_libraries", text_libraries())
             changed = "" if libraries == text_libraries() else f" (then {libraries}, now {text_libraries()})"
             raise UserError(
@@ -69,9 +69,7 @@ def look_at(checkpoint: Path, config: TrainConfig, data: TokenStore) -> Saved:
     return Saved(Position(plain["iteration"], plain["consumed_samples"]), run["layout"], notes)
 
 
-def load_state(
-    state: TrainState, checkpoint: Path, saved: Saved, config: TrainConfig, data: TokenStore
-) -> list[str]:
+def load_state(state: TrainState, checkpoint: Path, saved: Saved, data: TokenStore) -> list[str]:
     """Resume everything: weights, optimizer, schedule, random generators and data position.
 
     Returns:
@@ -85,7 +83,7 @@ def load_state(
     before = read_yaml_mapping(checkpoint / "train_config.yaml")
     for group in state.optimizer.param_groups:  # Megatron-Core finds a group by its learning rates
         group.update(max_lr=before["lr"], min_lr=before["min_lr"])
-    content = _content(state, config, data, is_loading=True)
+    content = _content(state, data, save_optim=True, is_loading=True)  # `look_at` saw that it holds it
     if not same_layout:
         del content["rng"]
     loaded = torch_dist.load_checkpoint(checkpoint, content)
@@ -104,7 +102,7 @@ def load_state(
     return notes
 
 
-def _content(state: TrainState, config: TrainConfig, data: TokenStore, *, is_loading: bool) -> dict[str, Any]:
+def _content(state: TrainState, data: TokenStore, *, save_optim: bool, is_loading: bool) -> dict[str, Any]:
     model = torch_dist.model_state(state.gpt)
     content: dict[str, Any] = {
         "model": model,
@@ -113,13 +111,13 @@ def _content(state: TrainState, config: TrainConfig, data: TokenStore, *, is_loa
         "scheduler": state.scheduler.state_dict(),
         "run": {
             "layout": _layout(),
-            "save_optim": config.save_optim,
+            "save_optim": save_optim,
             "data_digest": data.digest,
             "data_content": data.content,
             "text_libraries": text_libraries(),
         },
     }
-    if config.save_optim:
+    if save_optim:
         content["optimizer"] = state.optimizer.sharded_state_dict(
             content, is_loading=is_loading, metadata=torch_dist.sharding_metadata()
         )
@@ -136,7 +134,7 @@ def _layout() -> dict[str, int]:
 
 
 def _generators() -> ShardedObject:
-    """This rank's generator states, one object per (pipeline, tensor, data × context) rank."""
+    """Return this rank's generator states, one object per (pipeline, tensor, data × context) rank."""
     states = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),

@@ -25,7 +25,7 @@ def show_samples(store: TokenStore, tokenizer: Any, count: int, console: Console
 
 
 def sample_text(store: TokenStore, tokenizer: Any, index: int) -> Text:
-    """One sample, special tokens spelled. A first token is never trained: nothing predicts it."""
+    """Return one sample, special tokens spelled. A first token is never trained: nothing predicts it."""
     tokens, trained = store.sample(index)
     text = Text()
     edges = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(tokens)]

@@ -13,7 +13,8 @@ from megatron_probsft.checkpoint.megatron.run_folder import find_checkpoint, hf_
 from megatron_probsft.checkpoint.megatron.torch_dist import load_checkpoint
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.config.arguments import parse_arguments
-from megatron_probsft.training.start.inputs import check_inputs
+from megatron_probsft.training.start.inputs import find_model
+from megatron_probsft.training.start.problems import Problems
 from megatron_probsft.training.start.resume import look_at
 
 BACKEND = '{"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch"}'
@@ -47,13 +48,13 @@ def _config(folder: Path, *more: str) -> Any:
 
 def _other_settings(folder: Path) -> Any:
     config = _config(folder)
-    saved = json.dumps({**vars(config), "seed": config.seed + 1})  # JSON is YAML
+    saved = json.dumps({**config.flat(), "seed": config.batch.seed + 1})  # JSON is YAML
     return look_at(_checkpoint(folder, {"train_config.yaml": saved}), config, NO_DATA)
 
 
 def _save_hf_exists(folder: Path) -> Any:
     (folder / "hf").mkdir()
-    return check_inputs(_config(folder, "--save-hf", str(folder / "hf")))
+    return find_model(_config(folder, "--save-hf", str(folder / "hf")), Problems())
 
 
 CASES: dict[str, Callable[[Path], Any]] = {

@@ -19,6 +19,7 @@ from megatron_probsft.data.tokenizers.load import load_tokenizer
 from megatron_probsft.data.tokenizers.token_ids import library_of
 from megatron_probsft.runtime.errors import UserError
 from tests.support.real_tokenizers import chat_template, need_real_tokenizer, real_tokenizer
+from tests.support.sizes import rows
 from tests.support.tiny_models import CHATML, save_tiny_tokenizer
 from tests.support.token_stores import build_store
 
@@ -102,7 +103,7 @@ def trained(tokenizer: Any, sample: tuple[list[int], list[int]], turn: int) -> s
     return tokenizer.decode([token for token, mark in zip(*sample, strict=True) if mark == turn])
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", rows(WHOLE, fast=["smollm2"]))
 def test_a_conversation_is_one_rendering_turn_by_turn(name: str) -> None:
     tokenizer_name, template, end = WHOLE[name]
     tokenizer = tokenizer_of(tokenizer_name, template)
@@ -116,7 +117,7 @@ def test_a_conversation_is_one_rendering_turn_by_turn(name: str) -> None:
     assert not notes(tokenizer, CHAT) or "opens_think" in name or "ignores" in name or "r1" in name
 
 
-@pytest.mark.parametrize("name", SPLIT)
+@pytest.mark.parametrize("name", rows(SPLIT, fast=["qwen3"]))
 def test_turns_that_are_rendered_otherwise_once_later_ones_follow_are_samples_of_their_own(name: str) -> None:
     tokenizer_name, template, end = SPLIT[name]
     tokenizer = tokenizer_of(tokenizer_name, template)
@@ -137,7 +138,7 @@ def test_turns_that_are_rendered_otherwise_once_later_ones_follow_are_samples_of
     assert [set(marks) for _, marks in encoded(tokenizer, messages, weights=[0.0, 2.0])] == [{0, 2}]
 
 
-@pytest.mark.parametrize("name", [*WHOLE, *SPLIT])
+@pytest.mark.parametrize("name", rows([*WHOLE, *SPLIT], fast=["smollm2"]))
 def test_generation_starts_where_training_starts(name: str) -> None:
     """But where the template itself begins turns otherwise than its generation prompt does."""
     tokenizer_name, template, _ = (WHOLE | SPLIT)[name]

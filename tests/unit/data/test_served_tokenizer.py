@@ -14,11 +14,12 @@ from megatron_probsft.data.tokenizers.load import load_tokenizer
 from megatron_probsft.data.tokenizers.served import ServedTokenizer, served_tokenizer
 from megatron_probsft.data.tokenizers.trial import readings_of, trial_texts
 from tests.support.real_tokenizers import REAL_TOKENIZERS, need_real_tokenizer
+from tests.support.sizes import rows
 from tests.support.tiny_models import save_tiny_tokenizer
 from tests.unit.data.test_tokenizers import save_sentencepiece
 
 
-@pytest.mark.parametrize("name", REAL_TOKENIZERS)
+@pytest.mark.parametrize("name", rows(REAL_TOKENIZERS, fast=["smollm2"]))
 def test_exports_of_real_tokenizers_are_read_as_trained(name: str, tmp_path: Path) -> None:
     """Those with a tokenizer.json; of the others a difference is said."""
     folder = tmp_path / "export"

@@ -25,6 +25,7 @@ from megatron_probsft.data.tokenizers.load import load_tokenizer, tokenizer_iden
 from megatron_probsft.data.tokenizers.notes import tokenizer_notes
 from megatron_probsft.runtime.errors import UserError
 from tests.support.real_tokenizers import REAL_TOKENIZERS, need_real_tokenizer, qwen2_ranks
+from tests.support.sizes import rows
 from tests.support.tiny_models import save_tiny_tokenizer
 
 GIVEN = Path(__file__).parents[2] / "data" / "byte_level_llama_tokenizer"
@@ -64,7 +65,7 @@ def copy(source: Path, target: Path, model_type: str | None = None, **changes: A
     return target
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", rows(NAMES, fast=["given"]))
 def test_ids_and_text_of_real_tokenizers_are_their_files(name: str) -> None:
     folder = folder_of(name)
     tokenizer = loaded(folder)
@@ -91,7 +92,7 @@ def test_ids_and_text_of_real_tokenizers_are_their_files(name: str) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", rows(NAMES, fast=["given"]))
 def test_all_but_the_ids_is_as_transformers_has_it(name: str) -> None:
     """Names of special tokens, templates and lengths; the fast way of templates.py is taken."""
     folder = folder_of(name)

@@ -60,6 +60,7 @@ def lines(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "generations.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.size("test")
 def test_killed_and_started_again(flags: list[str], tmp_path: Path) -> None:
     evaluate(parse_arguments([*flags, "--output", str(tmp_path / "whole")]))
     whole = lines(tmp_path / "whole")
@@ -91,6 +92,7 @@ def test_killed_and_started_again(flags: list[str], tmp_path: Path) -> None:
     assert [seed for of_prompt in asked[2] for seed in of_prompt] == seeds[kept:]
 
 
+@pytest.mark.size("test")
 def test_terminated_with_its_engine(flags: list[str], tmp_path: Path) -> None:
     output = tmp_path / "terminated"
     command = [sys.executable, ROOT / "tools" / "evaluate.py", *flags, "--output", str(output)]

@@ -124,9 +124,13 @@ def test_paths_are_relative_where_the_results_lie_in_the_current_folder(
     words = step_words(sweep(*BASIC), "training")
     assert value(words, "--hf-model") == "runs/models/SmolLM2-135M-Instruct"
     assert value(words, "--save") == "runs/one_click/figfont/smollm2-135m/p-seed1/megatron"
-    words = step_words(sweep(*BASIC, "--output", str(tmp_path.parent / "elsewhere")), "training")
-    assert value(words, "--hf-model") == str(tmp_path / "runs/models/SmolLM2-135M-Instruct")
-    assert value(words, "--save").startswith(str(tmp_path.parent / "elsewhere"))
+    (tmp_path / "rows.jsonl").touch()
+    own = ("--prepare-data", "rows.jsonl", "--prepare-test-data", "rows.jsonl")
+    assert value(step_words(sweep(*BASIC, *own), "preparing"), "--data") == "rows.jsonl"
+    elsewhere = sweep(*BASIC, *own, "--output", str(tmp_path.parent / "elsewhere"))
+    assert value(step_words(elsewhere, "preparing"), "--data") == str(tmp_path / "rows.jsonl")
+    assert value(step_words(elsewhere, "training"), "--save").startswith(str(tmp_path.parent / "elsewhere"))
+    assert value(step_words(elsewhere, "training"), "--hf-model") == "runs/models/SmolLM2-135M-Instruct"
 
 
 def test_no_command_runs_a_file_by_its_path() -> None:

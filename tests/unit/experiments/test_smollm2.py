@@ -15,6 +15,7 @@ from megatron_probsft.experiments.smollm2 import build_hf_folder
 from megatron_probsft.runtime.errors import UserError
 
 
+@pytest.mark.size("test")
 def test_weights_equal_transformers_own_reader_bit_for_bit(smollm2: Path) -> None:
     file = module._gguf_file()
     reference = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)

@@ -12,7 +12,8 @@ from transformers import AutoConfig
 from megatron_probsft.models.hf_model import HFModel, read_hf_model
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.config.config import TrainConfig
-from megatron_probsft.training.start.inputs import check_inputs
+from megatron_probsft.training.start.inputs import find_model
+from megatron_probsft.training.start.problems import Problems
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -91,8 +92,8 @@ def test_a_sliding_window_limits_the_length_of_samples(
     folder = str(_write(tmp_path / "hf", kind, changes))
 
     def check(length: int) -> HFModel:
-        config = TrainConfig(hf_model=folder, save=str(tmp_path / "run"), seq_length=length)
-        return check_inputs(config)[0]
+        config = TrainConfig.of(hf_model=folder, save=str(tmp_path / "run"), seq_length=length)
+        return find_model(config, Problems()).hf
 
     assert check(positions).shape.max_position_embeddings == positions
     message = (

@@ -5,10 +5,13 @@ Each fault of tests/support/patch_faults.py is shown without its patch, and is g
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +77,19 @@ def test_importing_megatron_imports_inductor_without_the_patch_only(found: dict[
     assert _run("-c", program).split() == ["False"]
 
 
+FILES = {file.stem: file for file in Path(megatron_patches.__path__[0]).glob("*.py")}
+
+
 def test_every_patch_has_a_canary() -> None:
-    files = {file.stem for file in Path(megatron_patches.__path__[0]).glob("*.py")}
-    assert files - NO_FAULT_OF_ITS_OWN <= {*WITHOUT}
+    assert FILES.keys() - NO_FAULT_OF_ITS_OWN <= WITHOUT.keys()
+
+
+@pytest.mark.parametrize("name", sorted(FILES.keys() - {"__init__", "apply"}))
+def test_a_patch_says_what_it_is_and_is_for_the_installed_version(name: str) -> None:
+    text = ast.get_docstring(ast.parse(FILES[name].read_text())) or ""
+    parts = dict(line.split(": ", 1) for line in text.splitlines() if re.match(r"[A-Z][a-z]+: ", line))
+    assert list(parts) == ["What", "Why", "Upstream", "Versions"]
+    assert f"Megatron-Core {version('megatron-core')}" in parts["Versions"]
 
 
 def test_a_name_that_is_gone_is_told() -> None:

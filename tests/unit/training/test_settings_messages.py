@@ -10,7 +10,8 @@ import torch
 from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.models.layout import Parallelism, parallelism_problems
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.training.config.arguments import objective_problems, parse_arguments
+from megatron_probsft.training.config.arguments import parse_arguments
+from megatron_probsft.training.start.checks import objective_problems
 from tests.support.tiny_families import save_tiny_family
 
 
@@ -96,12 +97,12 @@ def test_every_message(flags: str, tmp_path: Path) -> None:
 def test_an_objective_that_does_not_say_what_it_keeps() -> None:
     flags = ["--objective", f"{__name__}:cut_off", "--loss-denominator", "microbatch-mean"]
     given = [part for pair in GIVEN.items() for part in pair]
-    [problem] = objective_problems(parse_arguments([*given, *flags]))
+    [problem] = objective_problems(parse_arguments([*given, *flags]).objective)
     assert problem.startswith(
         "--loss-denominator microbatch-mean counts the tokens that the objective keeps, but "
         f"{__name__}:cut_off does not say that its gradient is cut off at p = 0.29"
     )
-    assert objective_problems(parse_arguments([*given, *flags[:2]])) == []
+    assert [*objective_problems(parse_arguments([*given, *flags[:2]]).objective)] == []
 
 
 def test_what_is_given_is_right() -> None:
