@@ -50,9 +50,9 @@ class Block:
         whole = cut(self.rule, self.names, read, shape, rank=0, tp=1)
         return whole.reshape(self.shape)
 
-    def split(self, block: torch.Tensor, shape: ModelShape) -> list[torch.Tensor]:
+    def split(self, values: torch.Tensor, shape: ModelShape) -> list[torch.Tensor]:
         """The Hugging Face tensors (or their rows from `first_row`) by `names`: the inverse of `make`."""
-        return join(self.rule, [block.reshape(self.shape[self.prepended :])], shape)
+        return join(self.rule, [values.reshape(self.shape[self.prepended :])], shape)
 
     def in_rows(self, starts: Sequence[int]) -> list[Block]:
         """The vocabulary in blocks that begin at these rows: they need no rearranging."""

@@ -59,8 +59,9 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         seconds = _generate(asked, unfinished)
     samples = _graded(asked, unfinished)
     write_generations(settings.output, samples)
-    content = _summary(asked, samples, unfinished, seconds) | {"seconds": time.perf_counter() - started}
-    summary = EvaluationSummary.from_keys(content).to_json()
+    summary = _summary(asked, samples, unfinished, seconds)
+    summary["seconds"] = time.perf_counter() - started
+    summary = EvaluationSummary.from_keys(summary).to_json()
     write_whole(settings.output / "summary.json", json.dumps(summary, indent=2) + "\n")
     unfinished.remove()
     return summary

@@ -1,34 +1,34 @@
-"""The parts that Llama-like decoders share: the fields of their configs and the rows of their weights."""
+"""The parts that Llama-like decoders share: the fields of their configs, and tables of their weights."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from megatron_probsft.models.family import ModelShape, Row
+from megatron_probsft.models.family import ModelShape, Weight
 from megatron_probsft.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 NORMS = (
-    # Megatron-Core                           Hugging Face                      cut
-    Row("input_layernorm.weight",            "input_layernorm.weight",          "replicated"),
-    Row("pre_mlp_layernorm.weight",          "post_attention_layernorm.weight", "replicated"),
+    # Megatron-Core                              Hugging Face                      cut
+    Weight("input_layernorm.weight",            "input_layernorm.weight",          "replicated"),
+    Weight("pre_mlp_layernorm.weight",          "post_attention_layernorm.weight", "replicated"),
 )  # fmt: skip
 ATTENTION = (
-    Row("self_attention.linear_qkv.weight", ("self_attn.q_proj.weight",
-                                             "self_attn.k_proj.weight",
-                                             "self_attn.v_proj.weight"),        "qkv"),
-    Row("self_attention.linear_proj.weight", "self_attn.o_proj.weight",         "row"),
+    Weight("self_attention.linear_qkv.weight", ("self_attn.q_proj.weight",
+                                                "self_attn.k_proj.weight",
+                                                "self_attn.v_proj.weight"),        "qkv"),
+    Weight("self_attention.linear_proj.weight", "self_attn.o_proj.weight",         "row"),
 )  # fmt: skip
 QK_NORMS = (
-    Row("self_attention.q_layernorm.weight", "self_attn.q_norm.weight",         "replicated"),
-    Row("self_attention.k_layernorm.weight", "self_attn.k_norm.weight",         "replicated"),
+    Weight("self_attention.q_layernorm.weight", "self_attn.q_norm.weight",         "replicated"),
+    Weight("self_attention.k_layernorm.weight", "self_attn.k_norm.weight",         "replicated"),
 )  # fmt: skip
 MLP = (
-    Row("mlp.linear_fc1.weight",            ("mlp.gate_proj.weight",
-                                             "mlp.up_proj.weight"),             "gated"),
-    Row("mlp.linear_fc2.weight",             "mlp.down_proj.weight",            "row"),
+    Weight("mlp.linear_fc1.weight",            ("mlp.gate_proj.weight",
+                                                "mlp.up_proj.weight"),             "gated"),
+    Weight("mlp.linear_fc2.weight",             "mlp.down_proj.weight",            "row"),
 )  # fmt: skip
 _ROPE_SCALINGS = ("linear", "llama3")
 # Fields, of any family, that would change the mathematics.

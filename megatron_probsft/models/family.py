@@ -1,6 +1,6 @@
-"""A model family: its Hugging Face configs read as sizes, its weights as rows of names on both sides.
+"""A model family: its Hugging Face config read as sizes, and a table of its weights' names on both sides.
 
-A family is one small file in `families/` that makes a `Family`. Most take the sizes and the rows that
+A family is one small file in `families/` that makes a `Family`. Most take the sizes and the tables that
 `decoder.py` has; one whose layers are built otherwise changes Megatron-Core's layer spec (`Family.layers`).
 """
 
@@ -28,8 +28,8 @@ gated       tensors gate, up; each cut along dim 0, then stacked [gate shard, up
 _LAYER, _HF_LAYER = "decoder.layers.{layer}.", "model.layers.{layer}."
 
 
-class Row(NamedTuple):
-    """A line of a family's table: a Megatron parameter and the Hugging Face tensors that it is made of.
+class Weight(NamedTuple):
+    """A line of a family's table: a Megatron parameter, and the Hugging Face tensors that it is made of.
 
     `{expert}` in a name is the global number of a mixture's expert, from 0.
     """
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class WeightRule:
-    """A row with full names, `{layer}` the global number of the layer from 0, and the tensors' shapes."""
+    """A `Weight` of a model of known sizes, under full names. `{layer}` is the layer's number, from 0."""
 
     megatron: str
     hf: tuple[str, ...]
@@ -97,11 +97,11 @@ class ModelShape:
         return self.num_query_groups * self.head_dim
 
 
-OUTER_ROWS = (
-    # Megatron-Core                           Hugging Face                   cut
-    Row("embedding.word_embeddings.weight",  "model.embed_tokens.weight",   "vocab"),
-    Row("decoder.final_layernorm.weight",    "model.norm.weight",           "replicated"),
-    Row("output_layer.weight",               "lm_head.weight",              "vocab"),
+OUTER_WEIGHTS = (
+    # Megatron-Core                              Hugging Face                   cut
+    Weight("embedding.word_embeddings.weight",  "model.embed_tokens.weight",   "vocab"),
+    Weight("decoder.final_layernorm.weight",    "model.norm.weight",           "replicated"),
+    Weight("output_layer.weight",               "lm_head.weight",              "vocab"),
 )  # fmt: skip
 _HEAD = "output_layer.weight"
 
@@ -114,58 +114,51 @@ class Family:
     architectures: tuple[str, ...]
     """The names in config.json that it serves."""
     shape: Callable[[PretrainedConfig], ModelShape]
-    layer_rows: Sequence[Row]
+    """Reads the sizes from a config; raises UserError where the model's mathematics would be another."""
+    layer_weights: Sequence[Weight]
     """The weights of a layer, their names without `decoder.layers.N.` and `model.layers.N.`."""
-    outer_rows: Sequence[Row] = OUTER_ROWS
-    """The weights outside of the layers. That of the head is left out where embeddings are tied."""
+    outer_weights: Sequence[Weight] = OUTER_WEIGHTS
+    """The weights outside of the layers; the head's is left out where embeddings are tied."""
     layers: Callable[[ModuleSpec, BackendSpecProvider], ModuleSpec] | None = None
     """Changes the spec of every layer; None: Megatron-Core's layers are the model's.
 
     It is given a spec that it may change in place, and the backend whose classes the spec is made of: local
     layers on a CPU or plain CUDA (`local_layers.LocalBackend`), or Transformer Engine's. The backend's
     `column_parallel_linear()`, `row_parallel_linear()` and `layer_norm()` give classes of the same kind. A
-    module of its own needs a row for each parameter; it finds the layer's number among its arguments.
+    module of the family's own needs a line in the table for each parameter.
     """
 
     def rules(self, shape: ModelShape) -> list[WeightRule]:
-        """One rule for each row that a model of this shape has."""
+        """The rules of the weights that a model of this shape has."""
         outer = [
-            WeightRule(row.megatron, _names(row), row.cut, _shapes(row, shape))
-            for row in self.outer_rows
-            if not (row.megatron == _HEAD and shape.tied_embeddings)
+            _rule(weight, shape, "", "")
+            for weight in self.outer_weights
+            if not (weight.megatron == _HEAD and shape.tied_embeddings)
         ]
-        return outer + [
-            WeightRule(
-                _LAYER + row.megatron,
-                tuple(_HF_LAYER + name for name in _names(row)),
-                row.cut,
-                _shapes(row, shape),
-            )
-            for row in self.layer_rows
-        ]
+        return outer + [_rule(weight, shape, _LAYER, _HF_LAYER) for weight in self.layer_weights]
 
 
-def _names(row: Row) -> tuple[str, ...]:
-    return (row.hf,) if isinstance(row.hf, str) else row.hf
+def _rule(weight: Weight, shape: ModelShape, prefix: str, hf_prefix: str) -> WeightRule:
+    names = (weight.hf,) if isinstance(weight.hf, str) else weight.hf
+    shapes = (weight.size(shape),) * len(names) if weight.size else _shapes(weight, shape)
+    return WeightRule(prefix + weight.megatron, tuple(hf_prefix + name for name in names), weight.cut, shapes)
 
 
-def _shapes(row: Row, shape: ModelShape) -> tuple[tuple[int, ...], ...]:
-    """The shapes of a row's Hugging Face tensors, which the cut and the model's sizes determine."""
+def _shapes(weight: Weight, shape: ModelShape) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the Hugging Face tensors, which follow from the cut and the model's sizes."""
     hidden, ffn, experts = shape.hidden_size, shape.ffn_hidden_size, 0
     if shape.experts:
         experts = shape.experts.count
-        ffn = shape.experts.ffn_hidden_size if "{expert}" in row.megatron else ffn
-    if row.size:
-        return tuple(row.size(shape) for _ in _names(row))
-    if row.cut == "vocab":
+        ffn = shape.experts.ffn_hidden_size if "{expert}" in weight.megatron else ffn
+    if weight.cut == "vocab":
         return ((shape.vocab_size, hidden),)
-    if row.cut == "qkv":
-        width = () if row.megatron.endswith("bias") else (hidden,)
+    if weight.cut == "qkv":
+        width = () if weight.megatron.endswith("bias") else (hidden,)
         return (shape.query_size, *width), (shape.key_size, *width), (shape.key_size, *width)
-    if row.cut == "gated":
+    if weight.cut == "gated":
         return (ffn, hidden), (ffn, hidden)
-    if row.cut == "row":
-        return ((hidden, shape.query_size if row.megatron.startswith("self_attention.") else ffn),)
-    module = row.megatron.split(".")[-2]
-    known = {"router": (experts, hidden), "q_layernorm": (shape.head_dim,), "k_layernorm": (shape.head_dim,)}
-    return (known.get(module, (hidden,)),)
+    module = weight.megatron.split(".")[-2]
+    if weight.cut == "row":
+        return ((hidden, shape.query_size if module == "linear_proj" else ffn),)
+    whole = {"router": (experts, hidden), "q_layernorm": (shape.head_dim,), "k_layernorm": (shape.head_dim,)}
+    return (whole.get(module, (hidden,)),)  # else a norm's

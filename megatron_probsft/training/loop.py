@@ -17,7 +17,7 @@ from megatron_probsft.training.log.metrics_file import drop_records_after
 from megatron_probsft.training.log.reporter import Reporter
 from megatron_probsft.training.preemption import StopRequests
 from megatron_probsft.training.probe_data import probe_data
-from megatron_probsft.training.start.open_run import Run, open_run
+from megatron_probsft.training.start.open_run import OpenRun, open_run
 from megatron_probsft.training.state import TrainState, data_parallel
 from megatron_probsft.training.step import train_step, validate
 from megatron_probsft.training.turns import trained_turns
@@ -44,7 +44,7 @@ def run(config: TrainConfig) -> TrainState:
     return state
 
 
-def _train(run: Run, reporter: Reporter, stops: StopRequests) -> Checkpoints:
+def _train(run: OpenRun, reporter: Reporter, stops: StopRequests) -> Checkpoints:
     config, state, train_iters = run.config, run.state, run.train_iters
     checkpoints = _checkpoints(run, reporter)
     guard = StepGuard(config.guards, Path(config.checkpoint.save), state.iteration, reporter.say)
@@ -86,7 +86,7 @@ def _train(run: Run, reporter: Reporter, stops: StopRequests) -> Checkpoints:
     return checkpoints
 
 
-def _checkpoints(run: Run, reporter: Reporter) -> Checkpoints:
+def _checkpoints(run: OpenRun, reporter: Reporter) -> Checkpoints:
     """Return what writes the run's checkpoints; the run folder gets its settings."""
     config, inputs = run.config, run.inputs
     config_yaml = yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True)
@@ -98,20 +98,20 @@ def _checkpoints(run: Run, reporter: Reporter) -> Checkpoints:
     return Checkpoints(config.checkpoint, config_yaml, inputs.hf, inputs.train, trained, reporter.say)
 
 
-def _probe(run: Run, reporter: Reporter) -> None:
+def _probe(run: OpenRun, reporter: Reporter) -> None:
     most = run.config.logging.probe_samples
     if most:
         with reporter.phases("validation"):
             reporter.probe(probe_data(run.config, run.state.model, run.inputs, most, reporter.progress))
 
 
-def _validation_batches(run: Run) -> Batches | None:
+def _validation_batches(run: OpenRun) -> Batches | None:
     if run.inputs.valid is None:
         return None
     return Batches(run.inputs.valid, run.config.batch, run.config.layout, data_parallel())
 
 
-def _validate(run: Run, valid: Batches | None, reporter: Reporter, stops: StopRequests) -> None:
+def _validate(run: OpenRun, valid: Batches | None, reporter: Reporter, stops: StopRequests) -> None:
     """Measure and report each source of the validation data, unless the run is told to stop meanwhile."""
     if valid is None:
         return

@@ -27,6 +27,7 @@ from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.runtime import distributed
 from tests.support.gradients import check_gradients
 from tests.support.ranks import run_ranks
+from tests.support.sizes import rows
 from tests.support.tiny_families import save_tiny
 from tests.support.whole_model import logits_of
 
@@ -50,19 +51,22 @@ def olmo2(olmo2_file: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(folder, "olmo2", tie_word_embeddings=False, num_hidden_layers=2)
 
 
-@pytest.mark.parametrize("layout", [(1, 1, False), (2, 1, False), (2, 1, True), (2, 2, True)], ids=str)
-def test_logits(layout: tuple[int, int, bool], olmo2: Path) -> None:
+LAYOUTS = [(1, 1, False), (2, 1, False), (2, 1, True), (2, 2, True)]
+
+
+@pytest.mark.parametrize(("tp", "pp", "sequence_parallel"), rows(LAYOUTS, fast=[(2, 1, False)]))
+def test_logits(tp: int, pp: int, sequence_parallel: bool, olmo2: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(olmo2, dtype=torch.float64)
     with torch.no_grad():
         theirs = model(torch.tensor([TOKENS])).logits[0]
-    shards = run_ranks(layout[0] * layout[1], _logits, olmo2, layout)
+    shards = run_ranks(tp * pp, _logits, olmo2, Parallelism(tp, pp, sequence_parallel))
     ours = torch.cat([shard for shard in shards if shard.numel()], dim=1)[:, :331]
     assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
 
 
-def _logits(folder: Path, layout: tuple[int, int, bool]) -> torch.Tensor:
-    distributed.initialize(*layout[:2])
-    return logits_of(folder, TOKENS, Parallelism(*layout))
+def _logits(folder: Path, layout: Parallelism) -> torch.Tensor:
+    distributed.initialize(layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size)
+    return logits_of(folder, TOKENS, layout)
 
 
 def test_nothing_is_changed_on_the_way(olmo2: Path, tmp_path: Path) -> None:
@@ -91,19 +95,20 @@ def _through_two_ranks(root: Path) -> None:
     save_hf_weights(model, hf, root / "exported")
 
 
-def test_a_parameter_without_a_row_is_named(olmo2: Path) -> None:
-    run_ranks(1, _check_missing_row, olmo2)
+def test_a_parameter_that_the_table_lacks_is_named(olmo2: Path) -> None:
+    run_ranks(1, _check_lacking_table, olmo2)
 
 
-def _check_missing_row(folder: Path) -> None:
+def _check_lacking_table(folder: Path) -> None:
     distributed.initialize()
     hf = read_hf_model(folder)
     model = build_model(hf, transformer_config(hf.shape, Parallelism(), torch.float32), on_meta=True)
-    lacking = dataclasses.replace(hf.family, layer_rows=hf.family.layer_rows[:-1])
-    with pytest.raises(AssertionError, match=r"olmo2 has no row for .*self_attention.k_layernorm.weight"):
+    lacking = dataclasses.replace(hf.family, layer_weights=hf.family.layer_weights[:-1])
+    with pytest.raises(AssertionError, match=r"olmo2 has no weight for .*self_attention.k_layernorm.weight"):
         list(matched_parameters(model, dataclasses.replace(hf, family=lacking)))
 
 
+@pytest.mark.size("test")
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 def test_gradients(sequence_parallel: bool, olmo2: Path, tmp_path: Path) -> None:
     check_gradients(tmp_path, olmo2, sequence_parallel=sequence_parallel)

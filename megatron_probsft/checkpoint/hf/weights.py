@@ -89,7 +89,7 @@ def matched_parameters(
             if general == "output_layer.weight" and hf.shape.tied_embeddings:
                 general = _EMBEDDING
             rule = rules.get(general)
-            assert rule, f"family {hf.family.name} has no row for Megatron-Core's parameter {general}"
+            assert rule, f"family {hf.family.name} has no weight for Megatron-Core's parameter {general}"
             yield name, parameter, rule, [pattern.format(**numbers) for pattern in rule.hf]
 
 

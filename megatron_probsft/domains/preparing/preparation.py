@@ -75,8 +75,8 @@ def prepare(asked: Preparation) -> dict[str, Any]:
     check_writable(output, "--output")
     found, read = _examples(domain, asked)
     parts = _parts(found, asked)
-    content = make_card(domain, found, parts, asked.tokenizer) | {"read": read, "settings": settings}
-    card = Card.from_keys(content).to_json()
+    card = make_card(domain, found, parts, asked.tokenizer) | {"read": read, "settings": settings}
+    card = Card.from_keys(card).to_json()
     _write(domain, parts, card, output)
     return card
 

@@ -59,12 +59,11 @@ def write_generations(output: Path, samples: list[Sample]) -> None:
 
 def _line(one: Sample) -> dict[str, Any]:
     request, problem, grade = one.request, one.request.problem, one.grade
-    line: dict[str, Any] = {
+    line = {
         "benchmark": problem.benchmark, "id": problem.id, "index": problem.index, "sample": request.sample,
         "seed": request.seed, "prompt": problem.prompt, "answer": problem.answer, "generation": one.text,
         "finish_reason": one.generation.finish_reason, "tokens": len(one.generation.tokens),
         "prediction": grade.prediction, "verdict": grade.verdict, "correct": int(grade.correct),
     }  # fmt: skip
-    if grade.similarity is not None:
-        line["similarity"] = grade.similarity
-    return GenerationLine.from_keys(line).to_json()
+    similarity = {} if grade.similarity is None else {"similarity": grade.similarity}
+    return GenerationLine.from_keys(line | similarity).to_json()

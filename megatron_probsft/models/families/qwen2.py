@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from megatron_probsft.models.decoder import ATTENTION, MLP, NORMS, decoder_shape
-from megatron_probsft.models.family import Family, ModelShape, Row
+from megatron_probsft.models.family import Family, ModelShape, Weight
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _BIASES = (
-    # Megatron-Core                         Hugging Face             cut
-    Row("self_attention.linear_qkv.bias",  ("self_attn.q_proj.bias",
-                                            "self_attn.k_proj.bias",
-                                            "self_attn.v_proj.bias"), "qkv"),
+    # Megatron-Core                            Hugging Face             cut
+    Weight("self_attention.linear_qkv.bias",  ("self_attn.q_proj.bias",
+                                               "self_attn.k_proj.bias",
+                                               "self_attn.v_proj.bias"), "qkv"),
 )  # fmt: skip
 
 

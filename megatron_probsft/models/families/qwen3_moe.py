@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from megatron_probsft.models.decoder import ATTENTION, NORMS, QK_NORMS, decoder_shape
-from megatron_probsft.models.family import Experts, Family, ModelShape, Row
+from megatron_probsft.models.family import Experts, Family, ModelShape, Weight
 from megatron_probsft.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 _EXPERTS = (
     # Megatron-Core, Hugging Face, cut
-    Row("mlp.router.weight",
-        "mlp.gate.weight", "replicated"),
-    Row("mlp.experts.local_experts.{expert}.linear_fc1.weight",
-        ("mlp.experts.{expert}.gate_proj.weight",
-         "mlp.experts.{expert}.up_proj.weight"), "gated"),
-    Row("mlp.experts.local_experts.{expert}.linear_fc2.weight",
-        "mlp.experts.{expert}.down_proj.weight", "row"),
+    Weight("mlp.router.weight",
+           "mlp.gate.weight", "replicated"),
+    Weight("mlp.experts.local_experts.{expert}.linear_fc1.weight",
+           ("mlp.experts.{expert}.gate_proj.weight",
+            "mlp.experts.{expert}.up_proj.weight"), "gated"),
+    Weight("mlp.experts.local_experts.{expert}.linear_fc2.weight",
+           "mlp.experts.{expert}.down_proj.weight", "row"),
 )  # fmt: skip
 
 

@@ -30,8 +30,8 @@ class EvaluationSummary(FileContent):
 
     model: str
     task: str
-    task_version: int | None
-    """The domain's, which grows where scores would change; a file has none."""
+    task_version: int | None = may_be_missing()
+    """The domain's version of prompts and grading; None for a file of one's own."""
     n: int
     samples: int
     accuracy: float

@@ -44,7 +44,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Run:
+class OpenRun:
     """A run that is ready for its next step."""
 
     config: TrainConfig
@@ -56,7 +56,7 @@ class Run:
     state: TrainState
 
 
-def open_run(config: TrainConfig) -> Run:
+def open_run(config: TrainConfig) -> OpenRun:
     """Return the run that the settings ask for, ready for its next step. Collective over all processes.
 
     Raises:
@@ -79,7 +79,7 @@ def open_run(config: TrainConfig) -> Run:
     state = build_train_state(gpt, config.layout, config.optimizer, config.schedule, steps.train_iters)
     if steps.saved:
         _resume(config, inputs, steps.saved, state)
-    return Run(config, inputs, steps.batches, steps.train_iters, criterion, state)
+    return OpenRun(config, inputs, steps.batches, steps.train_iters, criterion, state)
 
 
 def open_inputs(config: TrainConfig, source: ModelSource) -> tuple[TrainConfig, Inputs]:

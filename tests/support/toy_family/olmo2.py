@@ -12,7 +12,7 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer.identity_op import IdentityOp
 
 from megatron_probsft.models.decoder import ATTENTION, MLP, decoder_shape
-from megatron_probsft.models.family import Family, ModelShape, Row
+from megatron_probsft.models.family import Family, ModelShape, Weight
 from megatron_probsft.runtime.distributed import tensor_group
 
 if TYPE_CHECKING:
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _NORMS = (
-    # Megatron-Core                                   Hugging Face                        cut
-    Row("self_attention.linear_proj.norm.weight",    "post_attention_layernorm.weight",   "replicated"),
-    Row("mlp.linear_fc2.norm.weight",                "post_feedforward_layernorm.weight", "replicated"),
-    Row("self_attention.q_layernorm.weight",         "self_attn.q_norm.weight",           "replicated",
-        lambda shape: (shape.query_size,)),
-    Row("self_attention.k_layernorm.weight",         "self_attn.k_norm.weight",           "replicated",
-        lambda shape: (shape.key_size,)),
+    # Megatron-Core                                      Hugging Face                        cut
+    Weight("self_attention.linear_proj.norm.weight",    "post_attention_layernorm.weight",   "replicated"),
+    Weight("mlp.linear_fc2.norm.weight",                "post_feedforward_layernorm.weight", "replicated"),
+    Weight("self_attention.q_layernorm.weight",         "self_attn.q_norm.weight",           "replicated",
+           lambda shape: (shape.query_size,)),
+    Weight("self_attention.k_layernorm.weight",         "self_attn.k_norm.weight",           "replicated",
+           lambda shape: (shape.key_size,)),
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from megatron_probsft.domains.preparing.preparation import Preparation, prepare
 from megatron_probsft.probing.probe import Reading
 from megatron_probsft.probing.report import write as write_probe
 from megatron_probsft.reporting.report import write_report
@@ -20,7 +21,6 @@ from megatron_probsft.runtime.run_files.training import ProbeReading, ProbeRepor
 from megatron_probsft.training.log.metrics_file import drop_records_after, read_records
 from megatron_probsft.training.log.records import Records
 from megatron_probsft.vocab_parallel.token_means import TokenMeans
-from tests.support.prepared_data import prepare
 from tests.support.report_runs import write_score, write_training
 
 NEWER = {"schema_version": SCHEMA_VERSION + 1}
@@ -113,7 +113,7 @@ def test_a_prepared_folder(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
 
     def again() -> dict[str, Any]:
-        return prepare("math", [str(tmp_path / "rows.jsonl")], tmp_path / "out", validation=1)
+        return prepare(Preparation("math", [str(tmp_path / "rows.jsonl")], tmp_path / "out", validation=1))
 
     card = again()
     assert card["schema_version"] == SCHEMA_VERSION
