@@ -13,6 +13,7 @@ import pytest
 
 from megatron_probsft.commands.evaluate import parse_arguments
 from megatron_probsft.data.tokenizers.load import load_tokenizer
+from megatron_probsft.domains.registry import get_domain
 from megatron_probsft.evaluation.run import evaluate
 from megatron_probsft.runtime.errors import UserError
 
@@ -103,6 +104,24 @@ def test_sampled_requests_have_their_own_seeds(stub: Stub, tiny_llama: Path, tmp
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny_llama)
     for line in lines:
         assert line["generation"] == tokenizer.decode([by_seed[line["seed"]]], skip_special_tokens=True)
+
+
+def test_the_summary_names_the_task_and_its_version(stub: Stub, tiny_llama: Path, tmp_path: Path) -> None:
+    rows = [{"problem": f"{n} and two?", "answer": str(n + 2)} for n in range(3)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = run(stub, tiny_llama, tmp_path / "math", "--task", "math", "--data", str(tmp_path / "sums.jsonl"))
+    assert [(line["benchmark"], line["id"], line["sample"]) for line in lines] == [
+        ("sums", str(problem), sample) for problem in range(3) for sample in range(16)
+    ]
+    run(stub, tiny_llama, tmp_path / "file")
+    found = {}
+    for name in ("math", "file"):
+        summary = json.loads((tmp_path / name / "out" / "summary.json").read_text())
+        found[name] = tuple(summary[key] for key in ("task", "task_version", "grader", "n", "template"))
+    assert found == {
+        "math": ("math", get_domain("math").version, "math", 3, "qwen-boxed"),
+        "file": (str(tmp_path / "file" / "task.jsonl"), None, "exact", 70, "chat"),
+    }
 
 
 def test_greedy_prompts_share_requests(stub: Stub, tiny_llama: Path, tmp_path: Path) -> None:
