@@ -66,6 +66,7 @@ def _sampling(domain: Domain) -> str:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Settings:
+    """Read the command line; without `arguments` that of this process."""
     parser = argparse.ArgumentParser(
         description=description(), formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -38,6 +38,7 @@ def main() -> None:
 
 
 def run(sweep: Sweep, steps: list[Step]) -> None:
+    """Run the steps that are not done, then write and show the results."""
     screen = console(110)
     run_steps(steps, screen)
     content = results.collect(sweep, data_of(sweep))
@@ -47,6 +48,7 @@ def run(sweep: Sweep, steps: list[Step]) -> None:
 
 
 def write_script(sweep: Sweep, steps: list[Step]) -> None:
+    """Write the steps as a bash script beside the results, and print it."""
     objectives = ", ".join(sweep.objectives)
     text = render(f"{sweep.dataset}, {sweep.model.name}: {objectives}", steps)
     seeds = "-".join(map(str, sweep.seeds))

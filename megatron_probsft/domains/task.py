@@ -1,4 +1,4 @@
-"""What an evaluation needs to know: problems, how they are sampled, and what counts as right."""
+"""A task tells an evaluation its problems, how they are sampled, and what counts as right."""
 
 from __future__ import annotations
 

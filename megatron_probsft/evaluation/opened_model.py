@@ -73,7 +73,7 @@ class OpenedModel:
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def open_model(settings: Settings, task: Task) -> OpenedModel:
+def open_model_folder(settings: Settings, task: Task) -> OpenedModel:
     """Load tokenizer and config, ask the server if there is one, and settle template, date and stops.
 
     Raises UserError: a folder or a server that cannot be used; no template for this task and tokenizer.

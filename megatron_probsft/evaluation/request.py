@@ -1,4 +1,4 @@
-"""What is generated: a request for each problem and sample, and the graded sample that comes of it."""
+"""A request stands for each problem and sample; the graded sample comes of it."""
 
 from __future__ import annotations
 

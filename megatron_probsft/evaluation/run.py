@@ -9,12 +9,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from megatron_probsft.domains.benchmarks.problems import Problem, check_ids, cut
+from megatron_probsft.domains.benchmarks.problems import Problem, check_ids, slice_of
 from megatron_probsft.domains.task import Task
 from megatron_probsft.evaluation.engines.engine import Decoding, Engine, Seconds
 from megatron_probsft.evaluation.engines.vllm_runner import VllmRunner, kv_bytes_per_token
 from megatron_probsft.evaluation.request import Request, Sample, Sampling
-from megatron_probsft.evaluation.scoring.results import scores, write_generations
+from megatron_probsft.evaluation.scoring.results import score_samples, write_generations
 from megatron_probsft.evaluation.settings import Settings, check_settings
 from megatron_probsft.evaluation.tasks import get_task
 from megatron_probsft.evaluation.unfinished import Unfinished
@@ -72,13 +72,13 @@ def _prepare(settings: Settings) -> _Evaluation:
     check_settings(settings)
     task = get_task(settings.task, settings.grader, settings.prompt_key, settings.answer_key)
     sampling = _sampling(settings, task)
-    problems: list[Problem] = cut(
+    problems: list[Problem] = slice_of(
         task.load(settings.data, settings.benchmarks), settings.start, settings.end, settings.limit
     )
     check_ids(problems)
-    from megatron_probsft.evaluation.opened_model import open_model
+    from megatron_probsft.evaluation.opened_model import open_model_folder
 
-    model = open_model(settings, task)
+    model = open_model_folder(settings, task)
     asked = _Evaluation(settings, task, sampling, model, model.requests(problems, sampling, settings.seed))
     if asked.shortened:
         least = min(one.max_new_tokens for one in asked.requests)
@@ -155,7 +155,7 @@ def _summary(
     return {
         "model": str(settings.model), "task": task.name, "task_version": task.version,
         "n": len(asked.first_samples), "samples": sampling.samples,
-        **scores(task, samples, settings.seed),
+        **score_samples(task, samples, settings.seed),
         "cut_at_max_new_tokens": cut_off / len(samples),
         "grader": task.grader_name, "template": model.template, "template_date": model.date,
         "temperature": sampling.temperature, "max_new_tokens": sampling.max_new_tokens, "seed": settings.seed,

@@ -1,4 +1,4 @@
-"""What an interrupted evaluation has generated, kept line by line: OUTPUT/unfinished.jsonl.
+"""Generations of an interrupted evaluation, kept line by line: OUTPUT/unfinished.jsonl.
 
 The first line holds the settings that decide what is generated; a resumed evaluation must have the same.
 """

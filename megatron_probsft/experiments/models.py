@@ -13,6 +13,8 @@ from megatron_probsft.runtime.suggestions import nearest
 
 @dataclass(frozen=True)
 class Model:
+    """A model that experiments know by name, and what its trainings need."""
+
     name: str
     """The name in paths and tables."""
     source: str

@@ -60,6 +60,7 @@ def write(content: dict[str, Any], folder: Path) -> None:
 
 
 def show(content: dict[str, Any], console: Console) -> None:
+    """Print the table of all runs."""
     table = Table(title=_title(content), title_justify="left")
     headings, rows = _cells(content)
     for heading in headings:
@@ -70,6 +71,7 @@ def show(content: dict[str, Any], console: Console) -> None:
 
 
 def markdown(content: dict[str, Any]) -> str:
+    """Return the table of all runs as Markdown, under its title."""
     headings, rows = _cells(content)
     lines = [headings, ["---"] * len(headings), *rows]
     return f"{_title(content)}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,4 +1,4 @@
-"""What a model is trained and scored with in a domain: as in the paper, and in small for smollm2-135m."""
+"""Settings of training and scoring in a domain: as in the paper, and in small for smollm2-135m."""
 
 from __future__ import annotations
 

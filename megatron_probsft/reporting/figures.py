@@ -88,6 +88,7 @@ def colour(index: int) -> str:
 
 
 def dash(index: int) -> Any:
+    """Return the line style of a run: it changes once all colours are used."""
     return _DASHES[index // len(LIGHT) % len(_DASHES)]
 
 

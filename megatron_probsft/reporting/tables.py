@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_probsft.reporting.text import NOTHING, duration, number, percent, setting, with_interval
+from megatron_probsft.reporting.text import NOTHING, duration, percent, rounded, setting, with_interval
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def validations(content: dict[str, Any]) -> Table:
         at = [*zip(*(run["validation"][name] for name in ("iteration", "nll", "mean_p")), strict=True)]
         width = -(-len(at) // 12) or 1
         kept = [*at[:-1:width], *at[-1:]]
-        rows += [[run["name"], f"{step:,}", number(nll), number(mean_p)] for step, nll, mean_p in kept]
+        rows += [[run["name"], f"{step:,}", rounded(nll), rounded(mean_p)] for step, nll, mean_p in kept]
         runs += [index] * len(kept)
     return Table(["run", "step", "validation NLL", "mean p"], rows, runs=runs)
 
@@ -117,7 +117,7 @@ def verdicts(content: dict[str, Any]) -> Table:
 
 def _first_to_last(values: list[float | None]) -> str:
     ends = values if len(values) < 2 else [values[0], values[-1]]
-    return " → ".join(map(number, ends)) or NOTHING
+    return " → ".join(map(rounded, ends)) or NOTHING
 
 
 def _ranges(mass: list[float]) -> list[float]:
@@ -134,7 +134,7 @@ def _score(numbers: dict[str, Any]) -> list[str]:
     return [
         n, samples, with_interval(numbers), percent(numbers.get("first_sample_accuracy")),
         NOTHING if most is None else f"@{most}: {percent(several[most])}",
-        percent(numbers.get("majority_at_n")), number(numbers.get("jaro_winkler")), unparsable, timeouts,
+        percent(numbers.get("majority_at_n")), rounded(numbers.get("jaro_winkler")), unparsable, timeouts,
     ]  # fmt: skip
 
 

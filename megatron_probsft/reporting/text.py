@@ -8,11 +8,13 @@ NOTHING = "–"
 _MOST_CHARACTERS = 700
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def rounded(value: float | None, digits: int = 3) -> str:
+    """Return a number with so many digits after the point; a sign for nothing where it is None."""
     return NOTHING if value is None else f"{value:.{digits}f}"
 
 
 def percent(value: float | None) -> str:
+    """Return a share as a percentage; a sign for nothing where it is None."""
     return NOTHING if value is None else f"{100 * value:.1f} %"
 
 

@@ -22,8 +22,13 @@ SHARED_NAMES: dict[str, str] = {
     "apply": "each patch of runtime/megatron_patches/",
     "generate": "each generator of domains/generators/",
     "main": "each verb of commands/ and each program that `python -m` runs",
+    "markdown": "called through its module: cards, results",
     "parse_arguments": "each verb's flags",
+    "render": "called through its module: a script, a page, Markdown",
+    "run": "called through its module: the loop, the probe, a sweep",
     "shard_statistics": "the same in torch and in Triton; log_probs chooses",
+    "table": "called through its module: a card, a probe, a run",
+    "write": "called through its module: a probe, a sweep's results",
     "write_gradient": "the same in torch and in Triton; log_probs chooses",
 }
 

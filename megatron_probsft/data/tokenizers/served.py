@@ -21,6 +21,8 @@ _PLAIN = "PreTrainedTokenizerFast"  # reads tokenizer.json as it is, in every ve
 
 @dataclass(frozen=True)
 class ServedTokenizer:
+    """A comparison of our tokenizer with the one that a server opens from the same folder."""
+
     named: str | None
     """The class that tokenizer_config.json is to name; None if that is well, or no name would help."""
     difference: str | None

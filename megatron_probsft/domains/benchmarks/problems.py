@@ -52,7 +52,9 @@ def check_ids(problems: Sequence[Problem]) -> None:
             raise UserError(f"{problem.where}: the id {problem.id} is that of {other}")
 
 
-def cut(problems: Sequence[Problem], start: int | None, end: int | None, limit: int | None) -> list[Problem]:
+def slice_of(
+    problems: Sequence[Problem], start: int | None, end: int | None, limit: int | None
+) -> list[Problem]:
     """The rows from `start` to before `end`, of these the first `limit`, of each benchmark."""
     benchmarks: dict[str, list[Problem]] = {}
     for problem in problems:

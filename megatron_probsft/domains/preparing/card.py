@@ -1,4 +1,4 @@
-"""What a prepared folder holds, for programs and for people: counts, what was left out, tokens."""
+"""A prepared folder's content, for programs and for people: counts, what was left out, tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an engine does: it generates for requests, and tells a listener of each generation at once."""
+"""An engine generates for requests, and tells a listener of each generation at once."""
 
 from __future__ import annotations
 

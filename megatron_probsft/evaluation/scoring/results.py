@@ -14,7 +14,7 @@ from megatron_probsft.runtime.folders import write_whole
 from megatron_probsft.runtime.run_files.scoring import GenerationLine
 
 
-def scores(task: Task, samples: list[Sample], seed: int) -> dict[str, Any]:
+def score_samples(task: Task, samples: list[Sample], seed: int) -> dict[str, Any]:
     """The numbers of each benchmark and of their average; `seed` is that of the intervals' resampling."""
     by_benchmark: dict[str, list[Sample]] = {}
     for one in samples:

@@ -46,10 +46,12 @@ def split_name(text: str) -> tuple[str | None, str]:
 
 
 def is_equation(text: str) -> bool:
+    """Tell whether a text has an equals sign outside brackets."""
     return len(split_outside(text, EQUALS)) > 1
 
 
 def is_empty(text: str) -> bool:
+    """Tell whether an answer says that there is no value."""
     return _EMPTY.fullmatch(squeezed(split_name(text)[1]).lower()) is not None
 
 
@@ -68,6 +70,7 @@ def rename_variable(name: str, value: str, other: str) -> str | None:
 
 
 def name_parts(name: str) -> list[str]:
+    """Return the names inside a tuple of names, (x, y), or the one name itself."""
     inside = bracketed(name)
     return [squeezed(one).lower() for one in inside[1]] if inside else [squeezed(name).lower()]
 
@@ -94,6 +97,7 @@ def shared_name(pieces: list[str]) -> list[str]:
 
 
 def last_equation(text: str) -> str:
+    """Return the last equation of a chain: b = c of a = b = c."""
     sides = split_outside(text, EQUALS)
     return "=".join(sides[-2:])
 

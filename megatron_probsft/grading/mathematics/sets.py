@@ -31,6 +31,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Points:
+    """A finite set of numbers, as they are written."""
+
     values: tuple[str, ...]
 
 

@@ -69,6 +69,7 @@ def same_words(found: str, wanted: str) -> bool | None:
 
 
 def split_at(text: str, pattern: re.Pattern[str]) -> list[str]:
+    """Split a text where a pattern matches outside brackets; empty pieces are left out."""
     return [piece.strip() for piece in split_outside(text, pattern) if piece.strip()]
 
 
@@ -105,6 +106,7 @@ def decimal_comma(one: str, two: str) -> bool:
 
 
 def no_zeros(pieces: Sequence[str]) -> bool:
+    """Tell whether no piece begins with a zero before another digit, as 07 does."""
     return not any(re.match(r"0\d", piece) for piece in pieces)
 
 
@@ -139,6 +141,7 @@ def without_outer(text: str) -> str:
 
 
 def matrix(text: str) -> list[list[str]]:
+    """Return the rows of a LaTeX matrix, a list of cells each; no rows where there is no matrix."""
     found = _MATRIX.fullmatch(text.strip())
     if not found or "\\begin" in found[2]:
         return []
@@ -158,4 +161,5 @@ def word(text: str) -> str | None:
 
 
 def distinct(pieces: list[str]) -> list[str]:
+    """Return the pieces without repetitions; of those alike but for spaces the last one stays."""
     return list({squeezed(piece): piece for piece in pieces}.values())

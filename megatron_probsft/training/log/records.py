@@ -1,4 +1,4 @@
-"""What machines read of a run: JSON lines, TensorBoard, and W&B where it is asked for."""
+"""Records of a run for machines: JSON lines, TensorBoard, and W&B where it is asked for."""
 
 from __future__ import annotations
 

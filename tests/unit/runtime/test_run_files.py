@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from megatron_probsft.reporting.report import write_report
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.run_files.schema import SCHEMA_VERSION, FileContent, key, may_be_missing
 from megatron_probsft.runtime.run_files.training import ProbeReading, ProbeReport, TrainRecord
+from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.log.metrics_file import drop_records_after, read_records
 from megatron_probsft.training.log.records import Records
 from megatron_probsft.vocab_parallel.token_means import TokenMeans
@@ -139,7 +139,7 @@ def test_a_record(tmp_path: Path) -> None:
     )
     values |= {"loss": float("nan"), "seconds": {}, "spike": [], "p_histogram": [1.0]}
     del values["kind"], values["iteration"], values["entropy"]
-    records = Records(SimpleNamespace(save=str(tmp_path), wandb_project=None), 0)  # type: ignore[arg-type]
+    records = Records(TrainConfig.of(save=str(tmp_path)), 0)
     records.write("train", 3, values)
     records.close(failed=False)
     (line,) = read_records(tmp_path)
