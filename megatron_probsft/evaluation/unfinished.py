@@ -124,11 +124,16 @@ def _damaged(file: Path, line: int) -> UserError:
     )
 
 
+def _is_one_folder(old: Any, new: str) -> bool:
+    """Tell whether two paths name one folder, as a relative and an absolute one may."""
+    return isinstance(old, str) and Path(old).resolve() == Path(new).resolve()
+
+
 def _compare(old: dict[str, Any], new: dict[str, Any], output: Path) -> None:
     changed = [
         f"{key} was {old.get(key)}, is {new.get(key)}"
         for key in {**old, **new}
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and not (key == "--model" and _is_one_folder(old.get(key), new[key]))
     ]
     if changed:
         raise UserError(

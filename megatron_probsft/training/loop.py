@@ -74,9 +74,8 @@ def _train(run: OpenRun, reporter: Reporter, stops: StopRequests) -> Checkpoints
             if last or stop:
                 checkpoints.finish()
         if stop and not last:
-            reporter.say(
-                f"stopped at step {state.iteration} by {stop}; continue with --load {config.checkpoint.save}"
-            )
+            folder = Path(config.checkpoint.save)
+            reporter.say(f"stopped at step {state.iteration} by {stop}; continue with --load {folder}")
             break
     if state.iteration == train_iters == 0:
         with reporter.phases("checkpoint"):

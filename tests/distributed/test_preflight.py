@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -303,6 +304,39 @@ def test_problems_that_only_the_data_tell(tiny_llama: Path, tmp_path: Path) -> N
     assert "was trained on other data" in output
     assert "--lr-warmup-iters 3 leaves nothing of the run's 3 steps" in output
     assert "2 problem(s)" in output
+
+
+def test_problems_of_data_are_listed_beside_those_of_batch_and_layout(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    data, weighted = write_pairs(tmp_path / "train.jsonl", 20), tmp_path / "valid.jsonl"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}] * 2
+    weighted.write_text(json.dumps({"messages": [*turns[:3], {"role": "assistant", "content": "c"}]}) + "\n")
+    status, output = _dry_run(
+        tmp_path, "--hf-model", str(tiny_llama), "--data", str(data), "--valid-data", str(weighted),
+        "--train-iters", "2", "--lr-warmup-iters", "3", "--seq-length", "128", "--overlap-param-gather",
+        "--loss-denominator", "microbatch-mean",
+    )  # fmt: skip
+    assert status == 2
+    for text in (
+        "--overlap-param-gather needs", "--loss-denominator microbatch-mean does not go with weighted data",
+        "--lr-warmup-iters 3 leaves nothing",
+    ):  # fmt: skip
+        assert text in output
+    assert "3 problem(s)" in output
+
+
+def test_a_run_that_is_resumed_with_larger_batches(tiny_llama: Path, tmp_path: Path) -> None:
+    """Fewer samples were seen than so many steps of today's size would see."""
+    data, run = write_pairs(tmp_path / "train.jsonl", 20), tmp_path / "run"
+    train_run(1, config_for(run, tiny_llama, data, save_optim=True, train_iters=3, global_batch_size=2))
+    status, output = _dry_run(
+        tmp_path, "--load", str(run), "--save", str(run), "--data", str(data), "--train-iters", "5",
+        "--global-batch-size", "8", "--seq-length", "128", "--lr", "0.01", "--min-lr", "0.001", "--seed", "5",
+        "--allow-changed", "global-batch-size", "train-iters", "lr-warmup-iters",
+    )  # fmt: skip
+    assert status == 0, output
+    assert "5 steps of 8 samples" in output
 
 
 def test_a_dry_run_of_a_mixture_takes_as_many_processes_as_its_experts_need(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def prepare(asked: Preparation) -> dict[str, Any]:
     refuse; nothing left to train on; a folder that holds something else.
     """
     domain = get_domain(asked.domain)
-    for name in _PARTS:
+    for name in ("train", "test", "validation"):
         check_number(name, getattr(asked, name))
     if asked.test_data and not asked.items:
         raise UserError("--test-data goes with --data: the other sources bring their own test rows")

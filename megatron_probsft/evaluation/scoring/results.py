@@ -46,7 +46,8 @@ def _scores(task: Task, samples: list[Sample], seed: int) -> dict[str, Any]:
 
 def _by_problem(samples: list[Sample]) -> list[list[Sample]]:
     """The samples of one benchmark, which stand problem by problem, in a list for each."""
-    return [list(group) for _, group in itertools.groupby(samples, key=lambda one: one.request.problem.id)]
+    of_each = 1 + max(one.request.sample for one in samples)
+    return [list(group) for group in itertools.batched(samples, of_each)]
 
 
 def write_generations(output: Path, samples: list[Sample]) -> None:

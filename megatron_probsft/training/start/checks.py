@@ -160,15 +160,15 @@ def objective_problems(settings: ObjectiveSettings) -> Iterator[str]:
         )
 
 
-def weight_problems(config: TrainConfig, store: TokenStore) -> Iterator[str]:
+def weight_problems(config: TrainConfig, train: TokenStore, valid: TokenStore | None) -> Iterator[str]:
     """Yield a line if weights of rows or sources do not go with the tokenized data or the denominator."""
     denominator, weights = config.objective.loss_denominator, config.data.data_weights
-    if store.weights is not None and denominator != "tokens":
+    if denominator != "tokens" and any(one is not None and one.weights is not None for one in (train, valid)):
         yield f"--loss-denominator {denominator} does not go with weighted data"
     if weights is None:
         return
-    sizes = np.bincount(store.source, minlength=len(weights))
-    for name, size, weight in zip(store.sources, sizes, weights, strict=False):
+    sizes = np.bincount(train.source, minlength=len(weights))
+    for name, size, weight in zip(train.sources, sizes, weights, strict=False):
         if size == 0:
             yield (
                 f"{name}: none of its samples is left at --seq-length {config.batch.seq_length}, but "

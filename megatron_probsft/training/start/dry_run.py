@@ -19,12 +19,12 @@ from megatron_probsft.data.store.turn_ends import turn_ends
 from megatron_probsft.data.tokenizers.load import load_tokenizer
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.consoles import console
+from megatron_probsft.training.config.batch import BatchSettings
 from megatron_probsft.training.config.config import TrainConfig
-from megatron_probsft.training.config.rules import group_problems
 from megatron_probsft.training.start.checks import check_start
 from megatron_probsft.training.start.inputs import Inputs, ModelSource, find_model, read_inputs
 from megatron_probsft.training.start.memory_estimate import StageMemory, parameter_count, stage_memory
-from megatron_probsft.training.start.open_run import Steps, plan_steps
+from megatron_probsft.training.start.open_run import Steps, check_data, plan_steps
 from megatron_probsft.training.start.problems import Problems
 from megatron_probsft.training.start.samples_shown import show_samples
 
@@ -84,12 +84,20 @@ def _prepare(config: TrainConfig) -> _Prepared:
     os.environ.pop("RANK", None)  # from here on this one process
     dp = max(world // max(stage * layout.context_parallel_size, 1), 1)
     inputs = problems.attempt(lambda: _read(config, source)) if source and config.data.data else None
-    if inputs and not any(any(group_problems(config, group)) for group in ("batch", "layout")):
-        steps = plan_steps(config, inputs, (0, dp), problems)
-        problems.raise_all()
-        return _Prepared(inputs, steps, world, dp)
+    if inputs:
+        saved = check_data(config, inputs, problems)
+        if _are_countable(config.batch):
+            steps = plan_steps(config, inputs, saved, (0, dp), problems)
+            problems.raise_all()
+            return _Prepared(inputs, steps, world, dp)
     problems.raise_all()
     raise AssertionError("what could not be read was noted")
+
+
+def _are_countable(batch: BatchSettings) -> bool:
+    """Tell whether the settings say how many steps there are; if they do not, that was noted."""
+    length = batch.train_epochs if batch.train_iters is None else batch.train_iters
+    return length is not None and math.isfinite(length) and batch.global_batch_size > 0
 
 
 def _read(config: TrainConfig, source: ModelSource) -> Inputs:
@@ -104,7 +112,7 @@ def _show(config: TrainConfig, run: _Prepared, out: Console) -> None:
     out.print(_data_table(run.inputs.train, run.inputs.valid))
     out.print(turn_ends(run.inputs.train, tokenizer).describe(tokenizer), markup=False, highlight=False)
     size = config.batch.global_batch_size
-    looked_at = min(max(run.steps.train_iters, 1), _STEPS_LOOKED_AT)
+    looked_at = min(max(math.ceil(batches.total_samples() / size), 1), _STEPS_LOOKED_AT)
     plans = [batches.training_plan(step * size) for step in range(looked_at)]
     longest = max(max(plan.lengths) for plan in plans)
     most = max(len(plan.packs) for plan in plans)

@@ -72,8 +72,9 @@ def open_run(config: TrainConfig) -> OpenRun:
     config, inputs = open_inputs(config, source)
     shown = config.preview.show_samples
     if shown and distributed.rank() == 0:
-        show_samples(inputs.train, load_tokenizer(inputs.hf.folder), shown, console(soft_wrap=True))
-    steps = plan_steps(config, inputs, data_parallel(), problems)
+        show_samples(inputs.train, load_tokenizer(inputs.hf.folder), shown, console(80, soft_wrap=True))
+    saved = check_data(config, inputs, problems)
+    steps = plan_steps(config, inputs, saved, data_parallel(), problems)
     criterion = _criterion(config, inputs.hf.shape.vocab_size)
     gpt = open_model(config, inputs)
     state = build_train_state(gpt, config.layout, config.optimizer, config.schedule, steps.train_iters)
@@ -104,17 +105,28 @@ def open_inputs(config: TrainConfig, source: ModelSource) -> tuple[TrainConfig, 
     return config.replace(template_date=inputs.template_date), inputs
 
 
-def plan_steps(
-    config: TrainConfig, inputs: Inputs, data_parallel: tuple[int, int], problems: Problems
-) -> Steps:
-    """Return the steps of the run on one rank, (rank, size), of a data-parallel group.
+def check_data(config: TrainConfig, inputs: Inputs, problems: Problems) -> Saved | None:
+    """Return the place of the checkpoint that is resumed, if one is.
 
-    Noted: a checkpoint that this run would not continue, weights that do not go with the data, a schedule
-    that does not fit.
+    Noted: a checkpoint that this run would not continue, weights that do not go with the data.
     """
     checkpoint = None if config.model.finetune else inputs.source.checkpoint
     saved = problems.attempt(lambda: look_at(checkpoint, config, inputs.train)) if checkpoint else None
-    problems.add(weight_problems(config, inputs.train))
+    problems.add(weight_problems(config, inputs.train, inputs.valid))
+    return saved
+
+
+def plan_steps(
+    config: TrainConfig,
+    inputs: Inputs,
+    saved: Saved | None,
+    data_parallel: tuple[int, int],
+    problems: Problems,
+) -> Steps:
+    """Return the steps of the run on one rank, (rank, size), of a data-parallel group.
+
+    Noted: a schedule that does not fit.
+    """
     batches = Batches(
         inputs.train,
         config.batch,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from megatron_probsft.evaluation.scoring.metrics import (
     powers_of_two,
     stratified_interval,
 )
+from megatron_probsft.evaluation.scoring.results import _by_problem
 
 
 @pytest.mark.parametrize("samples", [1, 2, 5, 8])
@@ -80,3 +83,13 @@ def test_the_stratified_interval_is_that_of_independent_means() -> None:
 
 def test_powers_of_two() -> None:
     assert [powers_of_two(limit) for limit in (1, 2, 3, 16)] == [[1], [1, 2], [1, 2], [1, 2, 4, 8, 16]]
+
+
+def test_equal_problems_side_by_side_stay_apart() -> None:
+    """A file of one row that is named twice is two problems."""
+
+    def sample(number: int) -> Any:
+        return SimpleNamespace(request=SimpleNamespace(sample=number, problem=SimpleNamespace(id="1")))
+
+    assert [len(group) for group in _by_problem([sample(0), sample(0)])] == [1, 1]
+    assert [len(group) for group in _by_problem([sample(n) for n in (0, 1, 0, 1)])] == [2, 2]

@@ -17,6 +17,7 @@ import pytest
 
 from megatron_probsft.commands.evaluate import parse_arguments
 from megatron_probsft.evaluation.run import evaluate
+from megatron_probsft.evaluation.unfinished import Unfinished
 from megatron_probsft.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -105,6 +106,14 @@ def test_terminated_with_its_engine(flags: list[str], tmp_path: Path) -> None:
     process.terminate()
     assert process.wait(30) == 128 + signal.SIGTERM
     assert not psutil.wait_procs(engine, timeout=3)[1]
+
+
+def test_a_model_folder_may_be_named_by_another_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for model in ("models/a", str(tmp_path / "models" / "a")):
+        Unfinished(tmp_path / "out", {"--model": model}).close()
+    with pytest.raises(UserError, match="--model was models/a, is models/b"):
+        Unfinished(tmp_path / "out", {"--model": "models/b"})
 
 
 def test_killed_while_grading_needs_no_engine(
