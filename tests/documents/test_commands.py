@@ -23,12 +23,14 @@ from tests.support.documents import (
     commands_of,
     verb_of,
 )
+from tests.support.sizes import rows
+
+RUN_PAGES = [page for page in PAGES if any(block.is_run for block in blocks_of(page))]
 
 
-@pytest.mark.size("test")
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if any(block.is_run for block in blocks_of(page))],
+    rows(RUN_PAGES, fast=[], rare=[ROOT / "docs" / f"{name}.md" for name in ("checkpoints", "conversion")]),
     ids=lambda page: page.relative_to(ROOT).as_posix(),
 )
 def test_a_page_from_top_to_bottom(page: Path, place: Path) -> None:

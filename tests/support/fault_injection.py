@@ -51,7 +51,6 @@ class Job:
         return self.folder / "run"
 
     def start(self, layout: str) -> subprocess.Popen:
-        log = (self.folder / "log").open("a")
         command = [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
             "-m", "megatron_probsft.train", layout, "2", "--hf-model", self.model, "--data", self.data,
@@ -61,10 +60,11 @@ class Job:
             *(["--async-save"] if self.async_save else []),
         ]  # fmt: skip
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        return subprocess.Popen(
-            [str(part) for part in command], stdout=log, stderr=log, env=environment,
-            cwd=Path(__file__).parents[2],
-        )  # fmt: skip
+        with (self.folder / "log").open("a") as log:
+            return subprocess.Popen(
+                [str(part) for part in command], stdout=log, stderr=log, env=environment,
+                cwd=Path(__file__).parents[2],
+            )  # fmt: skip
 
     def steps_recorded(self) -> int:
         file = self.run / "metrics.jsonl"

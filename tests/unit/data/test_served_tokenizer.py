@@ -19,7 +19,9 @@ from tests.support.tiny_models import save_tiny_tokenizer
 from tests.unit.data.test_tokenizers import save_sentencepiece
 
 
-@pytest.mark.parametrize("name", rows(REAL_TOKENIZERS, fast=["smollm2"]))
+@pytest.mark.parametrize(
+    "name", rows(REAL_TOKENIZERS, fast=["smollm2"], rare=["qwen3", "llama3", "llama3.1", "mistral"])
+)
 def test_exports_of_real_tokenizers_are_read_as_trained(name: str, tmp_path: Path) -> None:
     """Those with a tokenizer.json; of the others a difference is said."""
     folder = tmp_path / "export"

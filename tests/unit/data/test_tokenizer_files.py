@@ -65,7 +65,7 @@ def copy(source: Path, target: Path, model_type: str | None = None, **changes: A
     return target
 
 
-@pytest.mark.parametrize("name", rows(NAMES, fast=["given"]))
+@pytest.mark.parametrize("name", rows(NAMES, fast=["given"], rare=["qwen3", "mistral"]))
 def test_ids_and_text_of_real_tokenizers_are_their_files(name: str) -> None:
     folder = folder_of(name)
     tokenizer = loaded(folder)
@@ -92,7 +92,7 @@ def test_ids_and_text_of_real_tokenizers_are_their_files(name: str) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", rows(NAMES, fast=["given"]))
+@pytest.mark.parametrize("name", rows(NAMES, fast=["given"], rare=["qwen3", "mistral"]))
 def test_all_but_the_ids_is_as_transformers_has_it(name: str) -> None:
     """Names of special tokens, templates and lengths; the fast way of templates.py is taken."""
     folder = folder_of(name)
