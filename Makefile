@@ -26,8 +26,9 @@ lint: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
-# Two workers, each with files of its own: a test of several ranks leaves cores idle at its start and end.
-PYTEST = $(PYTHON) -m pytest --numprocesses 2 --dist loadfile --size $(SIZE) $(ARGS)
+# Two workers, each with files of its own: a test of several ranks leaves cores idle at its start and end. In the
+# order of their folders: end-to-end files have few tests and take long, so they start before the short ones.
+PYTEST = $(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --size $(SIZE) $(ARGS)
 
 test-fast: SIZE := fast
 test-fast: tokenizers
