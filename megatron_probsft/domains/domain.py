@@ -20,7 +20,7 @@ imported inside functions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megatron_probsft.data.text.named_templates import NamedTemplate
@@ -70,6 +70,10 @@ class Generated:
     about: dict[str, Any]  # for the card: versions, what is held out
     notes: tuple[str, ...] = ()
     dropped: dict[str, int] = field(default_factory=dict)  # reason to number
+
+    def with_each(self, change: Callable[[Example], Example]) -> Generated:
+        """Return the same with every example changed."""
+        return replace(self, train=[*map(change, self.train)], test=[*map(change, self.test)])
 
 
 @dataclass(frozen=True, kw_only=True)

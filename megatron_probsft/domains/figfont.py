@@ -19,12 +19,11 @@ from dataclasses import replace
 from typing import Any
 
 from megatron_probsft.data.text.named_templates import (
-    LLAMA_BOS,
-    LLAMA_BOXED,
     NamedTemplate,
     chatml,
     deepseek,
     llama3,
+    llama_paper,
 )
 from megatron_probsft.domains.benchmarks.loading import Question
 from megatron_probsft.domains.benchmarks.problems import Problem
@@ -46,11 +45,7 @@ _DECODE = (
 )
 QWEN = NamedTemplate.of(chatml(_DECODE, "\n"))
 
-# The paper's code prepares prompts with two BOS; in training it puts those of mathematics around them.
-_LLAMA_PREPARED = llama3(_DECODE, "", bos=LLAMA_BOS * 2)
-LLAMA_PAPER = NamedTemplate(
-    LLAMA_BOXED.trained.around(_LLAMA_PREPARED), _LLAMA_PREPARED, tokenizer_adds_bos=True
-)
+LLAMA_PAPER = llama_paper(_DECODE, "")
 
 
 # Data to train on. Generators are imported late: every command reads this file for its names.
@@ -59,8 +54,7 @@ LLAMA_PAPER = NamedTemplate(
 def _generate(train: int | None, test: int | None, seed: int) -> Generated:
     from megatron_probsft.domains.generators import figlet_font
 
-    made = figlet_font.generate(train, test, seed)
-    return replace(made, train=[_filed(one) for one in made.train], test=[_filed(one) for one in made.test])
+    return figlet_font.generate(train, test, seed).with_each(_filed)
 
 
 def _filed(one: Example) -> Example:

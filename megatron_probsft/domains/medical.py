@@ -23,12 +23,11 @@ from typing import Any
 
 from megatron_probsft.data.text.named_templates import (
     BOXED,
-    LLAMA_BOS,
-    LLAMA_BOXED,
     QWEN_BOXED,
     NamedTemplate,
     deepseek,
     llama3,
+    llama_paper,
 )
 from megatron_probsft.domains.benchmarks.loading import Question
 from megatron_probsft.domains.benchmarks.problems import Problem
@@ -48,11 +47,7 @@ _DATES = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"  #
 _INSTRUCTION = f"\n{BOXED}"
 _OPTION = re.compile(r"^\(?([A-Z])[.):]\s+(.+?)\s*$", re.MULTILINE)
 
-# The paper's code prepares prompts with two BOS; in training it puts those of mathematics around them.
-_LLAMA_PREPARED = llama3(_DATES, f"\n{BOXED}", bos=LLAMA_BOS * 2)
-LLAMA_PAPER = NamedTemplate(
-    LLAMA_BOXED.trained.around(_LLAMA_PREPARED), _LLAMA_PREPARED, tokenizer_adds_bos=True
-)
+LLAMA_PAPER = llama_paper(_DATES, f"\n{BOXED}")
 
 
 # Data to train on. Generators are imported late: every command reads this file for its names.
@@ -61,8 +56,7 @@ LLAMA_PAPER = NamedTemplate(
 def _generate(train: int | None, test: int | None, seed: int) -> Generated:
     from megatron_probsft.domains.generators import icd10
 
-    made = icd10.generate(train, test, seed)
-    return replace(made, train=[_filed(one) for one in made.train], test=[_filed(one) for one in made.test])
+    return icd10.generate(train, test, seed).with_each(_filed)
 
 
 def _filed(one: Example) -> Example:

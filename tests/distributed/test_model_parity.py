@@ -7,9 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,6 +18,7 @@ from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.runtime import distributed
 from tests.support.ranks import run_ranks
 from tests.support.tiny_models import save_tiny_model
+from tests.support.whole_model import logits_of
 
 LAYOUTS = [(1, 1, False), (3, 1, False), (1, 2, False), (3, 2, False), (3, 1, True), (3, 2, True)]
 TEXT = (
@@ -33,38 +31,8 @@ def _logits(folder: Path, token_ids: list[int], layout: tuple[int, int, bool], p
     """On each rank: its vocabulary shard's logits `[s, V/tp]` from the last stage (empty elsewhere)."""
     tp, pp, sequence_parallel = layout
     distributed.initialize(tp, pp)
-    hf = read_hf_model(folder)
-    config = transformer_config(hf.shape, Parallelism(tp, pp, sequence_parallel), torch.float32)
-    model = build_model(hf, config)
-    load_hf_weights(model, hf)
-    half = len(token_ids) // 2
-    cuts = torch.tensor([0, half, len(token_ids)] if packed else [0, len(token_ids)], dtype=torch.int32)
-
-    def forward_step(_iterator, model):
-        params = PackedSeqParams(
-            qkv_format="thd",
-            cu_seqlens_q=cuts,
-            cu_seqlens_kv=cuts,
-            max_seqlen_q=len(token_ids),
-            max_seqlen_kv=len(token_ids),
-        )
-        tokens = torch.tensor([token_ids])
-        positions = torch.arange(len(token_ids))[None]
-        output = model(tokens, positions, None, packed_seq_params=params)
-        return output, lambda output, non_loss_data=False: output
-
-    with torch.no_grad():
-        outputs = get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=iter([None]),
-            model=[*model],
-            num_microbatches=1,
-            seq_length=len(token_ids),
-            micro_batch_size=1,
-            forward_only=True,
-            collect_non_loss_data=True,
-        )
-    return outputs[0][0] if parallel_state.is_pipeline_last_stage() else torch.empty(0, 0)
+    cuts = [0, len(token_ids) // 2, len(token_ids)] if packed else None
+    return logits_of(folder, token_ids, Parallelism(tp, pp, sequence_parallel), cuts)
 
 
 def _check_logits(folder: Path, token_ids: list[int], layout: tuple[int, int, bool], packed: bool) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.support.tiny_models import VOCAB_SIZE, save_tiny_tokenizer
+from tests.support.tiny_models import VOCAB_SIZE, save_spread
 
 # (model_type, what differs from _COMMON). Sizes are real configs' proportions, small.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -91,15 +91,4 @@ def save_tiny_family(folder: Path, case: str, *, dtype: torch.dtype = torch.floa
 def save_tiny(folder: Path, kind: str, *, dtype: torch.dtype = torch.float32, **differences: Any) -> Path:
     """A model of a transformers type; weights so large that probabilities are far from uniform."""
     config = AutoConfig.for_model(kind, **(_COMMON | differences), dtype=dtype)
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            if name.endswith("bias"):
-                parameter.normal_(0, 0.5)
-            if ".experts." in name or name.endswith("gate.weight"):
-                parameter.normal_(0, config.initializer_range)
-    model.to(dtype).save_pretrained(folder)
-    save_tiny_tokenizer(folder)
-    return folder
+    return save_spread(AutoModelForCausalLM.from_config(config), folder, dtype)

@@ -44,12 +44,19 @@ def save_tiny_model(
         if family == "llama"
         else Qwen2ForCausalLM(Qwen2Config(**sizes))
     )
+    return save_spread(model, folder, dtype)
+
+
+def save_spread(model: Any, folder: Path, dtype: torch.dtype) -> Path:
+    """Saves a new model with its tokenizer; its norms, biases and experts get values that differ."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
             if name.endswith("bias"):
                 parameter.normal_(0, 0.5)
+            if ".experts." in name or name.endswith("gate.weight"):
+                parameter.normal_(0, model.config.initializer_range)
     model.to(dtype).save_pretrained(folder)
     save_tiny_tokenizer(folder)
     return folder

@@ -86,6 +86,14 @@ def deepseek(system: str, after: str, *, end: str = "") -> _Text:
 QWEN_BOXED = NamedTemplate.of(chatml(ASSISTANT, f"\n{BOXED}"))
 LLAMA_BOXED = NamedTemplate.of(llama3(ASSISTANT, f"\n{BOXED}", between="\n"))
 
+
+def llama_paper(system: str, after: str) -> NamedTemplate:
+    """The prompt of the paper's code outside mathematics: prepared with two BOS, and in training with that of
+    mathematics around it."""
+    prepared = llama3(system, after, bos=LLAMA_BOS * 2)
+    return NamedTemplate(LLAMA_BOXED.trained.around(prepared), prepared, tokenizer_adds_bos=True)
+
+
 _OF_THE_TOKENIZER = ("chat", "plain")
 NAMED_TEMPLATES: dict[str, NamedTemplate] = {}
 """All templates by name, those of the paper's code last; importing the package fills it from the domains."""
