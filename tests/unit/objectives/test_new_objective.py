@@ -48,6 +48,7 @@ def _python(package_parent: Path, *arguments: str) -> subprocess.CompletedProces
     return subprocess.run(command, cwd=package_parent, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.size("test")
 def test_a_new_objective_is_one_file(tmp_path: Path) -> None:
     package = tmp_path / "megatron_probsft"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
