@@ -17,6 +17,8 @@ TOY = '''
 
 import torch
 
+import pytest
+
 from megatron_probsft.objectives.forms import register
 from megatron_probsft.objectives.losses.basic import one_minus_p
 
