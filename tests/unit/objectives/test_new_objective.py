@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import megatron_probsft
 
 PACKAGE = Path(megatron_probsft.__file__).parent
@@ -16,8 +18,6 @@ TOY = '''
 """A toy for a test."""
 
 import torch
-
-import pytest
 
 from megatron_probsft.objectives.forms import register
 from megatron_probsft.objectives.losses.basic import one_minus_p
