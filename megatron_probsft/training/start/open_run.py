@@ -75,7 +75,7 @@ def open_run(config: TrainConfig) -> OpenRun:
         show_samples(inputs.train, load_tokenizer(inputs.hf.folder), shown, console(80, soft_wrap=True))
     saved = check_data(config, inputs, problems)
     steps = plan_steps(config, inputs, saved, data_parallel(), problems)
-    criterion = _criterion(config, inputs.hf.shape.vocab_size)
+    criterion = criterion_of(config, inputs.hf.shape.vocab_size)
     gpt = open_model(config, inputs)
     state = build_train_state(gpt, config.layout, config.optimizer, config.schedule, steps.train_iters)
     if steps.saved:
@@ -156,7 +156,8 @@ def head_options(config: TrainConfig) -> HeadOptions:
     return HeadOptions(settings.loss_path, settings.loss_chunk_tokens, settings.loss_kernels)
 
 
-def _criterion(config: TrainConfig, vocab_size: int) -> Criterion:
+def criterion_of(config: TrainConfig, vocab_size: int) -> Criterion:
+    """Return what the run minimises."""
     objective = get_objective(config.objective.objective)
     if config.logging.log_entropy:
         objective = with_statistic(objective, "entropy")
