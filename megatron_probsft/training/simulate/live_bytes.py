@@ -22,9 +22,9 @@ class _Storage:
 class LiveBytes(TorchDispatchMode):
     """Counts, while it is entered, the storages that torch's operations make, until they are freed.
 
-    A storage counts once, however many tensors look into it, with all its bytes, under the kind that is in use
-    when it is made. What an operation allocates and frees within itself is not seen,
-    nor what was made before (but see `adopt`). Backward passes count where autograd runs them on this thread
+    A storage counts once, however many tensors look into it, with all its bytes, under the kind that is in
+    use when it is made. What an operation allocates and frees within itself is not seen, nor what was made
+    before (but see `adopt`). Backward passes count where autograd runs them on this thread
     (`torch.autograd.set_multithreading_enabled(False)`), as it does on the CPU.
     """
 

@@ -91,7 +91,8 @@ class StepRecorder(LiveBytes):
         out = super().__torch_dispatch__(func, types, args, kwargs)
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
-            number = int(formula(*args, **(kwargs or {}), out_val=out))
+            shapes = [arg for arg in args if not isinstance(arg, torch.dtype)]  # addmm's, of what it returns
+            number = int(formula(*shapes, **(kwargs or {}), out_val=out))
             tensors = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
             is_head = any(self.kind_of(tensor) == "head" for tensor in tensors)
             self.add_flops("head" if is_head else "linear", number)

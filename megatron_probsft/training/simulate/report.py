@@ -116,22 +116,16 @@ class SimulatedStep:
 
 def step_from_json(record: dict[str, Any]) -> SimulatedStep:
     """Return the step that `as_json` gave."""
-    stages = tuple(
-        SimulatedStage(
-            **{
-                **stage,
-                "memory": MemoryByKind(**stage["memory"]),
-                "flops": Flops(**stage["flops"]),
-                "collectives": tuple(Collective(**each) for each in stage["collectives"]),
-            }
-        )
-        for stage in record["stages"]
-    )
-    return SimulatedStep(
-        **{
-            **record,
-            "stages": stages,
-            "sequence_lengths": tuple(record["sequence_lengths"]),
-            "assumptions": tuple(record["assumptions"]),
-        }
-    )
+    lists = ("sequence_lengths", "assumptions")
+    stages = tuple(stage_from_json(stage) for stage in record["stages"])
+    return SimulatedStep(**{**record, "stages": stages, **{name: tuple(record[name]) for name in lists}})
+
+
+def stage_from_json(record: dict[str, Any]) -> SimulatedStage:
+    """Return the stage of a step that `as_json` gave."""
+    parts = {
+        "memory": MemoryByKind(**record["memory"]),
+        "flops": Flops(**record["flops"]),
+        "collectives": tuple(Collective(**each) for each in record["collectives"]),
+    }
+    return SimulatedStage(**{**record, **parts})

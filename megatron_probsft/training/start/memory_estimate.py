@@ -62,12 +62,8 @@ def stage_memory(
             replicas = dp_size * layout.context_parallel_size
             shared = dense // replicas + experts * layout.expert_model_parallel_size // replicas
             state = shared * (12 if config.precision.bf16 else 8)
-        # Of one chunk of layers each: all that start before the first one's gradient (arXiv 2104.04473).
         chunks = layout.num_virtual_stages_per_pipeline_rank or 1
-        in_flight = len(layers) - stage
-        if chunks > 1:
-            in_flight = 2 * (len(layers) - stage - 1) + (chunks - 1) * len(layers) + 1
-        in_flight = min(in_flight, micro_batches * chunks)
+        in_flight = chunks_in_flight(layout, stage, micro_batches)
         tokens = pack_length // layout.context_parallel_size
         result.append(
             StageMemory(
@@ -81,6 +77,19 @@ def stage_memory(
             )
         )
     return result
+
+
+def chunks_in_flight(layout: LayoutSettings, stage: int, micro_batches: int) -> int:
+    """Return how many chunks' activations of a micro-batch a stage holds at most.
+
+    That is one chunk of layers for each that starts before the first one's gradient comes (arXiv 2104.04473).
+    """
+    after = layout.pipeline_model_parallel_size - stage - 1
+    chunks = layout.num_virtual_stages_per_pipeline_rank or 1
+    if chunks == 1:
+        return min(after + 1, micro_batches)
+    held = 2 * after + (chunks - 1) * layout.pipeline_model_parallel_size + 1
+    return min(held, micro_batches * chunks)
 
 
 def stage_layers(layout: LayoutSettings, layers: int) -> list[int]:
