@@ -16,9 +16,11 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
 from megatron_probsft.models.family import Experts, Family, ModelShape
+from megatron_probsft.models.fused_kernels import fuse_swiglu
 from megatron_probsft.models.hf_model import HFModel
 from megatron_probsft.models.layout import Parallelism
-from megatron_probsft.models.local_layers import LocalBackend, PackedRotary, RMSNorm, local_layer_spec
+from megatron_probsft.models.local_layers import LocalBackend, RMSNorm, local_layer_spec
+from megatron_probsft.models.rotary import PackedRotary
 from megatron_probsft.runtime.device import current_device, has_gpu
 
 
@@ -79,7 +81,7 @@ def transformer_config(
         calculate_per_token_loss=True,
         use_cpu_initialization=not has_gpu(),
         perform_initialization=False,  # every weight is read from a checkpoint or a Hugging Face folder
-        bias_activation_fusion=fused,
+        bias_activation_fusion=has_gpu(),  # SwiGLU's; it needs no Transformer Engine
         bias_dropout_fusion=fused,
         apply_rope_fusion=fused,
         masked_softmax_fusion=False,
@@ -130,6 +132,8 @@ def build_model(
                 _build_chunk(hf, config, _local_block(hf.family, config, stage), stage, rows)
                 for stage in stages
             ]
+    if not use_transformer_engine():
+        fuse_swiglu()
     block = _transformer_engine_layer if use_transformer_engine() else _local_block
     chunks = [_build_chunk(hf, config, block(hf.family, config, stage), stage, rows) for stage in stages]
     return [chunk.to(current_device()) for chunk in chunks]
