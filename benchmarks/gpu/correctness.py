@@ -86,7 +86,8 @@ def _against_float32(where: str) -> dict[str, Any]:
     return record | {
         "result": f"{found['layer']}: log p of {len(exact['log_p'])} tokens within "
         f"{record['distance_log_p']:.1e}, {STEPS} losses within {record['distance_losses']:.1e} "
-        f"of float32 on the CPU (bf16 there: {record['distance_log_p_cpu']:.1e}, {record['distance_losses_cpu']:.1e})"
+        f"of float32 on the CPU, where bf16 has {record['distance_log_p_cpu']:.1e} and "
+        f"{record['distance_losses_cpu']:.1e}"
     }
 
 
