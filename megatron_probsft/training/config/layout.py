@@ -45,7 +45,7 @@ class LayoutSettings(Parallelism):
         above=0,
     )
     use_distributed_optimizer: bool = flag(
-        False, "The data-parallel processes divide the optimizer's states among them.", resume="fixed"
+        False, "The data-parallel processes divide the optimizer's states among them."
     )
     overlap_grad_reduce: bool = flag(
         False, "Gradients are added up over the processes while the backward pass still runs."

@@ -29,10 +29,7 @@ WITHOUT = {
     "tensor_type_names": "torch.cuda.FloatTensor",
     "token_dispatcher": '== "numpy"',
     "uneven_collectives": "== [0, 0]",
-    "bucket_paddings": 'torch.equal(of_buffer["param"]',
     "saving_before_the_first_step": "assert len(steps) == 1",
-    "steps_after_loading": "parameters share a step",
-    "loading_tensors_without_steps": "KeyError: 'step'",
     "nonfinite_gradients": "== (False, None, None)",
     "results_queue": "a process manager is started",
 }
