@@ -49,7 +49,6 @@ class LayoutSettings(Parallelism):
     use_distributed_optimizer: bool | None = flag(
         None,
         "The data-parallel processes divide the optimizer's states among them.",
-        resume="fixed",
         by_device=_ON_REPLICAS,
     )
     overlap_grad_reduce: bool | None = flag(
