@@ -1,8 +1,9 @@
 """The optimizer's state as a checkpoint: each rank writes and reads its own part only, without communication.
 
 A distributed optimizer gives a rank a range of each flattened parameter. That range is a few rectangular
-blocks of the whole tensor (`rectangles`), and `torch.distributed.checkpoint` takes any blocks: so the checkpoint
-holds whole tensors under Megatron-Core's names for `fully_reshardable` ones, `optimizer.state.exp_avg.…`.
+blocks of the whole tensor (`rectangles`), and `torch.distributed.checkpoint` takes any blocks: so the
+checkpoint holds whole tensors under Megatron-Core's names for `fully_reshardable` ones,
+`optimizer.state.exp_avg.…`.
 Megatron-Core's own way there gathers every bucket on every rank (optimizer/distrib_optimizer.py:1650,
 `sharded_param_state_fully_reshardable`), but reads what is written here.
 """
