@@ -11,6 +11,7 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_probsft.runtime.device import has_gpu
 from megatron_probsft.runtime.megatron_patches import (
+    adam_steps,
     bucket_paddings,
     cuda_factories,
     cuda_functions,
@@ -50,4 +51,5 @@ def patch_optimizer(optimizer: MegatronOptimizer) -> None:
     for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
         bucket_paddings.apply(inner)
         torch_adam.apply(inner)
+        adam_steps.apply(inner)
     nonfinite_gradients.apply(optimizer)
