@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -43,3 +46,25 @@ def restore_random_state(state: torch.Tensor) -> None:
     """Set the GPU's generator to a `random_state`; without a GPU the caller sets torch's generator anyway."""
     if has_gpu():
         torch.cuda.set_rng_state(state)
+
+
+@contextlib.contextmanager
+def exact_float32_products() -> Iterator[None]:
+    """Let matrix products of float32 keep all 23 bits within this context; after it all is as before.
+
+    GPUs may round their factors to TF32's 10 bits: NVIDIA's containers ask for it with the variable
+    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, programs with `torch.set_float32_matmul_precision`.
+    """
+    backends: Any = torch.backends
+    newer = [(each, each.fp32_precision) for each in (backends.cuda.matmul, backends.mkldnn.matmul)]
+    older: str | None = None
+    with contextlib.suppress(RuntimeError):  # where somebody set it by the newer names only
+        older = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # sets both
+    try:
+        yield
+    finally:
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
+        for each, precision in newer:
+            each.fp32_precision = precision

@@ -208,8 +208,10 @@ def _packed(micro_batch: MicroBatch) -> PackedSeqParams:
         cu_seqlens_q=micro_batch.cu_seqlens,
         cu_seqlens_kv=micro_batch.cu_seqlens,
         # The samples' padding to what context parallelism divides is part of them: after their last token.
+        # Transformer Engine asks for it there; not told that it is none, it compares in every layer.
         cu_seqlens_q_padded=micro_batch.cu_seqlens,
         cu_seqlens_kv_padded=micro_batch.cu_seqlens,
+        pad_between_seqs=False,
         max_seqlen_q=micro_batch.max_seqlen,
         max_seqlen_kv=micro_batch.max_seqlen,
     )
