@@ -7,6 +7,7 @@ import resource
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -23,6 +24,37 @@ def gpu_count() -> int:
 def current_device() -> torch.device:
     """Return the device for this rank's tensors: its GPU, or the CPU where there is none."""
     return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
+
+
+def use_device(device: torch.device) -> None:
+    """Let the calling thread compute on this device, of those that `current_device` returns."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def even_length() -> int:
+    """Return what the length of a pack should be a multiple of: a GPU's kernels work on tiles of 128 rows."""
+    return 128 if has_gpu() else 1
+
+
+def host_tensor(array: np.ndarray) -> torch.Tensor:
+    """Return the array as a tensor on the host; in pinned memory, where a GPU copies it while it computes."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory() if has_gpu() else tensor
+
+
+class ToHost:
+    """A tensor on its way to the host: nothing waits for it before it is read."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor.to("cpu", non_blocking=True)  # from a GPU: into pinned memory
+        self._arrived = torch.cuda.current_stream().record_event() if tensor.is_cuda else None
+
+    def tolist(self) -> list[float]:
+        """Return the values, once they are there."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._tensor.tolist()
 
 
 def device_name() -> str:
