@@ -28,8 +28,8 @@ SHAPES = [(8192, 4096, 128256), (8192, 3584, 152064)]
 SMALL = [(64, 64, 1032)]
 SHARES = (1.0, 0.2)
 OPTIONS = {
-    OURS: HeadOptions("fused"),
-    f"{OURS}, all rows at once": HeadOptions("fused", chunk_tokens=1 << 20),
+    f"{OURS}, chunks of 8192": HeadOptions("fused", chunk_tokens=8192),
+    f"{OURS}, chunks of 4096": HeadOptions("fused", chunk_tokens=4096),
     f"{OURS}, materialized": HeadOptions("materialized"),
 }
 CHECKED = 64

@@ -60,10 +60,12 @@ def run_rows(part: Part, options: dict[str, Any], deadline: float) -> Iterator[d
 
 def _messages(part: Part, options: dict[str, Any], deadline: float) -> Iterator[dict[str, Any]]:
     """Yield the messages of one child, and at last how it ended."""
-    log = Path(options["output"]) / f"{part.name}.log"
+    log = Path(options["output"]) / "log.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu.kit.child", part.module, json.dumps(options)]
     with log.open("a") as errors:
+        errors.write(f"=== {part.name}\n")
+        errors.flush()
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True, cwd=ROOT,
             env=_environment(options["small"]),

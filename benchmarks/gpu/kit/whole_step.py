@@ -79,11 +79,11 @@ def _random_weights(gpt: list[torch.nn.Module], _: Any) -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         for chunk in gpt:
-            for parameter in chunk.parameters():
+            for name, parameter in chunk.named_parameters():
                 if parameter.dim() > 1:
                     parameter.normal_(0, 0.02)
-                else:
-                    parameter.fill_(1)
+                else:  # a bias, or a norm's weight
+                    parameter.fill_(0 if name.endswith("bias") else 1)
 
 
 def use_megatron_loss(place: Place, peer: str) -> None:

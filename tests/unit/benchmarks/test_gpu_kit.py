@@ -53,12 +53,12 @@ def test_a_row_that_goes_wrong_costs_itself_alone(
         "not here": ("not here", "no such card"),
         "wrong": ("wrong", "off by 2"),
         "raises": ("failed", "ImportError: no such library"),
-        "crashes": ("crashed", "killed by SIGSEGV, see correctness.log"),
+        "crashes": ("crashed", "killed by SIGSEGV, see log.txt"),
         "hangs": ("timed out", "stopped after 2 s"),
-        "exits": ("crashed", "exit status 3, see correctness.log"),
+        "exits": ("crashed", "exit status 3, see log.txt"),
         "last": ("ok", "2 ms"),
     }
-    assert "a library says something" in (tmp_path / "correctness.log").read_text()
+    assert "a library says something" in (tmp_path / "log.txt").read_text()
     assert "| correctness | hangs | timed out | stopped after 2 s |" in (tmp_path / "results.md").read_text()
     assert "2 ok, 1 not here, 1 wrong, 1 failed, 2 crashed, 1 timed out" in capsys.readouterr().out
 
