@@ -34,13 +34,13 @@ ONE, MORE = f"{PARITY}::test_layout_equals_one_process", f"{PARITY}::test_more_l
 EXPERTS = f"{TABLES}/test_expert_training.py"
 A_CHOICE = (
     f"{ONE}[TP 2 × PP 2 + SP-packed-original]",
-    f"{ONE}[TP 2 × CP 2-unpacked-original]",
+    f"{ONE}[CP 2-unpacked-original]",
     f"{ONE}[DP 2 distributed optimizer + overlaps-packed-original]",
     f"{ONE}[full recompute-packed-original]",
     f"{PARITY}::test_one_process_equals_plain_transformers[original]",
     f"{EXPERTS}::test_layout_equals_one_process[TP 2 × EP 2 + SP-Qwen3-MoE]",
 )
-"""Each dimension of the layout at least once."""
+"""Each dimension of the layout."""
 
 # What runs in one process: (version, what pytest is given).
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -86,16 +86,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pairs(tmp_path_factory.mktemp("data") / "train.jsonl", 20)
 
 
-def _settings(optimizer: dict[str, Any]) -> dict[str, Any]:
-    return {"train_iters": STEPS, "save_optim": True, "lr": 2e-3, **optimizer}
+def _settings(optimizer: str) -> dict[str, Any]:
+    return {"train_iters": STEPS, "save_optim": True, "lr": 2e-3, **OPTIMIZERS[optimizer]}
 
 
-def _stop_and_resume(folder: Path, model: Path, data: Path, optimizer: dict[str, Any]) -> None:
-    """Start a run that stops after two steps, and go on with another that did."""
-    settings = _settings(optimizer)
-    train(1, config_for(folder / "begun there", model, data, exit_interval=2, **settings))
-    begun_here = folder / "begun here"
-    train(1, config_for(begun_here, None, data, load=str(begun_here), **settings))
+def _begin(run: Path, model: Path, data: Path, optimizer: str) -> None:
+    """Train two steps of four."""
+    train(1, config_for(run, model, data, exit_interval=2, **_settings(optimizer)))
+
+
+def _go_on(run: Path, data: Path, optimizer: str) -> list[dict[str, Any]]:
+    """Resume the run, up to its end."""
+    train(1, config_for(run, None, data, load=str(run), **_settings(optimizer)))
+    return records(run, "train")
 
 
 @torch.no_grad()
@@ -144,12 +147,13 @@ def _megatron_lm_reads(
     return found, calls
 
 
-def _there(folder: Path, optimizers: list[str], model: Path, data: Path, tokens: list[int]) -> Any:
+def _there(folder: Path, optimizers: tuple[str, str], model: Path, data: Path, tokens: list[int]) -> Any:
     """All that happens in the process with Transformer Engine."""
-    for name in optimizers:
-        _stop_and_resume(folder / name, model, data, OPTIMIZERS[name])
+    here, there = optimizers
+    _go_on(folder / "begun here", data, here)
+    _begin(folder / "begun there", model, data, there)
     run_ranks(1, _converts, model, folder / "converted there")
-    checkpoints = [folder / "converted" / "iter_0000000", folder / optimizers[0] / "whole" / "iter_0000004"]
+    checkpoints = [folder / "converted" / "iter_0000000", folder / "whole" / "iter_0000004"]
     return _megatron_lm_reads(checkpoints, model, tokens)
 
 
@@ -162,55 +166,45 @@ def _objects(checkpoint: Path) -> set[str]:
     return torch_dist.BlockReader(checkpoint).objects - {"rng/shard_0.0.0_1.1.1"}
 
 
-@pytest.mark.size("test")
+PLACES = [("sharded", "plain"), ("plain", "sharded")]  # the optimizer in local layers, in Transformer Engine
+
+
+@pytest.mark.parametrize(("here", "there"), rows(PLACES, fast=[], rare=PLACES[1:]))
 def test_a_checkpoint_goes_on_in_the_other_place(
-    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: str, there: str, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Training goes on, and Megatron-LM itself reads what local layers and the conversion wrote."""
-    names = ["sharded", "plain"]
-    for name in names:
-        settings = _settings(OPTIMIZERS[name])
-        train(
-            1,
-            config_for(
-                tmp_path / name / "whole", model, data, save_hf=str(tmp_path / name / "hf"), **settings
-            ),
-        )
-        with monkeypatch.context() as patch:  # as versions before 0.17 wrote it
-            patch.setattr(torch_dist, "_norms_extra_state", lambda state: {})
-            train(1, config_for(tmp_path / name / "begun here", model, data, exit_interval=2, **settings))
+    settings = _settings(here)
+    whole = train(1, config_for(tmp_path / "whole", model, data, save_hf=str(tmp_path / "hf"), **settings))
     to_megatron(model, tmp_path / "converted")
+    with monkeypatch.context() as patch:  # as older versions wrote it
+        patch.setattr(torch_dist, "_norms_extra_state", lambda state: {})
+        _begin(tmp_path / "begun here", model, data, here)
     tokens = torch.randint(0, 331, (24,), generator=torch.Generator().manual_seed(4)).tolist()
-    logits, calls = in_transformer_engine(OLDEST, _there, tmp_path, names, model, data, tokens)
-    for name in names:
-        begun_there = tmp_path / name / "begun there"
-        settings = _settings(OPTIMIZERS[name])
-        if name == "plain":  # the canary of runtime/megatron_patches/adam_steps.py
-            shutil.copytree(begun_there, tmp_path / "copy")
-            copied = config_for(tmp_path / "copy", None, data, load=str(tmp_path / "copy"), **settings)
-            monkeypatch.setattr(adam_steps, "apply", lambda optimizer: None)
+    logits, calls = in_transformer_engine(OLDEST, _there, tmp_path, (here, there), model, data, tokens)
+
+    # What runtime/megatron_patches/adam_steps.py is for.
+    if there == "plain":
+        copy = shutil.copytree(tmp_path / "begun there", tmp_path / "copy")
+        with monkeypatch.context() as patch:
+            patch.setattr(adam_steps, "apply", lambda optimizer: None)
             with pytest.raises(AssertionError, match="KeyError: 'step'"):
-                train(1, copied)
-            monkeypatch.undo()
-        train(1, config_for(begun_there, None, data, load=str(begun_there), **settings))
-        expected = records(tmp_path / name / "whole", "train")
-        assert len(expected) == STEPS
-        for run in ("begun there", "begun here"):
-            for found, step in zip(records(tmp_path / name / run, "train"), expected, strict=True):
-                for key in ("loss", "nll", "mean_p", "grad_norm"):
-                    assert found[key] == pytest.approx(step[key], rel=1e-5), (name, run, key)
-    for found, hf in zip(logits, (model, tmp_path / names[0] / "hf"), strict=True):
+                _go_on(copy, data, there)
+    _go_on(tmp_path / "begun there", data, there)
+    for run in ("begun there", "begun here"):
+        for found, step in zip(records(tmp_path / run, "train"), whole, strict=True):
+            for key in ("loss", "nll", "mean_p", "grad_norm"):
+                assert found[key] == pytest.approx(step[key], rel=1e-5), (run, key)
+
+    for found, hf in zip(logits, (model, tmp_path / "hf"), strict=True):
         theirs = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float64, experts_implementation="eager")
         with torch.no_grad():
-            torch.testing.assert_close(found[:, :331].double(), theirs(torch.tensor([tokens])).logits[0],
-                                       rtol=0, atol=1e-4)  # fmt: skip
-    # Attention was told that nothing lies between the sequences: it does not look for it in every layer.
-    assert calls["DotProductAttention", (1, False, None)] == 2 * len(logits)
+            reference = theirs(torch.tensor([tokens])).logits[0]
+        torch.testing.assert_close(found[:, :331].double(), reference, rtol=0, atol=1e-4)
     assert calls["apply_rotary_pos_emb", 1] == 4 * len(logits)
     assert calls["GroupedLinear", 6] == 4 * len(logits)
-    assert _objects(tmp_path / "converted there" / "iter_0000000") == _objects(
-        tmp_path / "converted" / "iter_0000000"
-    )
-    assert _objects(tmp_path / "plain" / "begun there" / "iter_0000002") == _objects(
-        tmp_path / "plain" / "whole" / "iter_0000004"
-    )
+    for one, other in (
+        ("converted/iter_0000000", "converted there/iter_0000000"),
+        ("whole/iter_0000004", "begun there/iter_0000002"),
+    ):
+        assert _objects(tmp_path / one) == _objects(tmp_path / other)

@@ -32,7 +32,10 @@ def in_transformer_engine(version: str, function: Callable[..., Any], *args: Any
 def run_tests(version: str, *arguments: str) -> str:
     """What pytest prints about tests of this suite that ran in such a process; all of them passed."""
     options = ["-q", "--no-header", "--size", "all", "-p", __name__, "-p", "no:xdist"]
-    return _run(version, "-m", "pytest", *options, *arguments)
+    named = [
+        argument.encode("ascii", "backslashreplace").decode() for argument in arguments
+    ]  # as pytest does
+    return _run(version, "-m", "pytest", *options, *named)
 
 
 def _run(version: str, *arguments: str) -> str:
