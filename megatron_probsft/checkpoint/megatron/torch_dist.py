@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.models.gpt import GPTModel
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -71,7 +73,16 @@ def model_state(model: Sequence[GPTModel], content: dict[str, Any] | None = None
     content: Megatron-Core's content metadata, which decides how tensors are named; None: this project's.
     """
     metadata = sharding_metadata(content)
-    return {str(number): chunk.sharded_state_dict(metadata=metadata) for number, chunk in enumerate(model)}
+    state = {str(number): chunk.sharded_state_dict(metadata=metadata) for number, chunk in enumerate(model)}
+    for value in (value for chunk in state.values() for value in chunk.values()):
+        if isinstance(value, ShardedTensorFactory):
+            # Loading has filled its parts where they lie: Megatron-Core would join copies of them.
+            value.merge_fn = partial(_itself, value.data)
+    return state
+
+
+def _itself(parameter: torch.Tensor, _parts: Any) -> torch.Tensor:
+    return parameter
 
 
 def fill_model(model: Sequence[GPTModel], state: dict[str, Any]) -> None:
