@@ -30,7 +30,7 @@ from tests.support.training_runs import config_for, write_pairs
 REPLICAS = 4
 MODELS: dict[str, dict[str, Any]] = {
     "5 M parameters": {"heads": 6, "head_dim": 64, "layers": 7, "vocab_size": 2000},
-    "200 M parameters": {"heads": 16, "head_dim": 64, "layers": 30, "vocab_size": 56_000},
+    "200 M parameters": {"heads": 16, "groups": 16, "head_dim": 64, "layers": 30, "vocab_size": 56_000},
 }
 SMALL_THINGS = 2**18  # states of generators and the like
 

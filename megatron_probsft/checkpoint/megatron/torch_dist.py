@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,13 +76,18 @@ def model_state(model: Sequence[GPTModel], content: dict[str, Any] | None = None
     state = {str(number): chunk.sharded_state_dict(metadata=metadata) for number, chunk in enumerate(model)}
     for value in (value for chunk in state.values() for value in chunk.values()):
         if isinstance(value, ShardedTensorFactory):
-            # Loading has filled its parts where they lie: Megatron-Core would join copies of them.
-            value.merge_fn = partial(_itself, value.data)
+            value.merge_fn = partial(_joined, value.merge_fn)
     return state
 
 
-def _itself(parameter: torch.Tensor, _parts: Any) -> torch.Tensor:
-    return parameter
+def _joined(join: Callable[[Any], torch.Tensor], parts: Any) -> torch.Tensor:
+    """Return the parts of a gated weight as one: loading fills them where they lie, one after the other."""
+    first, places = parts[0], [part.untyped_storage().data_ptr() for part in parts]
+    ends = [part.storage_offset() + part.numel() for part in parts]
+    if len({*places}) > 1 or [part.storage_offset() for part in parts[1:]] != ends[:-1]:
+        return join(parts)
+    rows = sum(len(part) for part in parts)
+    return first.as_strided((rows, *first.shape[1:]), first.stride(), first.storage_offset())
 
 
 def fill_model(model: Sequence[GPTModel], state: dict[str, Any]) -> None:
