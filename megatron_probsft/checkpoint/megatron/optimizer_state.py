@@ -64,12 +64,12 @@ def read_optimizer(
     for inner in inner_optimizers(optimizer):
         inner.init_state_fn(inner.optimizer, inner.config)
         torch_adam.set_step(inner, step)
-        for part in _parts(inner):
-            pieces = _pieces(named[part.parameter])
-            for name, values in part.tensors.items():
-                for block, view in (cut for piece in pieces for cut in _cut(piece, part.start, values)):
-                    key = _saved_key(name, block.key, reader.tensors)
-                    wanted[key].append(Target(block.global_offset, view, block.allow_shape_mismatch))
+    for part in optimizer_parts(optimizer):
+        pieces = _pieces(named[part.parameter])
+        for name, values in part.tensors.items():
+            for block, view in (cut for piece in pieces for cut in _cut(piece, part.start, values)):
+                key = _saved_key(name, block.key, reader.tensors)
+                wanted[key].append(Target(block.global_offset, view, block.allow_shape_mismatch))
     for key, targets in wanted.items():
         reader.fill(key, targets)
 
@@ -82,7 +82,7 @@ def _saved_key(name: str, key: str, there: Container[str]) -> str:
 
 
 @dataclass(frozen=True)
-class _Part:
+class StatePart:
     """The state that this rank holds of a parameter."""
 
     parameter: torch.Tensor
@@ -99,8 +99,13 @@ def inner_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
     return [one for one in chain if not getattr(one, "is_stub_optimizer", False)]
 
 
-def _parts(inner: Any) -> Iterator[_Part]:
-    """Yield what this rank holds, parameter by parameter."""
+def optimizer_parts(optimizer: MegatronOptimizer) -> Iterator[StatePart]:
+    """Yield what this rank holds of the optimizer's state, parameter by parameter."""
+    for inner in inner_optimizers(optimizer):
+        yield from _parts(inner)
+
+
+def _parts(inner: Any) -> Iterator[StatePart]:
     if isinstance(inner, DistributedOptimizer):
         buckets = (
             bucket for buffer in inner.gbuf_ranges for buckets in buffer.values() for bucket in buckets
@@ -109,7 +114,7 @@ def _parts(inner: Any) -> Iterator[_Part]:
             for parameter, ranges in bucket["param_map"].items():
                 tensors = inner._get_main_param_and_optimizer_states(parameter)
                 tensors = {key: value.detach() for key, value in tensors.items() if key != "step"}
-                yield _Part(parameter, ranges["param"].start, tensors)
+                yield StatePart(parameter, ranges["param"].start, tensors)
         return
     if isinstance(inner, Float16OptimizerWithFloat16Params):
         groups = zip(inner.float16_groups, inner.fp32_from_float16_groups, strict=True)
@@ -120,7 +125,7 @@ def _parts(inner: Any) -> Iterator[_Part]:
         tensors = {key: value for key, value in inner.optimizer.state[main].items() if key != "step"}
         if main is not parameter:
             tensors["param"] = main
-        yield _Part(parameter, 0, {key: value.detach().view(-1) for key, value in tensors.items()})
+        yield StatePart(parameter, 0, {key: value.detach().view(-1) for key, value in tensors.items()})
 
 
 def _named(model: dict[str, Any]) -> Mapping[torch.Tensor, ShardedTensor | ShardedTensorFactory]:
@@ -193,7 +198,7 @@ def _cut(piece: _Piece, start: int, values: torch.Tensor) -> Iterator[tuple[Shar
         yield block, values[begin : begin + part.end - part.start].view(shape)
 
 
-def _blocks(piece: _Piece, part: _Part, name: str, values: torch.Tensor) -> Iterator[ShardedTensor]:
+def _blocks(piece: _Piece, part: StatePart, name: str, values: torch.Tensor) -> Iterator[ShardedTensor]:
     for block, view in _cut(piece, part.start, values):
         # Of the ranks that share the parameter, each writes its own range: only copies on tensor-parallel
         # and pipeline ranks (a norm, tied embeddings) are written once.

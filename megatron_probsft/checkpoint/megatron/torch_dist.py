@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
 from megatron.core.models.gpt import GPTModel
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -97,6 +98,9 @@ def model_state(model: Sequence[GPTModel], content: dict[str, Any] | None = None
     states = {}
     for number, chunk in enumerate(model):
         state = chunk.sharded_state_dict(metadata=metadata)
+        for value in state.values():
+            if isinstance(value, ShardedTensorFactory):
+                value.merge_fn = partial(_joined, value.merge_fn)
         states[str(number)] = _norms_extra_state(state) | state
     return states
 
@@ -119,6 +123,16 @@ def _norms_extra_state(state: dict[str, Any]) -> dict[str, ShardedObject]:
                 entry.replica_id,
             )
     return found
+
+
+def _joined(join: Callable[[Any], torch.Tensor], parts: Any) -> torch.Tensor:
+    """Return the parts of a gated weight as one: loading fills them where they lie, one after the other."""
+    first, places = parts[0], [part.untyped_storage().data_ptr() for part in parts]
+    ends = [part.storage_offset() + part.numel() for part in parts]
+    if len({*places}) > 1 or [part.storage_offset() for part in parts[1:]] != ends[:-1]:
+        return join(parts)
+    rows = sum(len(part) for part in parts)
+    return first.as_strided((rows, *first.shape[1:]), first.stride(), first.storage_offset())
 
 
 def fill_model(model: Sequence[GPTModel], state: dict[str, Any]) -> None:

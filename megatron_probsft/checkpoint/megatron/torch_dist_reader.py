@@ -19,7 +19,8 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from megatron_probsft.runtime.errors import UserError
 
-_PIECE_BYTES = 32 * 2**20
+PIECE_BYTES = 32 * 2**20
+"""`BlockReader.fill` reads this much at a time."""
 
 Place = tuple[str, tuple[int, ...]]
 """The key and the offset of a block."""
@@ -146,7 +147,7 @@ class BlockReader:
             first = narrow_tensor_by_index(stored, item.storage_offsets, item.lengths).storage_offset()
             first -= first % row
             target = target.reshape(target.shape[axis:])
-            most = max(_PIECE_BYTES // (row * stored.itemsize), 1)
+            most = max(PIECE_BYTES // (row * stored.itemsize), 1)
             for begin in range(0, len(target), most):
                 into = target[begin : begin + most]
                 piece = torch.empty((len(into), *stored.shape[axis + 1 :]), dtype=stored.dtype)
