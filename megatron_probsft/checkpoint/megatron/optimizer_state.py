@@ -1,10 +1,11 @@
 """The optimizer's state as a checkpoint: each rank writes and reads its own part only, without communication.
 
 A distributed optimizer gives a rank a range of each flattened parameter. That range is a few rectangular
-blocks of the whole tensor (`rectangles`), and `torch.distributed.checkpoint` takes any blocks: so the checkpoint
-holds whole tensors under Megatron-Core's names for `fully_reshardable` ones, `optimizer.state.exp_avg.…`.
-Megatron-Core's own way there gathers every bucket on every rank (optimizer/distrib_optimizer.py:1650,
-`sharded_param_state_fully_reshardable`), but reads what is written here.
+blocks of the whole tensor (`rectangles`), and `torch.distributed.checkpoint` takes any blocks: so the
+checkpoint holds whole tensors under the names of Megatron-Core's `fully_reshardable` format,
+`optimizer.state.exp_avg.…`. Megatron-Core itself (optimizer/distrib_optimizer.py,
+`sharded_param_state_fully_reshardable`) gathers every bucket on every rank for it, but reads what is
+written here.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def optimizer_content(optimizer: MegatronOptimizer, model: dict[str, Any]) -> di
 
     model: the sharded state dict of the model, whose tensors name the optimizer's.
     """
-    inner = _inner(optimizer)
+    inner = inner_optimizers(optimizer)
     if not any(isinstance(one, DistributedOptimizer) for one in inner):
         return optimizer.sharded_state_dict(model, metadata=sharding_metadata())  # type: ignore[call-arg]
     named = _named(model)
@@ -60,7 +61,7 @@ def read_optimizer(
     """
     named, step = _named(model), _saved_step(plain)
     wanted: dict[str, list[Target]] = defaultdict(list)
-    for inner in _inner(optimizer):
+    for inner in inner_optimizers(optimizer):
         inner.init_state_fn(inner.optimizer, inner.config)
         torch_adam.set_step(inner, step)
         for part in _parts(inner):
@@ -92,7 +93,8 @@ class _Part:
     """The moments, and the main weights as `param` where there are any: flat, all of one size."""
 
 
-def _inner(optimizer: MegatronOptimizer) -> list[Any]:
+def inner_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
+    """Return Megatron-Core's optimizers of some parameters each: one, or experts' beside it."""
     chain = getattr(optimizer, "chained_optimizers", [optimizer])
     return [one for one in chain if not getattr(one, "is_stub_optimizer", False)]
 

@@ -56,6 +56,8 @@ class BlockReader:
             for key, entry in metadata.state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata)
         }
+        self.objects = metadata.state_dict_metadata.keys() - self.tensors.keys()
+        """The names of all that is not a tensor, each with its place: `NAME/shard_0_1`."""
         self._items: dict[Place, list[ReadItem]] = defaultdict(list)
         self._shapes: dict[Place, tuple[int, ...]] = {}
 

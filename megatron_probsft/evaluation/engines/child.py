@@ -116,15 +116,25 @@ def follow(children: Sequence[Child], wait: Callable[[], None]) -> Seconds:
         UserError: one of them failed; it is raised as soon as that one has ended.
     """
     times: list[Seconds] = []
-    running = {child.stream: child for child in children}
+    running = list(children)
+    unread = {child.stream: child for child in children}
     while running:
-        readable = select.select(list(running), [], [], 0.5)[0]
-        over = [stream for stream in readable if not running[stream].read()]
+        # A process whose stream is closed is about to end.
+        readable = select.select(list(unread), [], [], 0.5 if len(unread) == len(running) else 0.05)[0]
+        for stream in readable:
+            if not unread[stream].read():
+                del unread[stream]
         if not readable:
             wait()
-            # A worker left behind may keep the pipe open.
-            over = [stream for stream, child in running.items() if child.has_ended()]
-        times += [running.pop(stream).outcome() for stream in over]
+        # A worker left behind may keep a stream open, but has nothing to say.
+        over = [
+            child for child in running
+            if (child.stream not in unread or not readable) and child.has_ended()
+        ]  # fmt: skip
+        for child in over:
+            times.append(child.outcome())
+            running.remove(child)
+            unread.pop(child.stream, None)
     return Seconds(max(one.startup for one in times), max(one.generation for one in times))
 
 
