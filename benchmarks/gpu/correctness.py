@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.gpu.kit.place import Place, WrongError
-from benchmarks.gpu.kit.tiny_process import TRANSFORMER_ENGINE, KilledError, TinyProcess
+from benchmarks.gpu.kit.tiny_process import TRANSFORMER_ENGINE, KilledError, TinyProcess, work
 
 STEPS = 20
 CHECKPOINT, END = 3, 8
@@ -38,8 +39,12 @@ def _losses(process: TinyProcess) -> dict[str, Any]:
 
 def _against_float32(process: TinyProcess) -> dict[str, Any]:
     """Compare a place with the CPU in float32, by the yardstick of what bfloat16 changes on the CPU."""
-    found = _losses(process)
-    exact, usual = (_losses(TinyProcess("cpu", "local", dtype)) for dtype in ("float32", "bf16"))
+    on_cpu = [TinyProcess("cpu", "local", dtype) for dtype in ("float32", "bf16")]
+    there = dict.fromkeys([process, *on_cpu])
+    work()  # made once, before the threads
+    with ThreadPoolExecutor() as pool:  # most of a process's time is the CPU's: its imports
+        losses = dict(zip(there, pool.map(_losses, there), strict=True))
+    found, exact, usual = losses[process], *(losses[one] for one in on_cpu)
     record: dict[str, Any] = {"layer": found["layer"]}
     wrong = []
     if found["layer"].startswith("TE") != (process.layers == TRANSFORMER_ENGINE):
@@ -68,10 +73,12 @@ def _distance(one: Sequence[float], other: Sequence[float]) -> float:
 def _resume(process: TinyProcess) -> dict[str, Any]:
     """A killed and resumed run goes on, and ends, as one that was not; weights convert there and back."""
     settings = {"train_iters": END, "save_interval": CHECKPOINT}
-    process.do("train", "whole", **settings)
-    with contextlib.suppress(KilledError):
+    work()
+    with ThreadPoolExecutor() as pool, contextlib.suppress(KilledError):
+        whole_run = pool.submit(process.do, "train", "whole", **settings)
         process.do("train_and_die", "killed", **settings)
         raise WrongError("the run that was to be killed went on to its end")
+    whole_run.result()
     killed = process.steps("killed")
     process.do("train", "killed", load=str(process.folder("killed")), hf_model=None, **settings)
     whole, resumed = process.steps("whole"), process.steps("killed")

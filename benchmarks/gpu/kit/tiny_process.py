@@ -54,7 +54,7 @@ class TinyProcess:
         te = self.layers == TRANSFORMER_ENGINE
         if te and importlib.util.find_spec("transformer_engine") is None:
             raise NotHereError("transformer-engine is not installed")
-        result = work() / "result.json"
+        result = work() / f"{self.folder(name).name}.json"
         everything = {
             "hf_model": str(work() / "model"), "data": [str(work() / "train.jsonl")],
             "data_cache_path": str(work() / "cache"), "save": str(self.folder(name)),
