@@ -158,7 +158,7 @@ def _measure(place: Place, shape: tuple[int, int, int, float], name: str) -> dic
     def work() -> None:
         loss().backward()
 
-    (seconds,) = seconds_of([work], case.forget, small=place.small)
+    (seconds,) = seconds_of([work], case.forget, small=place.small, repeats=5)
     case.forget()
     extra = peak_extra_bytes(work)
     case.forget()

@@ -42,6 +42,12 @@ def run_rows(part: Part, options: dict[str, Any], deadline: float) -> Iterator[d
         for message in _messages(part, options | {"rows": waiting, "apart": part.apart}, deadline):
             if "rows" in message:
                 waiting = message["rows"] if waiting is None else waiting
+                if not waiting:
+                    yield {
+                        "row": options["text"],
+                        "status": "failed",
+                        "result": "no row has this in its name",
+                    }
             elif "started" in message:
                 running = message["started"]
             elif "row" in message:

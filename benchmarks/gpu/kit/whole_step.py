@@ -42,7 +42,7 @@ class Sizes:
 def sizes(place: Place) -> Sizes:
     if place.small:
         return Sizes(TINY, 256, 4, Chats(40, 40, 200, words(TINY)), rounds=2, warmup=1)
-    return Sizes(QWEN2_5_1_5B, 8192, 64, Chats(1024, 400, 8000, words(QWEN2_5_1_5B)), rounds=8, warmup=3)
+    return Sizes(QWEN2_5_1_5B, 8192, 64, Chats(720, 400, 8000, words(QWEN2_5_1_5B)), rounds=8, warmup=3)
 
 
 class WholeStep:

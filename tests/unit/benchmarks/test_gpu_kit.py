@@ -70,6 +70,12 @@ def test_rows_after_the_time_is_up_say_so(tmp_path: Path) -> None:
     assert list(late) == [{"row": "all of correctness", "status": "not reached"}]
 
 
+def test_a_text_that_no_row_has_is_told(tmp_path: Path) -> None:
+    options = {"small": True, "output": str(tmp_path), "text": "none"}
+    (found,) = children.run_rows(_FaultyPart("correctness", 60.0), options, time.monotonic() + 100)
+    assert found["status"] == "failed"
+
+
 def test_parts_are_named() -> None:
     assert [part.name for part, _ in wanted_parts(None)] == list(PARTS)[1:]
     assert wanted_parts(["head:liger", "machine"]) == [(PARTS["head"], "liger")]
