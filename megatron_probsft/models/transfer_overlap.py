@@ -10,9 +10,10 @@ from megatron.core.utils import is_te_min_version
 
 
 def start_transfer_overlap(tokens: int, hidden_size: int, *, fp8: bool) -> None:
-    """Make the buffers that layers with `tp_comm_overlap` look for; call it before they are built. Collective.
+    """Make the buffers that layers with `tp_comm_overlap` look for; call it before they are built.
 
     As Megatron-LM's `_initialize_tp_communicators` (training/initialize.py). Nobody has run it on a GPU yet.
+    Collective over the tensor-parallel group.
 
     Args:
         tokens: the length of every micro-batch on a context-parallel rank.

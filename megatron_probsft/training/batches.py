@@ -144,6 +144,12 @@ class Batches:
         """The names of the store's sources, by their numbers."""
         return self._store.sources
 
+    @property
+    def longest_pack(self) -> int:
+        """The longest that a pack can be; the length of all with --fixed-pack-length."""
+        capacity = self._settings.seq_length * self._settings.micro_batch_size
+        return -(-capacity // self._pack_align) * self._pack_align
+
     def total_samples(self) -> int:
         """Return the number of samples that the run trains on, over all epochs."""
         if self._settings.train_iters is not None:
@@ -213,8 +219,7 @@ class Batches:
             plan = plan_step(lengths, self._size, capacity, self._pack_align, self._microbatch_multiple)
             lengths_of = plan.lengths
             if self._settings.fixed_pack_length:
-                length = -(-capacity // self._pack_align) * self._pack_align
-                lengths_of = [[length] * len(rank) for rank in plan.packs]
+                lengths_of = [[self.longest_pack] * len(rank) for rank in plan.packs]
             multiples = [multiple] * len(plan.packs[self._rank])
         else:
             plan = plan_unpacked(
