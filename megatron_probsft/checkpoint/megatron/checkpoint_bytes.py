@@ -41,6 +41,7 @@ def save_peak_bytes(
 def resume_peak_bytes(own: OwnBytes) -> int:
     """Return the most bytes of the host that a resume takes on one rank; a GPU's memory it does not take.
 
-    Weights are read one stored tensor at a time, optimizer states in pieces, both into their places.
+    Weights are read one stored tensor at a time (torch keeps the one before until the next is there),
+    optimizer states in pieces, both into their places.
     """
-    return max(own.largest_weight, PIECE_BYTES)
+    return max(2 * own.largest_weight, PIECE_BYTES)
