@@ -146,23 +146,6 @@ def _uneven_rank(rank: int, store: str) -> None:
     os._exit(0 if right else 1)
 
 
-def bucket_paddings(patched: bool) -> None:
-    import torch
-
-    from megatron_probsft.runtime.megatron_patches import bucket_paddings, torch_adam
-
-    optimizer: Any = _distributed_optimizer()
-    torch_adam.apply(optimizer)
-    if patched:
-        bucket_paddings.apply(optimizer)
-    (buffer,) = optimizer.buffers
-    assert len(buffer.buckets) > 1
-    state = optimizer.get_parameter_state_dp_zero(use_gloo_comm=False, return_on_all_ranks=True)
-    (of_buffer,) = state[0].values()
-    for parameter, (start, end, *_) in buffer.param_index_map.items():
-        assert torch.equal(of_buffer["param"][start:end], parameter.detach().flatten())
-
-
 def saving_before_the_first_step(patched: bool) -> None:
     from megatron_probsft.runtime.megatron_patches import torch_adam
 
@@ -170,36 +153,6 @@ def saving_before_the_first_step(patched: bool) -> None:
     if patched:
         torch_adam.apply(optimizer)
     optimizer.state_dict()
-
-
-def steps_after_loading(patched: bool) -> None:
-    optimizer = _with_state(patched)
-    optimizer.load_state_dict(optimizer.state_dict())
-    steps = [state["step"].data_ptr() for state in optimizer.optimizer.state.values()]
-    assert len({*steps}) == len(steps), "parameters share a step"
-
-
-def loading_tensors_without_steps(patched: bool) -> None:
-    import torch
-
-    optimizer = _with_state(patched)
-    parameter = next(iter(optimizer.model_param_group_index_map))
-    content = optimizer._get_main_param_and_optimizer_states(parameter)
-    del content["step"]
-    with torch.no_grad():
-        optimizer._set_main_param_and_optimizer_states(parameter, content)
-
-
-def _with_state(patched: bool) -> Any:
-    """An optimizer with torch's AdamW whose state is there."""
-    from megatron_probsft.runtime.megatron_patches import torch_adam
-
-    optimizer = _distributed_optimizer()
-    if patched:
-        torch_adam.apply(optimizer)
-    else:
-        torch_adam._start_with_zero_state(optimizer.optimizer)
-    return optimizer
 
 
 def nonfinite_gradients(patched: bool) -> None:
@@ -215,6 +168,32 @@ def nonfinite_gradients(patched: bool) -> None:
         buffer.grad_data.fill_(math.inf)
     assert optimizer.step() == (False, None, None)
     assert all(bool(torch.isfinite(parameter).all()) for parameter in optimizer.get_parameters())
+
+
+def weight_gradient_fusion(patched: bool) -> None:
+    import torch
+    from megatron.core.tensor_parallel import ColumnParallelLinear
+    from megatron.core.transformer import TransformerConfig
+
+    from megatron_probsft.runtime import distributed
+    from megatron_probsft.runtime.megatron_patches import weight_gradient_fusion
+
+    distributed.initialize()
+    if patched:
+        weight_gradient_fusion.apply()
+    config = TransformerConfig(
+        num_layers=1, hidden_size=4, num_attention_heads=1, gradient_accumulation_fusion=True,
+        params_dtype=torch.bfloat16,
+    )  # fmt: skip
+    layer = ColumnParallelLinear(
+        4, 3, config=config, init_method=torch.nn.init.normal_, bias=False, skip_bias_add=True
+    )
+    weight: Any = layer.weight
+    weight.main_grad, weight.grad_added_to_main_grad = torch.full((3, 4), 0.5), False
+    rows = torch.arange(20.0).reshape(5, 1, 4).bfloat16().requires_grad_()
+    layer(rows)[0].sum().backward()
+    assert torch.equal(weight.main_grad, 0.5 + rows.detach().float().sum((0, 1)).expand(3, 4))
+    assert weight.grad_added_to_main_grad
 
 
 def results_queue(patched: bool) -> None:
@@ -275,8 +254,7 @@ FAULTS: dict[str, Callable[[bool], None]] = {
     fault.__name__: fault
     for fault in (
         cuda_functions, cuda_factories, rng_tracker, tensor_type_names, token_dispatcher, uneven_collectives,
-        bucket_paddings, saving_before_the_first_step, steps_after_loading, loading_tensors_without_steps,
-        nonfinite_gradients, results_queue,
+        saving_before_the_first_step, nonfinite_gradients, weight_gradient_fusion, results_queue,
     )
 }  # fmt: skip
 

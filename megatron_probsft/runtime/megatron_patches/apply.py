@@ -11,7 +11,7 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_probsft.runtime.device import has_gpu
 from megatron_probsft.runtime.megatron_patches import (
-    bucket_paddings,
+    adam_steps,
     cuda_factories,
     cuda_functions,
     nonfinite_gradients,
@@ -20,6 +20,7 @@ from megatron_probsft.runtime.megatron_patches import (
     token_dispatcher,
     torch_adam,
     uneven_collectives,
+    weight_gradient_fusion,
 )
 
 WITHOUT_GPU = (
@@ -45,9 +46,14 @@ def patch_for_cpu() -> None:
         patch.apply()
 
 
+def patch_linear_layers() -> None:
+    """Let linear layers add their weights' gradients to main_grad; call it before they are built."""
+    weight_gradient_fusion.apply()
+
+
 def patch_optimizer(optimizer: MegatronOptimizer) -> None:
     """Make an optimizer resume exactly, and skip steps whose gradient is not finite."""
     for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
-        bucket_paddings.apply(inner)
         torch_adam.apply(inner)
+        adam_steps.apply(inner)
     nonfinite_gradients.apply(optimizer)

@@ -59,3 +59,14 @@ class PreviewSettings:
         "prints 2 if this is 0.",
         at_least=0,
     )
+    world_size: int | None = flag(
+        None,
+        "--dry-run builds the run as this many processes with GPUs would, on any machine: a step of one "
+        "process of each pipeline stage is run on tensors without contents, and its memory, operations and "
+        "transfers are printed. Without --data every pack is full.",
+        belongs_to="dry_run",
+        above=0,
+    )
+    dry_run_json: str | None = flag(
+        None, "The figures of --world-size are also written to this JSON file.", belongs_to="world_size"
+    )

@@ -16,6 +16,7 @@ from megatron_probsft.models.build import padded_vocab_size
 from megatron_probsft.models.family import Family, ModelShape, WeightRule
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.config.layout import LayoutSettings
+from megatron_probsft.vocab_parallel.head_parts import HeadOptions
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,8 @@ def stage_memory(
             replicas = dp_size * layout.context_parallel_size
             shared = dense // replicas + experts * layout.expert_model_parallel_size // replicas
             state = shared * (12 if config.precision.bf16 else 8)
-        # Of one chunk of layers each: all that start before the first one's gradient (arXiv 2104.04473).
         chunks = layout.num_virtual_stages_per_pipeline_rank or 1
-        in_flight = len(layers) - stage
-        if chunks > 1:
-            in_flight = 2 * (len(layers) - stage - 1) + (chunks - 1) * len(layers) + 1
-        in_flight = min(in_flight, micro_batches * chunks)
+        in_flight = chunks_in_flight(layout, stage, micro_batches)
         tokens = pack_length // layout.context_parallel_size
         result.append(
             StageMemory(
@@ -81,6 +78,19 @@ def stage_memory(
             )
         )
     return result
+
+
+def chunks_in_flight(layout: LayoutSettings, stage: int, micro_batches: int) -> int:
+    """Return how many chunks' activations of a micro-batch a stage holds at most.
+
+    That is one chunk of layers for each that starts before the first one's gradient comes (arXiv 2104.04473).
+    """
+    after = layout.pipeline_model_parallel_size - stage - 1
+    chunks = layout.num_virtual_stages_per_pipeline_rank or 1
+    if chunks == 1:
+        return min(after + 1, micro_batches)
+    held = 2 * after + (chunks - 1) * layout.pipeline_model_parallel_size + 1
+    return min(held, micro_batches * chunks)
 
 
 def stage_layers(layout: LayoutSettings, layers: int) -> list[int]:
@@ -101,7 +111,7 @@ def _parameters(
 ) -> tuple[int, int]:
     """Return the parameters that all data-parallel ranks hold, and those of this rank's experts."""
     tp = layout.tensor_model_parallel_size
-    vocabulary = padded_vocab_size(shape, tp) * shape.hidden_size // tp
+    vocabulary = padded_vocab_size(shape, tp, layout.make_vocab_size_divisible_by) * shape.hidden_size // tp
     total, experts = 0, 0
     for rule in family.rules(shape):
         if rule.cut == "vocab":
@@ -152,5 +162,10 @@ def _activations(layout: LayoutSettings, shape: ModelShape, layers: int, tokens:
 def _head(config: TrainConfig, shape: ModelShape, tokens: int) -> int:
     """Return how many numbers the head holds if every token is supervised."""
     objective, tp = config.objective, config.layout.tensor_model_parallel_size
-    rows = tokens if objective.loss_path == "materialized" else min(tokens, objective.loss_chunk_tokens)
-    return tokens * shape.hidden_size + rows * padded_vocab_size(shape, tp) // tp
+    divisible_by = config.layout.make_vocab_size_divisible_by
+    rows = (
+        tokens
+        if objective.loss_path == "materialized"
+        else min(tokens, objective.loss_chunk_tokens or HeadOptions.chunk_tokens)
+    )
+    return tokens * shape.hidden_size + rows * padded_vocab_size(shape, tp, divisible_by) // tp

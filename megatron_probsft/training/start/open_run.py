@@ -13,6 +13,7 @@ from megatron_probsft.checkpoint.hf.weights import load_hf_weights
 from megatron_probsft.checkpoint.megatron.run_folder import saved_steps
 from megatron_probsft.checkpoint.megatron.torch_dist import load_model
 from megatron_probsft.data.tokenizers.load import load_tokenizer
+from megatron_probsft.models.transfer_overlap import start_transfer_overlap
 from megatron_probsft.objectives.registry import get_objective, with_statistic
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.consoles import console
@@ -24,6 +25,7 @@ from megatron_probsft.training.start.checks import (
     schedule_problems,
     weight_problems,
 )
+from megatron_probsft.training.start.device_defaults import by_device
 from megatron_probsft.training.start.inputs import Inputs, ModelSource, find_model, read_inputs
 from megatron_probsft.training.start.problems import Problems
 from megatron_probsft.training.start.resume import Saved, load_state, look_at
@@ -48,7 +50,7 @@ class OpenRun:
     """A run that is ready for its next step."""
 
     config: TrainConfig
-    """The settings, with the day that a chat template shows among them."""
+    """The settings, with the day that a chat template shows and what follows from the device among them."""
     inputs: Inputs
     batches: Batches
     train_iters: int
@@ -75,7 +77,11 @@ def open_run(config: TrainConfig) -> OpenRun:
         show_samples(inputs.train, load_tokenizer(inputs.hf.folder), shown, console(80, soft_wrap=True))
     saved = check_data(config, inputs, problems)
     steps = plan_steps(config, inputs, saved, data_parallel(), problems)
-    criterion = _criterion(config, inputs.hf.shape.vocab_size)
+    criterion = criterion_of(config, inputs.hf.shape.vocab_size)
+    if config.kernels.tp_comm_overlap:
+        tokens = steps.batches.longest_pack // config.layout.context_parallel_size
+        fp8 = config.precision.fp8_format is not None
+        start_transfer_overlap(tokens, inputs.hf.shape.hidden_size, fp8=fp8)
     gpt = open_model(config, inputs)
     distributed.wait_for_all("reading the weights")
     state = build_train_state(gpt, config.layout, config.optimizer, config.schedule, steps.train_iters)
@@ -88,11 +94,14 @@ def open_inputs(config: TrainConfig, source: ModelSource) -> tuple[TrainConfig, 
     """Join the processes in the layout of the settings and tokenize the data. Collective over all processes.
 
     Returns:
-        The settings, with the day that a chat template shows among them; the model's files and the data.
+        The settings, with the day that a chat template shows and what follows from the device among them; the
+        model's files and the data.
 
     Raises:
         UserError: data that cannot be read or tokenized.
     """
+    resumed = None if config.model.finetune else source.checkpoint
+    config = by_device(config, resumed, distributed.world_size())
     layout = config.layout
     distributed.join_processes(layout.distributed_timeout_minutes)
     distributed.initialize(
@@ -144,7 +153,7 @@ def plan_steps(
 
 def open_model(config: TrainConfig, inputs: Inputs) -> list[GPTModel]:
     """Return this rank's part of the model, in chunks, with its weights unless a resume will read them."""
-    gpt = build_gpt(inputs.hf, config.layout, config.precision, packing=config.batch.packing)
+    gpt = build_gpt(inputs.hf, config.layout, config.precision, config.kernels, packing=config.batch.packing)
     if inputs.source.checkpoint is None:
         load_hf_weights(gpt, inputs.hf)
     elif config.model.finetune:
@@ -155,10 +164,12 @@ def open_model(config: TrainConfig, inputs: Inputs) -> list[GPTModel]:
 def head_options(config: TrainConfig) -> HeadOptions:
     """Return how the output head computes its losses."""
     settings = config.objective
-    return HeadOptions(settings.loss_path, settings.loss_chunk_tokens, settings.loss_kernels)
+    chunk_tokens = settings.loss_chunk_tokens or HeadOptions.chunk_tokens
+    return HeadOptions(settings.loss_path, chunk_tokens, settings.loss_kernels)
 
 
-def _criterion(config: TrainConfig, vocab_size: int) -> Criterion:
+def criterion_of(config: TrainConfig, vocab_size: int) -> Criterion:
+    """Return what the run minimises."""
     objective = get_objective(config.objective.objective)
     if config.logging.log_entropy:
         objective = with_statistic(objective, "entropy")

@@ -29,14 +29,14 @@ WITHOUT = {
     "tensor_type_names": "torch.cuda.FloatTensor",
     "token_dispatcher": '== "numpy"',
     "uneven_collectives": "== [0, 0]",
-    "bucket_paddings": 'torch.equal(of_buffer["param"]',
     "saving_before_the_first_step": "assert len(steps) == 1",
-    "steps_after_loading": "parameters share a step",
-    "loading_tensors_without_steps": "KeyError: 'step'",
     "nonfinite_gradients": "== (False, None, None)",
+    "weight_gradient_fusion": "fused_weight_gradient_mlp_cuda module is not found",
     "results_queue": "a process manager is started",
 }
-NO_FAULT_OF_ITS_OWN = {"__init__", "apply", "compile_decorators", "torch_adam"}
+NO_FAULT_OF_ITS_OWN = {"__init__", "apply", "compile_decorators", "torch_adam"} | {
+    "adam_steps",  # which needs Transformer Engine's stand-in: tests/distributed/test_transformer_engine.py
+}
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="most patches are for machines without a GPU"

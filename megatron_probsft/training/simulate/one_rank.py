@@ -1,0 +1,152 @@
+"""One rank of a run of any size: its own model, optimizer and step, on fake tensors, recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from megatron.core import parallel_state
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from megatron_probsft.models.hf_model import HFModel
+from megatron_probsft.runtime import distributed
+from megatron_probsft.training.batches import StepBatch
+from megatron_probsft.training.config.config import TrainConfig
+from megatron_probsft.training.simulate import fake_tensors
+from megatron_probsft.training.simulate.recorded_step import EACH_MICRO_BATCH, groups_by_name, recorded_step
+from megatron_probsft.training.simulate.recorder import StepRecorder
+from megatron_probsft.training.simulate.report import Collective, Flops, MemoryByKind, SimulatedStage
+from megatron_probsft.training.simulate.step_samples import StepSamples, micro_batches_of
+from megatron_probsft.training.start.open_run import criterion_of
+from megatron_probsft.training.state import TrainState, build_gpt, build_train_state, data_parallel
+
+
+@dataclass(frozen=True)
+class SimulatedRank:
+    """What one rank does in a step."""
+
+    stage: SimulatedStage
+    micro_batches: int
+    pack_length: int
+    sequence_lengths: tuple[int, ...]
+    """Of the first micro-batch."""
+    supervised_tokens: int
+    """Of the first micro-batch."""
+    real_tokens_share: float
+
+
+def simulate_rank(
+    config: TrainConfig, hf: HFModel, samples: StepSamples, rank: int, world_size: int
+) -> SimulatedRank:
+    """Return what this rank of `world_size` would do; nothing of the size of the model is allocated.
+
+    It changes torch for the rest of the process.
+    """
+    layout = config.layout
+    fake_tensors.join(rank, world_size)
+    distributed.initialize(
+        layout.tensor_model_parallel_size,
+        layout.pipeline_model_parallel_size,
+        layout.context_parallel_size,
+        expert_model_parallel_size=layout.expert_model_parallel_size,
+        virtual_stages=layout.num_virtual_stages_per_pipeline_rank,
+        seed=config.batch.seed,
+    )
+    try:
+        batch = micro_batches_of(config, samples, data_parallel())
+        return _simulate(config, hf, batch)
+    finally:
+        distributed.shutdown()
+
+
+def _simulate(config: TrainConfig, hf: HFModel, batch: StepBatch) -> SimulatedRank:
+    count = len(batch.micro_batches)
+    simulated = min(count, _enough_micro_batches(config))
+    recorder = StepRecorder(groups_by_name())
+
+    def build() -> TrainState:
+        gpt = build_gpt(hf, config.layout, config.precision, config.kernels, packing=config.batch.packing)
+        return build_train_state(gpt, config.layout, config.optimizer, config.schedule, train_iters=1)
+
+    with fake_tensors.faking() as mode:
+        faked = _faked(batch, simulated, mode)
+        state = recorded_step(build, faked, criterion_of(config, hf.shape.vocab_size), recorder)
+        stage = _stage(state, recorder, count, simulated)
+    first = batch.micro_batches[0]
+    return SimulatedRank(
+        stage,
+        count,
+        batch.pack_length,
+        tuple(first.cu_seqlens.diff().tolist()),
+        first.supervised_tokens,
+        batch.efficiency,
+    )
+
+
+def _enough_micro_batches(config: TrainConfig) -> int:
+    """Return after how many micro-batches a pipeline does nothing new.
+
+    All stages of a plain one (1F1B) hold as many as they ever do once the last stage has its first one back;
+    the interleaved one goes through a pipeline's length of them at a time, and holds at most
+    (chunks + 1) × stages − 1 chunks (arXiv 2104.04473).
+    """
+    stages = config.layout.pipeline_model_parallel_size
+    return stages + 1 if config.layout.num_virtual_stages_per_pipeline_rank is None else 2 * stages
+
+
+def _faked(batch: StepBatch, count: int, mode: FakeTensorMode) -> StepBatch:
+    """Return the first micro-batches as fake tensors that know their values."""
+    micro_batches = []
+    for one in batch.micro_batches[:count]:
+        values = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
+        tensors = {
+            name: fake_tensors.known(value, mode)
+            for name, value in values.items()
+            if isinstance(value, torch.Tensor)
+        }
+        micro_batches.append(dataclasses.replace(one, **tensors))
+    return dataclasses.replace(batch, micro_batches=micro_batches)
+
+
+def _stage(state: TrainState, recorder: StepRecorder, micro_batches: int, simulated: int) -> SimulatedStage:
+    stage = parallel_state.get_pipeline_model_parallel_rank()
+    at_peak = recorder.at_peak
+    flops: Counter[str] = Counter()
+    for (phase, kind), number in recorder.flops.items():
+        flops[kind] += number * micro_batches // simulated if phase == EACH_MICRO_BATCH else number
+    return SimulatedStage(
+        stage=stage,
+        rank=distributed.rank(),
+        ranks=distributed.world_size() // parallel_state.get_pipeline_model_parallel_world_size(),
+        layers=sum(len(chunk.decoder.layers) for chunk in state.gpt),
+        parameters=sum(p.numel() for chunk in state.gpt for p in chunk.parameters()),
+        memory=MemoryByKind(
+            weights=at_peak["weights"],
+            gradients=at_peak["gradients"],
+            optimizer=at_peak["optimizer"],
+            activations=at_peak["activations"],
+            head=at_peak["head"],
+            communication=at_peak["communication"],
+            save_host=0,
+            resume_host=0,
+        ),
+        flops=Flops(flops["linear"], flops["attention"], flops["head"]),
+        collectives=tuple(_collectives(recorder, micro_batches, simulated)),
+    )
+
+
+def _collectives(recorder: StepRecorder, micro_batches: int, simulated: int) -> Iterable[Collective]:
+    calls: Counter[tuple[str, int, str]] = Counter()
+    sizes: Counter[tuple[str, int, str]] = Counter()
+    for call, number in recorder.calls.items():
+        # Gradients and weights of replicas are sent once a step, also while micro-batches run.
+        often = call.phase == EACH_MICRO_BATCH and "DP" not in call.group.name
+        times = (micro_batches, simulated) if often else (1, 1)
+        key = (call.group.name, call.group.size, call.operation)
+        calls[key] += number * times[0] // times[1]
+        sizes[key] += recorder.bytes[call] * times[0] // times[1]
+    for (group, size, operation), number in sorted(calls.items()):
+        yield Collective(group, size, operation, sizes[group, size, operation], number)

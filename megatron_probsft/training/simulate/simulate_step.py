@@ -1,0 +1,94 @@
+"""A step of a run on any number of processes, simulated in processes of its own, stage by stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from megatron_probsft.training.config.config import TrainConfig
+from megatron_probsft.training.simulate.report import SimulatedStep, stage_from_json
+from megatron_probsft.training.simulate.stages import all_stages, stages_to_simulate
+from megatron_probsft.training.simulate.step_samples import StepSamples
+
+_ASSUMPTIONS = (
+    "Layers are those of CUDA without Transformer Engine, with liger-kernel. Attention keeps query, key, "
+    "value, output and a log-sum-exp per row; RMSNorm its input and a number per row; SwiGLU its input.",
+    "Memory is that of tensors: CUDA's context, NCCL's buffers, the allocator's gaps and what kernels use "
+    "while they run come on top.",
+)
+_PROCESSES = 4
+"""Each takes about 0.8 GiB."""
+
+
+def simulate_step(config: TrainConfig, folder: Path, samples: StepSamples, world_size: int) -> SimulatedStep:
+    """Return what one step of a run on `world_size` processes takes, by pipeline stage.
+
+    One rank of each stage that is unlike the others is built and run on fake tensors, in at most four child
+    processes; it takes no GPU, no weights and under 1 GiB of memory for each child.
+
+    Args:
+        folder: the Hugging Face folder of the model; its config.json alone is read.
+        samples: of the step, over all ranks.
+
+    Raises:
+        RuntimeError: a child failed, with what it said.
+    """
+    pp = config.layout.pipeline_model_parallel_size
+    stages = stages_to_simulate(pp)
+    ranks_per_stage = world_size // pp
+    ranks = [stage * ranks_per_stage for stage in stages]  # Megatron-Core's order has the stages outermost
+    count = min(len(ranks), os.cpu_count() or 1, _PROCESSES)
+    job = {
+        "settings": config.replace(loss_kernels="auto").flat(),
+        "model": str(folder),
+        "samples": dataclasses.asdict(samples),
+        "world_size": world_size,
+        "place": "cuda",
+    }
+    with ThreadPoolExecutor(count) as pool:
+        shares = pool.map(_run, [job | {"ranks": ranks[first::count]} for first in range(count)])
+    records = sorted((record for share in shares for record in share), key=lambda one: one["stage"]["stage"])
+    first = records[0]
+    simulated = [stage_from_json(record["stage"]) for record in records]
+    layout = config.layout
+    return SimulatedStep(
+        world_size=world_size,
+        data_parallel_size=world_size
+        // (layout.tensor_model_parallel_size * pp * layout.context_parallel_size),
+        micro_batches=first["micro_batches"],
+        pack_length=first["pack_length"],
+        sequence_lengths=tuple(first["sequence_lengths"]),
+        supervised_tokens=first["supervised_tokens"],
+        real_tokens_share=first["real_tokens_share"],
+        bf16=bool(config.precision.bf16),
+        stages=all_stages(simulated, layout, first["micro_batches"]),
+        assumptions=_ASSUMPTIONS,
+    )
+
+
+def _run(job: dict[str, Any]) -> list[dict[str, Any]]:
+    hidden = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # a launcher's, of this process
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= {
+        "CUDA_VISIBLE_DEVICES": "",  # fake tensors lie on the CPU
+        "TORCH_COMPILE_DISABLE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
+        job_file.write_text(json.dumps(job))
+        done = subprocess.run(
+            [sys.executable, "-m", "megatron_probsft.training.simulate.child", job_file, result_file],
+            env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"the simulation failed:\n{done.stderr}")
+        return json.loads(result_file.read_text())
