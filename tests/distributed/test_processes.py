@@ -56,6 +56,7 @@ def _join(port: int, rank: int, seconds: float) -> None:
         (1, "rank 1 reached nobody at MASTER_ADDR:MASTER_PORT 127.0.0.1:"),
     ],
 )
+@pytest.mark.size("test")
 def test_who_does_not_come_is_named(rank: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         run_ranks(3, _join, free_port(), rank, 2.0)
@@ -122,6 +123,7 @@ def _long_work() -> float:
     return time.monotonic() - started
 
 
+@pytest.mark.size("test")
 def test_work_of_one_rank_may_take_longer_than_a_collective() -> None:
     assert all(SECONDS + 0.6 < seconds < 3 * SECONDS for seconds in run_ranks(2, _long_work))
 
@@ -170,6 +172,7 @@ def _world(function: Callable[[], None], log: Path, **environment: str) -> Seque
     return ranks
 
 
+@pytest.mark.size("test")
 def test_a_rank_that_hangs_ends_the_run_with_its_name(tmp_path: Path) -> None:
     host, seconds = socket.gethostname(), str(SECONDS)
     place, store = f"on {host} (last in step 3, data)", TCPStore("127.0.0.1", 0, is_master=True)

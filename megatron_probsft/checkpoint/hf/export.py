@@ -107,6 +107,7 @@ def _together(target: Path, work: Callable[[], None] | None) -> None:
         failure = str(error)
     except OSError as error:
         failure = f"{target} could not be written: {error}"
+    distributed.wait_for_all("writing the model")  # a slow disk is no reason for a time-out
     failures: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(failures, failure)
     first = next((text for text in failures if text), None)

@@ -8,7 +8,7 @@ from megatron_probsft.runtime.errors import UserError
 
 _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _TASKS = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpiexec"}
-_TORCHRUN = "start the processes with torchrun, which sets all five"
+_TORCHRUN = ": start the processes with torchrun, which sets all five"
 
 
 def check_environment() -> None:
@@ -27,10 +27,10 @@ def check_environment() -> None:
     missing = [name for name in _LAUNCHED if name not in given]
     if missing and given.get("WORLD_SIZE") != "1":
         there = ", ".join(f"{name}={value}" for name, value in given.items())
-        raise UserError(f"{there} without {' and '.join(missing)}: {_TORCHRUN}")
+        raise UserError(f"{there} without {' and '.join(missing)}{_TORCHRUN}")
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
         if not given.get(name, "0").isdecimal():
-            raise UserError(f"{name}={given[name]} is not a whole number: {_TORCHRUN}")
+            raise UserError(f"{name}={given[name]} is not a whole number{_TORCHRUN}")
     rank, world_size = int(given.get("RANK", "0")), int(given.get("WORLD_SIZE", "1"))
     if rank >= world_size:
         raise UserError(f"RANK={rank} with WORLD_SIZE={world_size}: ranks go from 0 to WORLD_SIZE - 1")
@@ -53,6 +53,6 @@ def _check_alone() -> None:
 def _check_local(local_rank: int, rank: int) -> None:
     local_size = os.environ.get("LOCAL_WORLD_SIZE", "")
     if local_size.isdecimal() and local_rank >= int(local_size):
-        raise UserError(f"LOCAL_RANK={local_rank} with LOCAL_WORLD_SIZE={local_size}: {_TORCHRUN}")
+        raise UserError(f"LOCAL_RANK={local_rank} with LOCAL_WORLD_SIZE={local_size}{_TORCHRUN}")
     if local_rank > rank:
-        raise UserError(f"LOCAL_RANK={local_rank} is above RANK={rank}: {_TORCHRUN}")
+        raise UserError(f"LOCAL_RANK={local_rank} is above RANK={rank}{_TORCHRUN}")

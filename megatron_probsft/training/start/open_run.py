@@ -87,6 +87,7 @@ def open_run(config: TrainConfig) -> OpenRun:
     state = build_train_state(gpt, config.layout, config.optimizer, config.schedule, steps.train_iters)
     if steps.saved:
         _resume(config, inputs, steps.saved, state)
+        distributed.wait_for_all("reading the checkpoint")
     return OpenRun(config, inputs, steps.batches, steps.train_iters, criterion, state)
 
 
