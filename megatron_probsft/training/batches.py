@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from megatron_probsft.data.order import Blend, sample_indices
 from megatron_probsft.data.packing import make_microbatch, plan_step, plan_unpacked
 from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.models.context_parallel import local_positions
-from megatron_probsft.models.packs import Pack
-from megatron_probsft.runtime.device import current_device, even_length, host_tensor
+from megatron_probsft.runtime.device import even_length, host_tensor
 from megatron_probsft.runtime.distributed import context_group
 from megatron_probsft.training.config.batch import BatchSettings
 from megatron_probsft.training.config.layout import LayoutSettings
+from megatron_probsft.training.micro_batch import MicroBatch
 
 
 @dataclass(frozen=True)
@@ -32,46 +29,6 @@ class Position:
 
 
 START = Position()
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """One pack, on the host until `on_device`; s is the step's pack length, s' = s / cp this rank's part.
-
-    tokens `[1, s']`, position_ids `[1, s]` int64; cu_seqlens `[n + 1]` int32, of the whole pack; rows `[T]`
-    int64, the supervised positions among the s'; labels `[T]` int64, their next tokens.
-    """
-
-    tokens: torch.Tensor
-    position_ids: torch.Tensor
-    cu_seqlens: torch.Tensor
-    max_seqlen: int
-    rows: torch.Tensor
-    labels: torch.Tensor
-    supervised_tokens: int
-    """Their number in the whole pack, over the context-parallel ranks that share it."""
-    weights: torch.Tensor | None = None
-    """`[T]` float32, of the labels, whose sum over the step is the step's number of labels; None: all 1."""
-    bounds: tuple[int, ...] | None = None
-    """cu_seqlens as the host knows them; None: it asks the device."""
-
-    @functools.cached_property
-    def pack(self) -> Pack:
-        """The pack as the layers want to know it, made once."""
-        return Pack.here(self.cu_seqlens.tolist() if self.bounds is None else self.bounds)
-
-    def on_device(self) -> MicroBatch:
-        """Return it on the current device; the host does not wait for the copies.
-
-        Six of 64 KiB for a pack of 8,192 tokens: estimated 20 µs of a GPU's time at 25 GB/s, which no stream
-        of their own could win back.
-        """
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
-        device = current_device()
-        return dataclasses.replace(
-            self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()}
-        )
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from megatron.core import parallel_state
 
 from megatron_probsft.objectives.registry import Objective
 from megatron_probsft.runtime.distributed import context_group
-from megatron_probsft.training.batches import MicroBatch
 from megatron_probsft.training.config.objective import Denominator
+from megatron_probsft.training.micro_batch import MicroBatch
 from megatron_probsft.vocab_parallel.head_parts import Tokens, TokenWeights
 
 

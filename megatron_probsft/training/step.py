@@ -17,8 +17,9 @@ from megatron_probsft.objectives.registry import Objective
 from megatron_probsft.runtime.distributed import tensor_group
 from megatron_probsft.runtime.megatron_patches.nonfinite_gradients import step_if
 from megatron_probsft.training import denominators
-from megatron_probsft.training.batches import MicroBatch, StepBatch
+from megatron_probsft.training.batches import StepBatch
 from megatron_probsft.training.config.objective import Denominator
+from megatron_probsft.training.micro_batch import MicroBatch
 from megatron_probsft.training.state import TrainState
 from megatron_probsft.vocab_parallel.head import supervised_loss
 from megatron_probsft.vocab_parallel.head_parts import HeadOptions, OutputHead, Supervision, Tokens

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from megatron_probsft.objectives.registry import get_objective, gradient_weight
-from megatron_probsft.training.batches import MicroBatch
 from megatron_probsft.training.denominators import count
+from megatron_probsft.training.micro_batch import MicroBatch
 from megatron_probsft.vocab_parallel.head import supervised_loss
 from megatron_probsft.vocab_parallel.head_parts import HeadOptions, OutputHead, Supervision, Tokens
 
