@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_probsft.training.config.flag import flag
+from megatron_probsft.training.throughput.cards import CardName
 
 
 @dataclass(frozen=True)
@@ -58,4 +59,15 @@ class PreviewSettings:
         "This many of the first samples are printed as text, with ⟦ ⟧ around what is trained. A dry run "
         "prints 2 if this is 0.",
         at_least=0,
+    )
+    gpu: CardName | None = flag(
+        None,
+        "--dry-run also estimates the seconds of a step and the tokens per second on this GPU, eight in a "
+        "node, from its data sheet, and prints what it takes for granted.",
+        belongs_to="dry_run",
+    )
+    suggest_layout: bool = flag(
+        False,
+        "--dry-run prints the layouts that fit into the memory of --gpu, the fastest first, and their flags.",
+        belongs_to="gpu",
     )

@@ -27,6 +27,8 @@ from megatron_probsft.training.start.memory_estimate import StageMemory, paramet
 from megatron_probsft.training.start.open_run import Steps, check_data, plan_steps
 from megatron_probsft.training.start.problems import Problems
 from megatron_probsft.training.start.samples_shown import show_samples
+from megatron_probsft.training.throughput.show import show_estimates
+from megatron_probsft.training.throughput.workload import samples_of
 
 _STEPS_LOOKED_AT = 50
 _SAMPLES_SHOWN = 2
@@ -129,6 +131,8 @@ def _show(config: TrainConfig, run: _Prepared, out: Console) -> None:
         f"× CP {layout.context_parallel_size} × DP {run.dp}"
     )
     out.print(_memory_table(stage_memory(config, hf.family, hf.shape, run.dp, most, longest)))
+    if config.preview.gpu:
+        show_estimates(config, hf, samples_of(run.inputs.train, config.batch), run.world, out)
 
 
 def _settings(config: TrainConfig) -> str:

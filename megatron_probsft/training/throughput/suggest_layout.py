@@ -1,0 +1,238 @@
+"""Layouts that fit a card's memory, best first: all that divide the model are counted, timed and sorted."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_probsft.models.family import Family, ModelShape
+from megatron_probsft.models.layout import parallelism_problems
+from megatron_probsft.training.config.config import TrainConfig
+from megatron_probsft.training.config.layout import LayoutSettings
+from megatron_probsft.training.simulate.step_samples import StepSamples
+from megatron_probsft.training.start.memory_estimate import stage_layers, stage_memory
+from megatron_probsft.training.throughput.links import NODE
+from megatron_probsft.training.throughput.step_counts import counted_step
+from megatron_probsft.training.throughput.time_model import Machine, StepTime, real_tokens, step_time
+from megatron_probsft.training.throughput.workload import Workload, plan_workload
+
+MARGIN = 0.1  # of the card's memory stays free: backward's short-lived tensors, fragmentation
+RESERVED_GIB = 2.0  # CUDA's context, NCCL's buffers, libraries
+_POWERS = (1, 2, 4, 8)
+_LONG = 8192  # positions of a sequence on each rank that are worth sending keys and values between nodes
+_ALIKE = 0.97  # closer than the time model is right
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A layout that fits, and the step that it is estimated to give."""
+
+    config: TrainConfig
+    data_parallel_size: int
+    micro_batches: int
+    pack_length: int
+    memory_gib: float
+    """Of the fullest stage, by the closed formula, what is reserved included."""
+    time: StepTime
+    tokens_per_second: float
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """The sizes of the groups: layouts that differ in less are variants of one."""
+        layout = self.config.layout
+        return (
+            layout.tensor_model_parallel_size,
+            layout.pipeline_model_parallel_size,
+            layout.context_parallel_size,
+            layout.expert_model_parallel_size,
+        )
+
+    @property
+    def kinds(self) -> int:
+        """The kinds of parallelism, beside data parallelism."""
+        return sum(size > 1 for size in self.key)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The run that a layout is sought for; its own layout does not matter."""
+
+    config: TrainConfig
+    family: Family
+    shape: ModelShape
+    samples: StepSamples
+    said: str
+    """Where the samples come from."""
+    machine: Machine
+    world_size: int
+
+    @property
+    def room(self) -> float:
+        """The bytes that a rank may fill."""
+        return (self.machine.card.memory_gib * (1 - MARGIN) - RESERVED_GIB) * 2**30
+
+
+def suggest_layouts(job: Job, most: int = 8) -> list[Suggestion]:
+    """Return the best variant of each layout that fits, by tokens per second, the best layout first.
+
+    TP stays within a node, and CP too unless sequences are long. TP is with sequence parallelism, data
+    parallelism with the distributed optimizer and both overlaps. As few layers are recomputed as fit. Packs
+    are as long as --micro-batch-size 1 to 8 makes them, unless the settings say another number than 1.
+    """
+    plan = _planner(job)
+    best: dict[tuple[int, ...], Suggestion] = {}
+    for layout in _layouts(job):
+        if _static(job, layout) > job.room:
+            continue
+        for micro_batch_size in _micro_batch_sizes(job.config):
+            suggestion = _fastest(job, layout, micro_batch_size, plan)
+            if suggestion is None:
+                continue
+            known = best.get(suggestion.key)
+            if known is None or suggestion.tokens_per_second > known.tokens_per_second:
+                best[suggestion.key] = suggestion
+    return _sorted(best.values())[:most]
+
+
+def _sorted(found: Collection[Suggestion]) -> list[Suggestion]:
+    """Return them fastest first; those that are within `_ALIKE` of the fastest left, simplest first."""
+    left = sorted(found, key=lambda each: -each.tokens_per_second)
+    result: list[Suggestion] = []
+    while left:
+        alike = [each for each in left if each.tokens_per_second >= left[0].tokens_per_second * _ALIKE]
+        result += sorted(alike, key=lambda each: (each.kinds, math.prod(each.key), -each.tokens_per_second))
+        left = left[len(alike) :]
+    return result
+
+
+def suggestion_for(job: Job, config: TrainConfig, workload: Workload) -> Suggestion:
+    """Return what a layout is estimated to need and to give, whether it fits or not."""
+    step = counted_step(config, job.family, job.shape, workload)
+    time = step_time(step, config, job.shape, job.machine)
+    memory = max(stage.memory.peak for stage in step.stages) / 2**30 + RESERVED_GIB
+    return Suggestion(
+        config, workload.data_parallel_size, step.micro_batches, step.pack_length, memory, time,
+        real_tokens(step) / time.total,
+    )  # fmt: skip
+
+
+def _fastest(
+    job: Job, layout: LayoutSettings, micro_batch_size: int, plan: Callable[[TrainConfig], Workload]
+) -> Suggestion | None:
+    """Return the variant that recomputes as little as fits."""
+    for recompute in _recomputations(layout, job.shape.num_layers):
+        config = dataclasses.replace(
+            job.config,
+            layout=dataclasses.replace(layout, **recompute),
+            batch=dataclasses.replace(job.config.batch, micro_batch_size=micro_batch_size),
+        )
+        workload = plan(config)
+        stages = stage_memory(
+            config, job.family, job.shape, workload.data_parallel_size, workload.micro_batches,
+            workload.pack_length,
+        )  # fmt: skip
+        if max(stage.total for stage in stages) <= job.room:
+            return suggestion_for(job, config, workload)
+    return None
+
+
+def _planner(job: Job) -> Callable[[TrainConfig], Workload]:
+    """Return a function that packs the step's samples, once for layouts that pack alike."""
+    known: dict[tuple[Any, ...], Workload] = {}
+
+    def plan(config: TrainConfig) -> Workload:
+        layout = config.layout
+        dp = _data_parallel(layout, job.world_size)
+        tp, cp, pp = (
+            layout.tensor_model_parallel_size,
+            layout.context_parallel_size,
+            layout.pipeline_model_parallel_size,
+        )
+        multiple = pp if layout.num_virtual_stages_per_pipeline_rank else 1
+        key = (dp, tp, cp, multiple, config.batch.micro_batch_size)
+        if key not in known:
+            known[key] = plan_workload(job.samples, config.batch, layout, dp)
+        return known[key]
+
+    return plan
+
+
+def _data_parallel(layout: LayoutSettings, world_size: int) -> int:
+    return world_size // (
+        layout.tensor_model_parallel_size * layout.pipeline_model_parallel_size * layout.context_parallel_size
+    )
+
+
+def _micro_batch_sizes(config: TrainConfig) -> tuple[int, ...]:
+    given = config.batch.micro_batch_size
+    return _POWERS if given == 1 else (given,)
+
+
+def _layouts(job: Job) -> Iterator[LayoutSettings]:
+    """Yield every layout that divides the model, without recomputation."""
+    shape, world = job.shape, job.world_size
+    experts = _divisors(shape.experts.count) if shape.experts else [1]
+    for tp in (size for size in _POWERS if size <= NODE):
+        for cp in _POWERS:
+            length = job.config.batch.seq_length
+            if world % (tp * cp) or (cp > 1 and length % (2 * cp)):
+                continue
+            if tp * cp > NODE and length < cp * _LONG:
+                continue
+            for pp in _divisors(world // (tp * cp)):
+                for stages in _stages(shape.num_layers, pp):
+                    for ep in experts:
+                        dp = world // (tp * cp * pp)
+                        layout = LayoutSettings(
+                            tensor_model_parallel_size=tp, sequence_parallel=tp > 1, context_parallel_size=cp,
+                            pipeline_model_parallel_size=pp, expert_model_parallel_size=ep,
+                            use_distributed_optimizer=dp * cp > 1, overlap_grad_reduce=dp * cp > 1,
+                            overlap_param_gather=dp * cp > 1, **stages,
+                        )  # fmt: skip
+                        if not any(parallelism_problems(shape, layout, world)):
+                            yield layout
+
+
+def _stages(layers: int, pp: int) -> Iterator[dict[str, Any]]:
+    """Yield the ways to divide the layers: evenly, in groups that take turns, or fewer on the last stage."""
+    if pp > layers:
+        return
+    if layers % pp == 0:
+        yield {}
+        if pp > 1:
+            for groups in _divisors(layers // pp)[1:]:
+                yield {"num_virtual_stages_per_pipeline_rank": groups}
+    if pp > 1:  # the last stage has the head
+        even = layers // pp
+        for last in range(max(even - 4, 1), even):
+            if (layers - last) % (pp - 1) == 0:
+                yield {"decoder_last_pipeline_num_layers": last}
+
+
+def _recomputations(layout: LayoutSettings, layers: int) -> Iterator[dict[str, Any]]:
+    """Yield what to compute again, from nothing to all layers."""
+    yield {}
+    chunks = layout.num_virtual_stages_per_pipeline_rank or 1
+    most = max(stage_layers(layout, layers)) // chunks
+    for count in sorted({-(-most * quarter // 4) for quarter in (1, 2, 3)} - {most}):
+        yield {
+            "recompute_granularity": "full",
+            "recompute_method": "block",
+            "recompute_num_layers": count,
+        }
+    yield {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+
+
+def _static(job: Job, layout: LayoutSettings) -> float:
+    """Return the bytes of weights, gradients and optimizer on the fullest rank."""
+    config = dataclasses.replace(job.config, layout=layout)
+    dp = _data_parallel(layout, job.world_size)
+    stages = stage_memory(config, job.family, job.shape, dp, 1, 1)
+    return max(stage.weights + stage.gradients + stage.optimizer for stage in stages)
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
