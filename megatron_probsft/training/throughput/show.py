@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -80,7 +81,7 @@ def show_suggestions(job: Job, out: Console) -> None:
         )
         return
     out.print(_layouts(job, found))
-    out.print(f"flags of the first: {' '.join(flags(found[0].config))}", markup=False, soft_wrap=True)
+    out.print(f"flags of the first: {flags(found[0].config)}", markup=False, soft_wrap=True)
     out.print(
         f"searched: TP within a node of {NODE}, with sequence parallelism; memory by the closed formula, of "
         f"{card.memory_gib:.0f} GiB {MARGIN:.0%} kept free and {RESERVED_GIB:.0f} GiB for CUDA and NCCL; "
@@ -89,13 +90,21 @@ def show_suggestions(job: Job, out: Console) -> None:
     )
 
 
-def flags(config: TrainConfig) -> Iterator[str]:
-    """Yield the flags of the layout and the packs, where they are not the default."""
-    for name, setting in settings().items():
-        value = config.value(name)
-        if value == setting.default or (setting.group != "layout" and name != "micro_batch_size"):
-            continue
-        yield f"--{dashed(name)}" if value is True else f"--{dashed(name)} {value}"
+def changed_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings of the layout and the packs that are not the default."""
+    return {
+        name: config.value(name)
+        for name, setting in settings().items()
+        if (setting.group == "layout" or name == "micro_batch_size") and config.value(name) != setting.default
+    }
+
+
+def flags(config: TrainConfig) -> str:
+    """Return `changed_settings` as flags."""
+    return " ".join(
+        f"--{dashed(name)}" if value is True else f"--{dashed(name)} {value}"
+        for name, value in changed_settings(config).items()
+    )
 
 
 def assumptions(job: Job) -> Iterator[str]:

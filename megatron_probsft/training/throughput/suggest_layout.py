@@ -94,7 +94,14 @@ def suggest_layouts(job: Job, most: int = 8) -> list[Suggestion]:
             known = best.get(suggestion.key)
             if known is None or suggestion.tokens_per_second > known.tokens_per_second:
                 best[suggestion.key] = suggestion
-    return _sorted(best.values())[:most]
+    return _sorted([_exact(job, each) for each in _sorted(best.values())[:most]])
+
+
+def _exact(job: Job, found: Suggestion) -> Suggestion:
+    """Return a layout with packs of its own, not those of one that packs nearly alike."""
+    layout = found.config.layout
+    workload = plan_workload(job.samples, found.config.batch, layout, found.data_parallel_size)
+    return suggestion_for(job, found.config, workload)
 
 
 def _sorted(found: Collection[Suggestion]) -> list[Suggestion]:
@@ -140,19 +147,18 @@ def _fastest(
 
 
 def _planner(job: Job) -> Callable[[TrainConfig], Workload]:
-    """Return a function that packs the step's samples, once for layouts that pack alike."""
+    """Return a function that packs the step's samples, once for layouts that pack nearly alike.
+
+    TP and CP only round lengths up, by less than the time model is right.
+    """
     known: dict[tuple[Any, ...], Workload] = {}
 
     def plan(config: TrainConfig) -> Workload:
         layout = config.layout
         dp = _data_parallel(layout, job.world_size)
-        tp, cp, pp = (
-            layout.tensor_model_parallel_size,
-            layout.context_parallel_size,
-            layout.pipeline_model_parallel_size,
-        )
-        multiple = pp if layout.num_virtual_stages_per_pipeline_rank else 1
-        key = (dp, tp, cp, multiple, config.batch.micro_batch_size)
+        interleaved = layout.num_virtual_stages_per_pipeline_rank is not None
+        multiple = layout.pipeline_model_parallel_size if interleaved else 1
+        key = (dp, multiple, config.batch.micro_batch_size)
         if key not in known:
             known[key] = plan_workload(job.samples, config.batch, layout, dp)
         return known[key]

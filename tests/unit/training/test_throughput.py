@@ -201,7 +201,7 @@ def test_suggested_layouts_fit_and_divide() -> None:
         )
         assert max(stage.total for stage in stages) <= (80 * 0.9 - 2) * 2**30
     assert found[0].tokens_per_second >= 0.97 * max(each.tokens_per_second for each in found)
-    parsed = parse_arguments(["--dry-run", *" ".join(flags(found[0].config)).split()])
+    parsed = parse_arguments(["--dry-run", *flags(found[0].config).split()])
     assert parsed.layout == found[0].config.layout
     assert parsed.batch.micro_batch_size == found[0].config.batch.micro_batch_size
 
