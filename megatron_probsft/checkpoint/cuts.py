@@ -23,6 +23,8 @@ def cut(
 ) -> torch.Tensor:
     """This tensor-parallel rank's shard of a Megatron parameter; nothing else is read.
 
+    A vocabulary is padded to a multiple of tp; see `cut_vocab` for another padding.
+
     Args:
         names: `rule.hf` with the numbers of layer and expert filled in.
         rank, tp: position in, and size of, the tensor-parallel group.
@@ -32,7 +34,7 @@ def cut(
     if rule.cut == "row":
         return read(names[0], slice(None), _share(rule.shapes[0][1], rank, tp)) if tp > 1 else read(names[0])
     if rule.cut == "vocab":
-        return _cut_vocab(names[0], read, shape.vocab_size, rank, padded_vocab_size(shape, tp) // tp)
+        return cut_vocab(names[0], read, shape.vocab_size, rank, padded_vocab_size(shape, tp) // tp)
     if rule.cut == "gated":
         rows = _share(rule.shapes[0][0], rank, tp)
         return torch.cat([read(name, rows) for name in names])
@@ -62,7 +64,8 @@ def join(rule: WeightRule, shards: Sequence[torch.Tensor], shape: ModelShape) ->
     return [part.flatten(0, 1).contiguous() for part in grouped.split([query, head, head], dim=1)]
 
 
-def _cut_vocab(name: str, read: Read, vocab_size: int, rank: int, rows: int) -> torch.Tensor:
+def cut_vocab(name: str, read: Read, vocab_size: int, rank: int, rows: int) -> torch.Tensor:
+    """The `rows` rows of the vocabulary that this tensor-parallel rank has; those beyond it are zeros."""
     first, last = min(rank * rows, vocab_size), min((rank + 1) * rows, vocab_size)
     real = read(name, slice(first, last))
     if len(real) == rows:

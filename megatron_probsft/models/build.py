@@ -16,15 +16,21 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
 from megatron_probsft.models.family import Experts, Family, ModelShape
+from megatron_probsft.models.fused_kernels import fuse_swiglu
 from megatron_probsft.models.hf_model import HFModel
 from megatron_probsft.models.layout import Parallelism
-from megatron_probsft.models.local_layers import LocalBackend, PackedRotary, RMSNorm, local_layer_spec
+from megatron_probsft.models.local_layers import LocalBackend, RMSNorm, local_layer_spec
+from megatron_probsft.models.rotary import PackedRotary
 from megatron_probsft.runtime.device import current_device, has_gpu
 
 
-def padded_vocab_size(shape: ModelShape, tp: int) -> int:
-    """The number of rows of the vocabulary, rounded up to a multiple of the tensor-parallel size."""
-    return -(-shape.vocab_size // tp) * tp
+def padded_vocab_size(shape: ModelShape, tp: int, divisible_by: int | None = None) -> int:
+    """The number of rows of the vocabulary, rounded up to a multiple of divisible_by × tp, as in Megatron.
+
+    divisible_by: None is 1: a conversion pads no further than the tensor-parallel size asks for.
+    """
+    multiple = (divisible_by or 1) * tp
+    return -(-shape.vocab_size // multiple) * multiple
 
 
 def use_transformer_engine() -> bool:
@@ -40,7 +46,7 @@ def transformer_config(
 ) -> TransformerConfig:
     """Megatron-Core's configuration for this model: dropout off, losses divided once by the token count.
 
-    `training` goes to TransformerConfig as it is: recompute settings, variable_seq_lengths and the like.
+    `training` goes to TransformerConfig as it is: recompute settings, FP8, variable_seq_lengths and the like.
     """
     fused = use_transformer_engine()
     interleaved = layout.num_virtual_stages_per_pipeline_rank is not None
@@ -75,11 +81,10 @@ def transformer_config(
         calculate_per_token_loss=True,
         use_cpu_initialization=not has_gpu(),
         perform_initialization=False,  # every weight is read from a checkpoint or a Hugging Face folder
-        bias_activation_fusion=fused,
+        bias_activation_fusion=has_gpu(),  # SwiGLU's; it needs no Transformer Engine
         bias_dropout_fusion=fused,
         apply_rope_fusion=fused,
         masked_softmax_fusion=False,
-        gradient_accumulation_fusion=False,
         deallocate_pipeline_outputs=True,
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=has_gpu() and not interleaved,
@@ -105,10 +110,13 @@ def _expert_settings(experts: Experts | None, layout: Parallelism, fused: bool) 
     }
 
 
-def build_model(hf: HFModel, config: TransformerConfig, *, on_meta: bool = False) -> list[GPTModel]:
+def build_model(
+    hf: HFModel, config: TransformerConfig, *, on_meta: bool = False, vocab_divisible_by: int | None = None
+) -> list[GPTModel]:
     """This rank's part of the model on the current device, its weights not yet filled.
 
     on_meta: the model has no storage, and local layers on any machine: for its tensors' names and shapes.
+    vocab_divisible_by: see `padded_vocab_size`.
 
     The list holds one chunk, or one for each virtual stage of the interleaved pipeline. Process groups must
     exist.
@@ -117,13 +125,17 @@ def build_model(hf: HFModel, config: TransformerConfig, *, on_meta: bool = False
     """
     virtual = config.virtual_pipeline_model_parallel_size
     stages = [None] if virtual is None else range(virtual)
+    rows = padded_vocab_size(hf.shape, config.tensor_model_parallel_size, vocab_divisible_by)
     if on_meta:
         with torch.device("meta"):
             return [
-                _build_chunk(hf, config, _local_block(hf.family, config, stage), stage) for stage in stages
+                _build_chunk(hf, config, _local_block(hf.family, config, stage), stage, rows)
+                for stage in stages
             ]
+    if not use_transformer_engine():
+        fuse_swiglu()
     block = _transformer_engine_layer if use_transformer_engine() else _local_block
-    chunks = [_build_chunk(hf, config, block(hf.family, config, stage), stage) for stage in stages]
+    chunks = [_build_chunk(hf, config, block(hf.family, config, stage), stage, rows) for stage in stages]
     return [chunk.to(current_device()) for chunk in chunks]
 
 
@@ -132,13 +144,14 @@ def _build_chunk(
     config: TransformerConfig,
     layers: TransformerBlockSubmodules | ModuleSpec,
     vp_stage: int | None,
+    vocabulary_rows: int,
 ) -> GPTModel:
     shape = hf.shape
     where: dict[str, Any] = {"ignore_virtual": False, "vp_stage": vp_stage}
     model = GPTModel(
         config=config,
         transformer_layer_spec=layers,  # type: ignore[arg-type]
-        vocab_size=padded_vocab_size(shape, config.tensor_model_parallel_size),
+        vocab_size=vocabulary_rows,
         max_sequence_length=shape.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(**where),
         post_process=parallel_state.is_pipeline_last_stage(**where),

@@ -7,13 +7,17 @@ Rank r holds parts r and 2·cp − 1 − r of every sequence, so that causal att
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from megatron.core import tensor_parallel
 
+Span = tuple[int, int, int]
+"""Consecutive positions of a sequence: (first position, end, start of the sequence), counted in the pack."""
 
-def local_positions(bounds: list[int], rank: int, size: int) -> torch.Tensor:
+
+def local_positions(bounds: Sequence[int], rank: int, size: int) -> torch.Tensor:
     """The rank's positions in the pack, int64 `[pack length / size]`.
 
     bounds: cu_seqlens, 0 to the pack's length; each sequence's length a multiple of 2 × size.
@@ -24,8 +28,10 @@ def local_positions(bounds: list[int], rank: int, size: int) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def local_spans(bounds: list[int], rank: int, size: int) -> list[tuple[int, int, int]]:
-    """Each span of positions that the rank holds, in order: (first position, end, start of its sequence)."""
+def local_spans(bounds: Sequence[int], rank: int, size: int) -> list[Span]:
+    """Return each span of positions that the rank holds, in order; the whole sequences where size is 1."""
+    if size == 1:
+        return [(start, end, start) for start, end in itertools.pairwise(bounds)]
     spans = []
     for start, end in itertools.pairwise(bounds):
         part, rest = divmod(end - start, 2 * size)
@@ -35,12 +41,23 @@ def local_spans(bounds: list[int], rank: int, size: int) -> list[tuple[int, int,
     return spans
 
 
-def gather_pack(local: torch.Tensor, bounds: list[int], group: dist.ProcessGroup) -> torch.Tensor:
-    """The whole pack, `[t, …]` in its order, from every rank's part of it, `[t / cp, …]`.
+def gathered_places(bounds: Sequence[int], size: int) -> torch.Tensor:
+    """Return where each position of the pack lies once all ranks' parts are laid end to end, int64 `[t]`."""
+    ends = torch.tensor(bounds)
+    lengths = ends.diff()
+    start = ends[:-1].repeat_interleave(lengths)
+    part = lengths.repeat_interleave(lengths) // (2 * size)
+    index, offset = (torch.arange(bounds[-1]) - start) // part, (torch.arange(bounds[-1]) - start) % part
+    mirrored = index >= size
+    rank = torch.where(mirrored, 2 * size - 1 - index, index)
+    return rank * (bounds[-1] // size) + start // size + part * mirrored + offset
 
+
+def gather_pack(local: torch.Tensor, places: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """Return rows of the pack, `[len(places), …]`, from every rank's part of it, `[t / cp, …]`.
+
+    places: `gathered_places`, int64 on local's device, for the pack in its order; or of them those wanted.
     Collectives on the group: forward an all-gather, backward a reduce-scatter.
     """
-    size = dist.get_world_size(group)
     by_rank = tensor_parallel.gather_from_sequence_parallel_region(local, group=group)
-    order = torch.cat([local_positions(bounds, rank, size) for rank in range(size)]).to(local.device)
-    return by_rank.index_select(0, order.argsort())
+    return by_rank.index_select(0, places)

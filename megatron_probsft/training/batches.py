@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from megatron_probsft.data.order import Blend, sample_indices
 from megatron_probsft.data.packing import make_microbatch, plan_step, plan_unpacked
 from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.models.context_parallel import local_positions
+from megatron_probsft.models.packs import Pack
 from megatron_probsft.runtime.device import current_device
 from megatron_probsft.runtime.distributed import context_group
 from megatron_probsft.training.config.batch import BatchSettings
@@ -49,6 +51,13 @@ class MicroBatch:
     """Their number in the whole pack, over the context-parallel ranks that share it."""
     weights: torch.Tensor | None = None
     """`[T]` float32, of the labels, whose sum over the step is the step's number of labels; None: all 1."""
+    bounds: tuple[int, ...] | None = None
+    """cu_seqlens as the host knows them; None: it asks the device."""
+
+    @functools.cached_property
+    def pack(self) -> Pack:
+        """The pack as the layers want to know it, made once."""
+        return Pack.here(self.cu_seqlens.tolist() if self.bounds is None else self.bounds)
 
 
 @dataclass(frozen=True)
@@ -205,9 +214,10 @@ class Batches:
     ) -> MicroBatch:
         arrays: dict[str, Any] = make_microbatch(self._store, indices.tolist(), pack_length, sample_multiple)
         tokens, labels, weights = arrays["tokens"], arrays["labels"], arrays.get("weights")
+        bounds = tuple(arrays["cu_seqlens"].tolist())
         if self._layout.context_parallel_size > 1:
             group = context_group()
-            here = local_positions(arrays["cu_seqlens"].tolist(), group.rank(), group.size()).numpy()
+            here = local_positions(bounds, group.rank(), group.size()).numpy()
             tokens, labels = tokens[here], labels[here]
             weights = None if weights is None else weights[here]
         rows = np.flatnonzero(labels >= 0)
@@ -224,4 +234,5 @@ class Batches:
             labels=on_device(labels[rows]),
             supervised_tokens=int((arrays["labels"] >= 0).sum()),
             weights=None if weights is None else on_device(weights[rows] * np.float32(weight_scale)),
+            bounds=bounds,
         )

@@ -14,12 +14,15 @@ from megatron.core.distributed import (
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.enums import AttnBackend
 
 from megatron_probsft.models.build import build_model, transformer_config
 from megatron_probsft.models.hf_model import HFModel
-from megatron_probsft.runtime.megatron_patches.apply import patch_optimizer
-from megatron_probsft.training.config.layout import LayoutSettings
+from megatron_probsft.runtime.megatron_patches.apply import patch_linear_layers, patch_optimizer
+from megatron_probsft.training.config.layout import KernelSettings, LayoutSettings
 from megatron_probsft.training.config.optimizer import OptimizerSettings, PrecisionSettings, ScheduleSettings
+
+_DEFAULT = KernelSettings()
 
 
 @dataclass
@@ -49,9 +52,16 @@ class TrainState:
 
 
 def build_gpt(
-    hf: HFModel, layout: LayoutSettings, precision: PrecisionSettings, *, packing: bool
+    hf: HFModel,
+    layout: LayoutSettings,
+    precision: PrecisionSettings,
+    kernels: KernelSettings = _DEFAULT,
+    *,
+    packing: bool,
 ) -> list[GPTModel]:
     """Return this rank's part of the model, in chunks; its weights are not yet filled."""
+    if kernels.gradient_accumulation_fusion:
+        patch_linear_layers()
     megatron = transformer_config(
         hf.shape,
         layout,
@@ -60,9 +70,15 @@ def build_gpt(
         recompute_granularity=layout.recompute_granularity,
         recompute_method=layout.recompute_method,
         recompute_num_layers=layout.recompute_num_layers,
+        recompute_modules=layout.recompute_modules or None,
+        gradient_accumulation_fusion=bool(kernels.gradient_accumulation_fusion),
+        attention_backend=AttnBackend[kernels.attention_backend],
+        tp_comm_overlap=kernels.tp_comm_overlap,
+        fp8=precision.fp8_format,
+        fp8_recipe=precision.fp8_recipe or "delayed",
         variable_seq_lengths=not packing,  # micro-batches differ in length: stages tell each other
     )
-    return build_model(hf, megatron)
+    return build_model(hf, megatron, vocab_divisible_by=layout.make_vocab_size_divisible_by)
 
 
 def build_train_state(
@@ -90,8 +106,8 @@ def build_train_state(
             clip_grad=optimizer.clip_grad,
             bf16=shared.bf16,
             params_dtype=shared.params_dtype,
-            use_distributed_optimizer=layout.use_distributed_optimizer,
-            overlap_param_gather=layout.overlap_param_gather,
+            use_distributed_optimizer=bool(layout.use_distributed_optimizer),
+            overlap_param_gather=bool(layout.overlap_param_gather),
         ),
         model,  # type: ignore[arg-type]
         use_gloo_process_groups=False,
@@ -104,9 +120,10 @@ def build_train_state(
 def _wrap(gpt: list[GPTModel], layout: LayoutSettings) -> list[DistributedDataParallel]:
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
-        use_distributed_optimizer=layout.use_distributed_optimizer,
-        overlap_grad_reduce=layout.overlap_grad_reduce,
-        overlap_param_gather=layout.overlap_param_gather,
+        use_distributed_optimizer=bool(layout.use_distributed_optimizer),
+        overlap_grad_reduce=bool(layout.overlap_grad_reduce),
+        overlap_param_gather=bool(layout.overlap_param_gather),
+        bucket_size=layout.ddp_bucket_size,
         average_in_collective=False,
     )
     shared = gpt[0].config

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from megatron_probsft.objectives.registry import Objective
+from megatron_probsft.runtime.products import add_product
 from megatron_probsft.vocab_parallel.head_parts import HeadOptions, OutputHead, Supervision, Tokens
 from megatron_probsft.vocab_parallel.shards import PendingSoftmax, Shard, write_gradient
-
-_CPU_ROWS = 512
 
 
 def fused_head_loss(
@@ -132,7 +131,7 @@ class _FusedHead(torch.autograd.Function):
             write_gradient(logits, softmax, shard, grad_log_p)
             # GEMM 2: the weight's gradient.
             if wants_weight:
-                _add_product(weight.main_grad, logits, hidden[rows])  # type: ignore[arg-type]
+                add_product(weight.main_grad, logits.t(), hidden[rows])  # type: ignore[arg-type]
             # GEMM 3: the hidden states' gradient over themselves, which nothing reads any more.
             if wants_hidden:
                 torch.mm(logits, weight_value, out=hidden[rows])
@@ -174,16 +173,3 @@ class _FusedHead(torch.autograd.Function):
                 check_invariants=False,
             )
         return ctx.grad_hidden, grad_weight, *[None] * 7
-
-
-def _add_product(main_grad: torch.Tensor, grad_logits: torch.Tensor, hidden: torch.Tensor) -> None:
-    """Add grad_logitsᵀ `[V_local, T]` · hidden `[T, h]` to main_grad `[V_local, h]`."""
-    left = grad_logits.t()
-    if main_grad.dtype == left.dtype:
-        main_grad.addmm_(left, hidden)
-    elif left.is_cuda:
-        torch.addmm(main_grad, left, hidden, out_dtype=main_grad.dtype, out=main_grad)
-    else:  # torch has no mixed-precision GEMM on CPU: a block of rows at a time, rounded once per chunk
-        for start in range(0, len(main_grad), _CPU_ROWS):
-            rows = slice(start, start + _CPU_ROWS)
-            main_grad[rows].add_(left[rows] @ hidden)

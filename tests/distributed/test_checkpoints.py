@@ -43,7 +43,7 @@ def _tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "layout"), rows([(1, {}), (1, {"bf16": True}), (4, SHARDED)], fast=[(1, {})]), ids=str
+    ("ranks", "layout"), rows([(1, {}), (1, {"bf16": True}), (4, SHARDED)], fast=[]), ids=str
 )
 def test_async_save_holds_the_step_it_names(
     ranks: int, layout: dict, tiny_llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -63,6 +63,7 @@ def test_async_save_holds_the_step_it_names(
     assert not list((tmp_path / "async").glob("*.part"))
 
 
+@pytest.mark.size("test")
 def test_a_resumed_async_run_continues_identically(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
     whole = train(1, config_for(tmp_path / "whole", tiny_llama, data, train_iters=5))
     folder, settings = tmp_path / "parts", {"save_optim": True, "train_iters": 5, "async_save": True}
@@ -195,6 +196,7 @@ def test_what_a_killed_run_left_is_removed(tiny_llama: Path, data: Path, tmp_pat
     assert {path.name for path in folder.glob("iter_*")} == {"iter_0000001", "iter_0000003"}
 
 
+@pytest.mark.size("test")
 def test_one_command_line_starts_and_restarts(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     whole = train(1, config_for(tmp_path / "whole", tiny_llama, data, train_iters=4))

@@ -217,6 +217,32 @@ def nonfinite_gradients(patched: bool) -> None:
     assert all(bool(torch.isfinite(parameter).all()) for parameter in optimizer.get_parameters())
 
 
+def weight_gradient_fusion(patched: bool) -> None:
+    import torch
+    from megatron.core.tensor_parallel import ColumnParallelLinear
+    from megatron.core.transformer import TransformerConfig
+
+    from megatron_probsft.runtime import distributed
+    from megatron_probsft.runtime.megatron_patches import weight_gradient_fusion
+
+    distributed.initialize()
+    if patched:
+        weight_gradient_fusion.apply()
+    config = TransformerConfig(
+        num_layers=1, hidden_size=4, num_attention_heads=1, gradient_accumulation_fusion=True,
+        params_dtype=torch.bfloat16,
+    )  # fmt: skip
+    layer = ColumnParallelLinear(
+        4, 3, config=config, init_method=torch.nn.init.normal_, bias=False, skip_bias_add=True
+    )
+    weight: Any = layer.weight
+    weight.main_grad, weight.grad_added_to_main_grad = torch.full((3, 4), 0.5), False
+    rows = torch.arange(20.0).reshape(5, 1, 4).bfloat16().requires_grad_()
+    layer(rows)[0].sum().backward()
+    assert torch.equal(weight.main_grad, 0.5 + rows.detach().float().sum((0, 1)).expand(3, 4))
+    assert weight.grad_added_to_main_grad
+
+
 def results_queue(patched: bool) -> None:
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
@@ -276,7 +302,7 @@ FAULTS: dict[str, Callable[[bool], None]] = {
     for fault in (
         cuda_functions, cuda_factories, rng_tracker, tensor_type_names, token_dispatcher, uneven_collectives,
         bucket_paddings, saving_before_the_first_step, steps_after_loading, loading_tensors_without_steps,
-        nonfinite_gradients, results_queue,
+        nonfinite_gradients, weight_gradient_fusion, results_queue,
     )
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 
-from megatron_probsft.checkpoint.cuts import cut
+from megatron_probsft.checkpoint.cuts import cut, cut_vocab
 from megatron_probsft.checkpoint.hf.safetensors_folder import TensorReader
 from megatron_probsft.models.family import WeightRule
 from megatron_probsft.models.hf_model import HFModel
@@ -40,7 +40,11 @@ def load_hf_weights(model: Sequence[GPTModel], hf: HFModel) -> None:
     tp = parallel_state.get_tensor_model_parallel_world_size()
     rank = parallel_state.get_tensor_model_parallel_rank()
     for _, parameter, rule, names in matched_parameters(model, hf):
-        parameter.copy_(cut(rule, names, reader.read, hf.shape, rank, tp))
+        if rule.cut == "vocab":
+            part = cut_vocab(names[0], reader.read, hf.shape.vocab_size, rank, len(parameter))
+        else:
+            part = cut(rule, names, reader.read, hf.shape, rank, tp)
+        parameter.copy_(part)
 
 
 def check_tensors(reader: TensorReader, hf: HFModel) -> None:

@@ -20,6 +20,7 @@ from megatron_probsft.runtime.megatron_patches import (
     token_dispatcher,
     torch_adam,
     uneven_collectives,
+    weight_gradient_fusion,
 )
 
 WITHOUT_GPU = (
@@ -43,6 +44,11 @@ def patch_for_cpu() -> None:
         return
     for patch in WITHOUT_GPU:
         patch.apply()
+
+
+def patch_linear_layers() -> None:
+    """Let linear layers add their weights' gradients to main_grad; call it before they are built."""
+    weight_gradient_fusion.apply()
 
 
 def patch_optimizer(optimizer: MegatronOptimizer) -> None:

@@ -76,6 +76,8 @@ class Parser(argparse.ArgumentParser):
 
 def default_text(setting: Setting) -> str:
     """Return the default as a reader of --help sees it; nothing where the help says what happens without."""
+    if setting.flag.by_device:
+        return setting.flag.by_device
     return "" if setting.default in (None, "", []) else str(setting.default)
 
 

@@ -13,7 +13,7 @@ from megatron_probsft.training.config.batch import BatchSettings
 from megatron_probsft.training.config.checkpoint import CheckpointSettings
 from megatron_probsft.training.config.data import DataSettings
 from megatron_probsft.training.config.flag import Flag
-from megatron_probsft.training.config.layout import LayoutSettings
+from megatron_probsft.training.config.layout import KernelSettings, LayoutSettings
 from megatron_probsft.training.config.log import GuardSettings, LoggingSettings
 from megatron_probsft.training.config.model import ModelSettings, PreviewSettings
 from megatron_probsft.training.config.objective import ObjectiveSettings
@@ -32,6 +32,7 @@ class TrainConfig:
     data: DataSettings = field(default_factory=DataSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     layout: LayoutSettings = field(default_factory=LayoutSettings)
+    kernels: KernelSettings = field(default_factory=KernelSettings)
     batch: BatchSettings = field(default_factory=BatchSettings)
     precision: PrecisionSettings = field(default_factory=PrecisionSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)

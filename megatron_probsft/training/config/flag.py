@@ -34,6 +34,8 @@ class Flag:
     resume: Literal["same", "fixed"] | None
     """same: the resumed run must have the same value unless --allow-changed names it; fixed: always."""
     limits: Limits
+    by_device: str | None = None
+    """The default in words, where it is None and follows from the device (`start/device_defaults.py`)."""
 
 
 def flag(
@@ -43,10 +45,11 @@ def flag(
     belongs_to: str | None = None,
     excludes: str | None = None,
     resume: Literal["same", "fixed"] | None = None,
+    by_device: str | None = None,
     **limits: Unpack[Limits],
 ) -> Any:
     """Return a dataclass field that becomes a command line flag and a YAML key; see `Flag` and `Limits`."""
-    metadata = {"flag": Flag(text, belongs_to, excludes, resume, limits)}
+    metadata = {"flag": Flag(text, belongs_to, excludes, resume, limits, by_device)}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -21,7 +21,7 @@ of its settings into `train_config.yaml`, which is such a file.
 
 `--dry-run` checks the settings, lists every problem and trains nothing. Where the last column says *same*, a
 resumed run (`--load`) must have the same value as the run before, unless `--allow-changed` names the flag;
-where it says *fixed*, always.
+where it says *fixed*, always; a flag whose default depends on the device then has the value of that run.
 
 *This page is made by `python -m megatron_probsft.training.config.flags_page`: change the help there.*
 """
@@ -52,7 +52,8 @@ def _section(group: str) -> Iterator[str]:
 
 def _name(setting: Setting) -> str:
     name = dashed(setting.name)
-    return f"`--{name}` `--no-{name}`" if setting.kind is bool and setting.default else f"`--{name}`"
+    both = setting.kind is bool and (setting.default or setting.flag.by_device)
+    return f"`--{name}` `--no-{name}`" if both else f"`--{name}`"
 
 
 def _values(setting: Setting) -> str:
@@ -71,6 +72,8 @@ def _limits(limits: Limits) -> str:
 
 
 def _default(setting: Setting) -> str:
+    if setting.flag.by_device:
+        return setting.flag.by_device
     if setting.kind is bool:
         return "on" if setting.default else "off"
     text = default_text(setting)

@@ -8,6 +8,8 @@ from typing import Literal
 from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.training.config.flag import flag
 
+_ON_REPLICAS = "on with CUDA and data parallelism"
+
 
 @dataclass(frozen=True)
 class LayoutSettings(Parallelism):
@@ -44,21 +46,46 @@ class LayoutSettings(Parallelism):
         "holds all experts.",
         above=0,
     )
-    use_distributed_optimizer: bool = flag(
-        False, "The data-parallel processes divide the optimizer's states among them.", resume="fixed"
+    use_distributed_optimizer: bool | None = flag(
+        None,
+        "The data-parallel processes divide the optimizer's states among them.",
+        resume="fixed",
+        by_device=_ON_REPLICAS,
     )
-    overlap_grad_reduce: bool = flag(
-        False, "Gradients are added up over the processes while the backward pass still runs."
+    overlap_grad_reduce: bool | None = flag(
+        None,
+        "Gradients are added up over the processes while the backward pass still runs.",
+        by_device=_ON_REPLICAS,
     )
-    overlap_param_gather: bool = flag(
-        False,
+    overlap_param_gather: bool | None = flag(
+        None,
         "Updated weights are collected while the forward pass already runs. It needs "
         "--use-distributed-optimizer and --overlap-grad-reduce.",
+        by_device=_ON_REPLICAS,
+    )
+    ddp_bucket_size: int | None = flag(
+        None,
+        "With --overlap-grad-reduce this many gradients are added up at a time. Without it, Megatron-Core "
+        "takes 40 million, or a million for each data-parallel process where that is more.",
+        above=0,
+    )
+    make_vocab_size_divisible_by: int | None = flag(
+        None,
+        "The rows of the embedding and of the head are padded to a multiple of this × "
+        "--tensor-model-parallel-size, so that kernels see even sizes. No result and no checkpoint depends "
+        "on it.",
+        above=0,
+        by_device="128 with CUDA, 1 without",
     )
     recompute_granularity: Literal["full", "selective"] | None = flag(
         None,
         "Activations of this kind are not kept but computed again in the backward pass, which saves memory: "
-        "full is whole layers, selective is attention. Without it all are kept.",
+        "full is whole layers, selective is what --recompute-modules names. Without it all are kept.",
+    )
+    recompute_modules: list[str] = flag(
+        [],
+        "With --recompute-granularity selective: core_attn, layernorm, mlp, moe or moe_act. Without it, that "
+        "is core_attn, whose kernels with CUDA keep little anyway: mlp or layernorm saves more.",
     )
     recompute_method: Literal["uniform", "block"] | None = flag(
         None,
@@ -67,4 +94,28 @@ class LayoutSettings(Parallelism):
     )
     recompute_num_layers: int | None = flag(
         None, "This is the number of layers that --recompute-method counts with.", above=0
+    )
+
+
+@dataclass(frozen=True)
+class KernelSettings:
+    """The kernels that compute the layers on a GPU."""
+
+    gradient_accumulation_fusion: bool | None = flag(
+        None,
+        "The products that give weight gradients add to the float32 sums themselves.",
+        by_device="on with CUDA",
+    )
+    attention_backend: Literal["auto", "flash", "fused", "unfused"] = flag(
+        "auto", "Transformer Engine computes attention with these kernels. auto leaves the choice to it."
+    )
+    tp_comm_overlap: bool = flag(
+        False,
+        "With --sequence-parallel the transfers between the processes that share a layer run while it "
+        "computes. It needs Transformer Engine and --fixed-pack-length.",
+    )
+    cuda_graph_impl: Literal["none", "local", "transformer_engine", "full_iteration"] = flag(
+        "none",
+        "Megatron-Core's CUDA graphs. Only none is possible: they replay fixed shapes, and the number of "
+        "samples in a pack differs from one to the next.",
     )

@@ -33,8 +33,11 @@ class ObjectiveSettings:
         "--loss-chunk-tokens at a time, with their gradients in the forward pass; materialized computes all "
         "at once; auto is fused.",
     )
-    loss_chunk_tokens: int = flag(
-        4096, "The fused head holds the logits of this many tokens at a time.", above=0
+    loss_chunk_tokens: int | None = flag(
+        None,
+        "The fused head holds the logits of this many tokens at a time.",
+        above=0,
+        by_device="8192 × --tensor-model-parallel-size with CUDA, 4096 without",
     )
     loss_kernels: Literal["auto", "torch", "triton"] = flag(
         "auto", "These kernels compute the loss. auto takes triton on CUDA and torch elsewhere."

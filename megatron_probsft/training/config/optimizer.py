@@ -12,11 +12,24 @@ from megatron_probsft.training.config.flag import flag
 class PrecisionSettings:
     """The precision of weights and computation."""
 
-    bf16: bool = flag(
-        False,
-        "Weights and computation are in bfloat16, with main weights in float32 in the optimizer. Without it "
-        "everything is in float32.",
+    bf16: bool | None = flag(
+        None,
+        "Weights and computation are in bfloat16, with main weights in float32 in the optimizer. With "
+        "--no-bf16 everything is in float32.",
         resume="fixed",
+        by_device="on with CUDA",
+    )
+    fp8_format: Literal["e4m3", "hybrid"] | None = flag(
+        None,
+        "Matrix products of the layers are in FP8, of this format; hybrid has E5M2 for gradients. It needs "
+        "Transformer Engine and packs. The output head stays in bfloat16.",
+        resume="same",
+    )
+    fp8_recipe: Literal["delayed", "tensorwise", "mxfp8", "blockwise"] | None = flag(
+        None,
+        "FP8 values are scaled in this way. Without it, that is delayed.",
+        belongs_to="fp8_format",
+        resume="same",
     )
 
 

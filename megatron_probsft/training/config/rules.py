@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import math
+import os
 from collections.abc import Callable, Iterator
 
 from megatron_probsft.data.text.named_templates import check_template_name
@@ -12,6 +13,7 @@ from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.config.config import Setting, TrainConfig, group_types, settings
 from megatron_probsft.training.config.flag import dashed, limit_problems, meant
 
+_RECOMPUTED = ("core_attn", "layernorm", "mlp", "moe", "moe_act")
 NO_START = "give --hf-model (start from a Hugging Face model) or --load (resume a run)"
 
 
@@ -94,10 +96,72 @@ def _has_gpu() -> bool:
     return has_gpu()
 
 
+def _is_off(setting: bool | None) -> bool:
+    """Tell whether a setting that is on with CUDA unless it is given is off."""
+    return setting is False or (setting is None and not _has_gpu())
+
+
+def _lacks_transformer_engine() -> bool:
+    # Here, as above.
+    from megatron_probsft.models.build import use_transformer_engine
+
+    return not use_transformer_engine()
+
+
+def _precision(config: TrainConfig) -> Iterator[str]:
+    precision = config.precision
+    if precision.fp8_format is None:
+        return
+    if _lacks_transformer_engine():
+        yield "--fp8-format needs a CUDA device and Transformer Engine, whose layers alone compute in FP8"
+    if precision.bf16 is False:
+        yield "--fp8-format needs --bf16: the values between the products are in bfloat16"
+    if not config.batch.packing:
+        yield "--fp8-format needs packs, whose length suits FP8's products: not with --no-packing"
+
+
+def _kernels(config: TrainConfig) -> Iterator[str]:
+    kernels = config.kernels
+    if kernels.cuda_graph_impl != "none":
+        yield (
+            f"--cuda-graph-impl {kernels.cuda_graph_impl}: CUDA graphs replay fixed shapes, but the number "
+            "of samples in a pack differs from one to the next"
+        )
+    if kernels.gradient_accumulation_fusion and not _has_gpu():
+        yield "--gradient-accumulation-fusion needs a CUDA device"
+    attention = kernels.attention_backend
+    if attention != "auto" and _lacks_transformer_engine():
+        yield f"--attention-backend {attention} needs a CUDA device and Transformer Engine"
+    for backend in ("flash", "fused", "unfused"):
+        name, wanted = f"NVTE_{backend.upper()}_ATTN", str(int(attention in ("auto", backend)))
+        if os.environ.get(name, wanted) != wanted:
+            yield (
+                f"--attention-backend {attention} contradicts {name}={os.environ[name]} in the environment: "
+                "take that out, and choose by --attention-backend"
+            )
+    if kernels.tp_comm_overlap:
+        if not config.layout.sequence_parallel:
+            yield "--tp-comm-overlap needs --sequence-parallel, whose transfers it overlaps"
+        if not config.batch.fixed_pack_length:
+            yield "--tp-comm-overlap needs --fixed-pack-length: its buffers have one size"
+        if _lacks_transformer_engine():
+            yield "--tp-comm-overlap needs a CUDA device and Transformer Engine"
+
+
 def _layout(config: TrainConfig) -> Iterator[str]:
     layout = config.layout
-    if layout.overlap_param_gather and not (layout.use_distributed_optimizer and layout.overlap_grad_reduce):
+    if layout.overlap_param_gather and (
+        _is_off(layout.use_distributed_optimizer) or _is_off(layout.overlap_grad_reduce)
+    ):
         yield "--overlap-param-gather needs --use-distributed-optimizer and --overlap-grad-reduce"
+    if layout.ddp_bucket_size is not None and _is_off(layout.overlap_grad_reduce):
+        yield "--ddp-bucket-size needs --overlap-grad-reduce: without it all gradients are added up at once"
+    if layout.recompute_modules and layout.recompute_granularity != "selective":
+        yield "--recompute-modules needs --recompute-granularity selective"
+    for name in layout.recompute_modules:
+        if name not in _RECOMPUTED:
+            known = ", ".join(_RECOMPUTED)
+            yield f"--recompute-modules {name} is none of {known}; {meant(name, _RECOMPUTED)}"
     given = {
         layout.recompute_granularity == "full",
         layout.recompute_method is not None,
@@ -149,6 +213,8 @@ _RULES: dict[str, Callable[[TrainConfig], Iterator[str]]] = {
     "data": _data,
     "objective": _objective,
     "layout": _layout,
+    "kernels": _kernels,
+    "precision": _precision,
     "batch": _batch,
     "schedule": _schedule,
     "checkpoint": _checkpoint,

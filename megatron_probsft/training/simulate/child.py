@@ -1,6 +1,7 @@
 """A process that simulates ranks one after the other: `python -m … JOB RESULT`, two JSON files.
 
-JOB: {"settings": flat settings, "model": folder, "samples": `StepSamples`, "world_size", "ranks"}
+JOB: {"settings": flat settings, "model": folder, "samples": `StepSamples`, "world_size", "ranks",
+    "place": what computes}
 RESULT: a list of `SimulatedRank`, in the order of the ranks
 """
 
@@ -28,7 +29,7 @@ def main() -> None:
     config = TrainConfig.of(**job["settings"])
     hf = read_hf_model(job["model"])
     samples = StepSamples(**job["samples"])
-    kernel_stand_ins.apply()
+    kernel_stand_ins.apply(job["place"])
     ranks = [simulate_rank(config, hf, samples, rank, job["world_size"]) for rank in job["ranks"]]
     result_file.write_text(json.dumps([dataclasses.asdict(rank) for rank in ranks]))
 

@@ -68,7 +68,7 @@ def _simulate(config: TrainConfig, hf: HFModel, batch: StepBatch) -> SimulatedRa
     recorder = StepRecorder(groups_by_name())
 
     def build() -> TrainState:
-        gpt = build_gpt(hf, config.layout, config.precision, packing=config.batch.packing)
+        gpt = build_gpt(hf, config.layout, config.precision, config.kernels, packing=config.batch.packing)
         return build_train_state(gpt, config.layout, config.optimizer, config.schedule, train_iters=1)
 
     with fake_tensors.faking() as mode:

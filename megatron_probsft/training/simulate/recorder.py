@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch._C._distributed_c10d import FakeWork, ProcessGroup
@@ -35,6 +36,15 @@ PIPELINE = "pipeline"
 """The key, among the groups' names, of the one that stages send through."""
 _FILL = ("all_gather", "all_to_all", "receive")
 """The operations whose first argument is a tensor made for them."""
+
+
+_recording: list[StepRecorder] = []
+
+
+def note_flops(kind: str, number: int) -> None:
+    """Count operations of linear layers, attention or head that no operation of torch stands for."""
+    for recorder in _recording:
+        recorder.add_flops(kind, number)
 
 
 @dataclass(frozen=True)
@@ -80,8 +90,16 @@ class StepRecorder(LiveBytes):
             counter.clear()
 
     def add_flops(self, kind: str, number: int) -> None:
-        """Count operations that no operation of torch stands for."""
+        """Count operations; see `note_flops`."""
         self.flops[self.phase, kind] += number
+
+    def __enter__(self) -> Self:
+        _recording.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        _recording.remove(self)
+        super().__exit__(*raised)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
@@ -89,7 +107,7 @@ class StepRecorder(LiveBytes):
             if "coalesced" in str(func) and any(isinstance(leaf, FakeTensor) for leaf in tree_leaves(args)):
                 return self._done()  # fake tensors have no rule for these
         out = super().__torch_dispatch__(func, types, args, kwargs)
-        formula = flop_registry.get(func.overloadpacket)
+        formula = _formula(func)
         if formula is not None:
             shapes = [arg for arg in args if not isinstance(arg, torch.dtype)]  # addmm's, of what it returns
             number = int(formula(*shapes, **(kwargs or {}), out_val=out))
@@ -121,3 +139,13 @@ class StepRecorder(LiveBytes):
             for tensor in tree_leaves(args[0]):
                 if self.kind_of(tensor) in ("activations", "head"):
                     self.adopt([tensor], "communication")
+
+
+@functools.cache
+def _formula(func: Any) -> Any:
+    """Return torch's count of operations, also for those that write into their first argument."""
+    packet = func.overloadpacket
+    plain = (
+        getattr(torch.ops.aten, packet.__name__.removesuffix("_"), None) if func.namespace == "aten" else None
+    )
+    return flop_registry.get(packet) or flop_registry.get(plain)

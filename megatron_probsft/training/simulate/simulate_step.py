@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_probsft.training.config.config import TrainConfig
-from megatron_probsft.training.simulate.report import SimulatedStage, SimulatedStep, stage_from_json
+from megatron_probsft.training.simulate.report import SimulatedStep, stage_from_json
 from megatron_probsft.training.simulate.stages import all_stages, stages_to_simulate
 from megatron_probsft.training.simulate.step_samples import StepSamples
 
@@ -21,9 +21,7 @@ _PROCESSES = 4
 """Each takes about 0.8 GiB."""
 
 
-def simulate_step(
-    config: TrainConfig, folder: Path, samples: StepSamples, world_size: int
-) -> SimulatedStep:
+def simulate_step(config: TrainConfig, folder: Path, samples: StepSamples, world_size: int) -> SimulatedStep:
     """Return what one step of a run on `world_size` processes takes, by pipeline stage.
 
     One rank of each stage that is unlike the others is built and run on fake tensors, in at most four child
@@ -45,6 +43,7 @@ def simulate_step(
         "model": str(folder),
         "samples": dataclasses.asdict(samples),
         "world_size": world_size,
+        "place": "cuda",
     }
     with ThreadPoolExecutor(count) as pool:
         shares = pool.map(_run, [job | {"ranks": ranks[first::count]} for first in range(count)])
@@ -54,7 +53,8 @@ def simulate_step(
     layout = config.layout
     return SimulatedStep(
         world_size=world_size,
-        data_parallel_size=world_size // (layout.tensor_model_parallel_size * pp * layout.context_parallel_size),
+        data_parallel_size=world_size
+        // (layout.tensor_model_parallel_size * pp * layout.context_parallel_size),
         micro_batches=first["micro_batches"],
         pack_length=first["pack_length"],
         sequence_lengths=tuple(first["sequence_lengths"]),

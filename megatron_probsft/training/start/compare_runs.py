@@ -32,8 +32,8 @@ def compare_runs(checkpoint: Path, config: TrainConfig) -> tuple[list[str], list
     for kind in ("fixed", "same"):
         for name in (one.name for one in settings().values() if one.flag.resume == kind):
             old, new = saved.get(name), config.value(name)
-            if old == new:
-                continue
+            if old == new or (new is None and settings()[name].flag.by_device):
+                continue  # the same, or `device_defaults` will take the old one
             if config.model.may_change(name):
                 changes.append(f"--{dashed(name)} changed from {old} to {new}")
                 continue

@@ -22,6 +22,7 @@ from megatron_probsft.runtime.consoles import console
 from megatron_probsft.training.config.batch import BatchSettings
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.start.checks import check_start
+from megatron_probsft.training.start.device_defaults import by_device
 from megatron_probsft.training.start.inputs import Inputs, ModelSource, find_model, read_inputs
 from megatron_probsft.training.start.memory_estimate import StageMemory, parameter_count, stage_memory
 from megatron_probsft.training.start.open_run import Steps, check_data, plan_steps
@@ -47,7 +48,7 @@ def dry_run(config: TrainConfig) -> None:
     out = console(width=110)
     with _data_cache(config) as cached:
         prepared = _prepare(cached)
-        _show(cached, prepared, out)
+        _show(prepared.config, prepared, out)
     config = config.replace(template_date=prepared.inputs.template_date)
     out.print(_settings(config), markup=False, highlight=False, soft_wrap=True)
 
@@ -56,6 +57,8 @@ def dry_run(config: TrainConfig) -> None:
 class _Prepared:
     """A run as it would start, without its model."""
 
+    config: TrainConfig
+    """The settings, with what follows from the device among them."""
     inputs: Inputs
     steps: Steps
     world: int
@@ -85,13 +88,16 @@ def _prepare(config: TrainConfig) -> _Prepared:
     world = distributed.world_size()
     os.environ.pop("RANK", None)  # from here on this one process
     dp = max(world // max(stage * layout.context_parallel_size, 1), 1)
+    if source:
+        resumed = None if config.model.finetune else source.checkpoint
+        config = by_device(config, resumed, world)
     inputs = problems.attempt(lambda: _read(config, source)) if source and config.data.data else None
     if inputs:
         saved = check_data(config, inputs, problems)
         if _are_countable(config.batch):
             steps = plan_steps(config, inputs, saved, (0, dp), problems)
             problems.raise_all()
-            return _Prepared(inputs, steps, world, dp)
+            return _Prepared(config, inputs, steps, world, dp)
     problems.raise_all()
     raise AssertionError("what could not be read was noted")
 

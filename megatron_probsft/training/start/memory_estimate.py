@@ -16,6 +16,7 @@ from megatron_probsft.models.build import padded_vocab_size
 from megatron_probsft.models.family import Family, ModelShape, WeightRule
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.config.layout import LayoutSettings
+from megatron_probsft.vocab_parallel.head_parts import HeadOptions
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _parameters(
 ) -> tuple[int, int]:
     """Return the parameters that all data-parallel ranks hold, and those of this rank's experts."""
     tp = layout.tensor_model_parallel_size
-    vocabulary = padded_vocab_size(shape, tp) * shape.hidden_size // tp
+    vocabulary = padded_vocab_size(shape, tp, layout.make_vocab_size_divisible_by) * shape.hidden_size // tp
     total, experts = 0, 0
     for rule in family.rules(shape):
         if rule.cut == "vocab":
@@ -161,5 +162,10 @@ def _activations(layout: LayoutSettings, shape: ModelShape, layers: int, tokens:
 def _head(config: TrainConfig, shape: ModelShape, tokens: int) -> int:
     """Return how many numbers the head holds if every token is supervised."""
     objective, tp = config.objective, config.layout.tensor_model_parallel_size
-    rows = tokens if objective.loss_path == "materialized" else min(tokens, objective.loss_chunk_tokens)
-    return tokens * shape.hidden_size + rows * padded_vocab_size(shape, tp) // tp
+    divisible_by = config.layout.make_vocab_size_divisible_by
+    rows = (
+        tokens
+        if objective.loss_path == "materialized"
+        else min(tokens, objective.loss_chunk_tokens or HeadOptions.chunk_tokens)
+    )
+    return tokens * shape.hidden_size + rows * padded_vocab_size(shape, tp, divisible_by) // tp

@@ -24,6 +24,7 @@ from megatron_probsft.training.start.checks import (
     schedule_problems,
     weight_problems,
 )
+from megatron_probsft.training.start.device_defaults import by_device
 from megatron_probsft.training.start.inputs import Inputs, ModelSource, find_model, read_inputs
 from megatron_probsft.training.start.problems import Problems
 from megatron_probsft.training.start.resume import Saved, load_state, look_at
@@ -48,7 +49,7 @@ class OpenRun:
     """A run that is ready for its next step."""
 
     config: TrainConfig
-    """The settings, with the day that a chat template shows among them."""
+    """The settings, with the day that a chat template shows and what follows from the device among them."""
     inputs: Inputs
     batches: Batches
     train_iters: int
@@ -87,11 +88,14 @@ def open_inputs(config: TrainConfig, source: ModelSource) -> tuple[TrainConfig, 
     """Join the processes in the layout of the settings and tokenize the data. Collective over all processes.
 
     Returns:
-        The settings, with the day that a chat template shows among them; the model's files and the data.
+        The settings, with the day that a chat template shows and what follows from the device among them; the
+        model's files and the data.
 
     Raises:
         UserError: data that cannot be read or tokenized.
     """
+    resumed = None if config.model.finetune else source.checkpoint
+    config = by_device(config, resumed, distributed.world_size())
     layout = config.layout
     distributed.initialize(
         layout.tensor_model_parallel_size,
@@ -142,7 +146,7 @@ def plan_steps(
 
 def open_model(config: TrainConfig, inputs: Inputs) -> list[GPTModel]:
     """Return this rank's part of the model, in chunks, with its weights unless a resume will read them."""
-    gpt = build_gpt(inputs.hf, config.layout, config.precision, packing=config.batch.packing)
+    gpt = build_gpt(inputs.hf, config.layout, config.precision, config.kernels, packing=config.batch.packing)
     if inputs.source.checkpoint is None:
         load_hf_weights(gpt, inputs.hf)
     elif config.model.finetune:
@@ -153,7 +157,8 @@ def open_model(config: TrainConfig, inputs: Inputs) -> list[GPTModel]:
 def head_options(config: TrainConfig) -> HeadOptions:
     """Return how the output head computes its losses."""
     settings = config.objective
-    return HeadOptions(settings.loss_path, settings.loss_chunk_tokens, settings.loss_kernels)
+    chunk_tokens = settings.loss_chunk_tokens or HeadOptions.chunk_tokens
+    return HeadOptions(settings.loss_path, chunk_tokens, settings.loss_kernels)
 
 
 def criterion_of(config: TrainConfig, vocab_size: int) -> Criterion:

@@ -145,6 +145,7 @@ def test_hostile_text_is_read_in_a_bounded_time(grader: str) -> None:
     assert time.process_time() - started < 20
 
 
+@pytest.mark.size("test")
 def test_hostile_text_is_not_right_and_the_next_is_graded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(math_judge, "MATH_SECONDS", 2.0)
     hostile = [

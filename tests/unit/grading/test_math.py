@@ -44,6 +44,7 @@ def test_own_answers_of_the_benchmarks_are_right(benchmarks: list[Problem]) -> N
     assert [one.id for one, verdict in zip(benchmarks, verdicts, strict=True) if verdict != "correct"] == []
 
 
+@pytest.mark.size("test")
 def test_neighbours_answers_are_wrong(benchmarks: list[Problem]) -> None:
     pairs = [
         (one, other.answer)

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import megatron_probsft
 
 PACKAGE = Path(megatron_probsft.__file__).parent
@@ -48,6 +50,7 @@ def _python(package_parent: Path, *arguments: str) -> subprocess.CompletedProces
     return subprocess.run(command, cwd=package_parent, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.size("test")
 def test_a_new_objective_is_one_file(tmp_path: Path) -> None:
     package = tmp_path / "megatron_probsft"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
