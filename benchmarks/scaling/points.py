@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.scaling.models import MODELS
 from megatron_probsft.training.config.config import TrainConfig
+from megatron_probsft.training.start.device_defaults import by_device
 from megatron_probsft.training.throughput.cards import CARDS
 from megatron_probsft.training.throughput.show import changed_settings
 from megatron_probsft.training.throughput.suggest_layout import (
@@ -50,7 +51,7 @@ class Point:
 
 def job_of(model: str, gpus: int, samples: int) -> Job:
     """Return the run that the page speaks of."""
-    config = TrainConfig.of(bf16=True, seq_length=4096, global_batch_size=samples, train_iters=1)
+    config = TrainConfig.of(seq_length=4096, global_batch_size=samples, train_iters=1)
     known = MODELS[model]
     lengths = chat_samples(config.batch)
     return Job(config, known.family, known.shape, lengths, "assumed", Machine(CARDS[CARD]), gpus)
@@ -65,7 +66,7 @@ def searched(model: str, gpus: int, samples: int) -> Point | None:
 def again(point: Point) -> Point:
     """Return the point with its layout timed anew."""
     job = job_of(point.model, point.gpus, point.samples)
-    config = job.config.replace(**point.settings)
+    config = by_device(job.config.replace(**point.settings), None, point.gpus, gpu=True)
     workload = plan_workload(job.samples, config.batch, config.layout, point.data_parallel_size)
     return _point(point.model, point.gpus, point.samples, suggestion_for(job, config, workload))
 

@@ -17,6 +17,7 @@ from benchmarks.scaling.models import MODELS
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.simulate.report import SimulatedStep
 from megatron_probsft.training.simulate.step_samples import full_packs
+from megatron_probsft.training.start.device_defaults import by_device
 from megatron_probsft.training.throughput.cards import CARDS, GpuCard
 from megatron_probsft.training.throughput.step_counts import counted_step
 from megatron_probsft.training.throughput.time_model import Machine, real_tokens, step_time
@@ -109,9 +110,9 @@ def estimated(run: Published) -> float:
     """Return the time model's tokens per second and GPU for a published run."""
     model = MODELS[run.model]
     config = TrainConfig.of(
-        bf16=True, seq_length=run.length, global_batch_size=run.samples, train_iters=1,
-        use_distributed_optimizer=True, overlap_grad_reduce=True, overlap_param_gather=True, **run.layout,
+        seq_length=run.length, global_batch_size=run.samples, train_iters=1, **run.layout,
     )  # fmt: skip
+    config = by_device(config, None, run.gpus, gpu=True)
     layout = config.layout
     dp = run.gpus // (
         layout.tensor_model_parallel_size * layout.pipeline_model_parallel_size * layout.context_parallel_size

@@ -91,11 +91,13 @@ def show_suggestions(job: Job, out: Console) -> None:
 
 
 def changed_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings of the layout and the packs that are not the default."""
+    """Return the settings of the layout and the packs that are neither the default nor the device's."""
     return {
         name: config.value(name)
         for name, setting in settings().items()
-        if (setting.group == "layout" or name == "micro_batch_size") and config.value(name) != setting.default
+        if (setting.group == "layout" or name == "micro_batch_size")
+        and not setting.flag.by_device
+        and config.value(name) != setting.default
     }
 
 

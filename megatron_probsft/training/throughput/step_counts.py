@@ -76,7 +76,7 @@ def counted_step(config: TrainConfig, family: Family, shape: ModelShape, workloa
         sequence_lengths=workload.sequences,
         supervised_tokens=_supervised(rank),
         real_tokens_share=workload.real_share,
-        bf16=config.precision.bf16,
+        bf16=bool(config.precision.bf16),
         stages=stages,
         assumptions=(),
     )
@@ -112,7 +112,8 @@ def _flops(rank: _Rank, layers: int, *, is_last: bool) -> Flops:
         widths -= 3 * shape.ffn_hidden_size
     linear = 2 * rank.tokens * shape.hidden_size * widths / tp
     attention = 2 * shape.query_size * work.squares / (tp * cp)
-    head = 2 * _supervised(rank) / cp * shape.hidden_size * padded_vocab_size(shape, tp) / tp
+    columns = padded_vocab_size(shape, tp, layout.make_vocab_size_divisible_by) / tp
+    head = 2 * _supervised(rank) / cp * shape.hidden_size * columns
     layers_again, attention_again = _again(rank.config, layers)
     return Flops(
         linear=int(work.micro_batches * layers * linear * (3 + layers_again)),
@@ -185,7 +186,8 @@ def _data_parallel(rank: _Rank, memory: StageMemory, layers: int) -> Iterator[Co
     ):
         if size == 1 or not parameters:
             continue
-        buckets = -(-parameters // max(40_000_000, 1_000_000 * size))  # Megatron-Core's default
+        usual = max(40_000_000, 1_000_000 * size)  # Megatron-Core's
+        buckets = -(-parameters // (layout.ddp_bucket_size or usual))
         if layout.use_distributed_optimizer:
             yield Collective(group, size, "reduce_scatter", parameters * 4, buckets)
             yield Collective(group, size, "all_gather", parameters * rank.element, buckets)

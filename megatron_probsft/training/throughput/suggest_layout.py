@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from megatron_probsft.models.layout import parallelism_problems
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.config.layout import LayoutSettings
 from megatron_probsft.training.simulate.step_samples import StepSamples
+from megatron_probsft.training.start.device_defaults import by_device
 from megatron_probsft.training.start.memory_estimate import stage_layers, stage_memory
 from megatron_probsft.training.throughput.links import NODE
 from megatron_probsft.training.throughput.step_counts import counted_step
@@ -58,9 +58,10 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Job:
-    """The run that a layout is sought for; its own layout does not matter."""
+    """The run that a layout is sought for."""
 
     config: TrainConfig
+    """Without a layout, and without what `by_device` would add."""
     family: Family
     shape: ModelShape
     samples: StepSamples
@@ -78,17 +79,17 @@ class Job:
 def suggest_layouts(job: Job, most: int = 8) -> list[Suggestion]:
     """Return the best variant of each layout that fits, by tokens per second, the best layout first.
 
-    TP stays within a node, and CP too unless sequences are long. TP is with sequence parallelism, data
-    parallelism with the distributed optimizer and both overlaps. As few layers are recomputed as fit. Packs
-    are as long as --micro-batch-size 1 to 8 makes them, unless the settings say another number than 1.
+    Settings whose default follows from the device are as with GPUs. TP stays within a node, and CP too unless
+    sequences are long; TP is with sequence parallelism. As few layers are recomputed as fit. Packs are as
+    long as --micro-batch-size 1 to 8 makes them, unless the settings say another number than 1.
     """
     plan = _planner(job)
     best: dict[tuple[int, ...], Suggestion] = {}
-    for layout in _layouts(job):
-        if _static(job, layout) > job.room:
+    for config in _layouts(job):
+        if _static(job, config) > job.room:
             continue
         for micro_batch_size in _micro_batch_sizes(job.config):
-            suggestion = _fastest(job, layout, micro_batch_size, plan)
+            suggestion = _fastest(job, config.replace(micro_batch_size=micro_batch_size), plan)
             if suggestion is None:
                 continue
             known = best.get(suggestion.key)
@@ -126,16 +127,10 @@ def suggestion_for(job: Job, config: TrainConfig, workload: Workload) -> Suggest
     )  # fmt: skip
 
 
-def _fastest(
-    job: Job, layout: LayoutSettings, micro_batch_size: int, plan: Callable[[TrainConfig], Workload]
-) -> Suggestion | None:
+def _fastest(job: Job, base: TrainConfig, plan: Callable[[TrainConfig], Workload]) -> Suggestion | None:
     """Return the variant that recomputes as little as fits."""
-    for recompute in _recomputations(layout, job.shape.num_layers):
-        config = dataclasses.replace(
-            job.config,
-            layout=dataclasses.replace(layout, **recompute),
-            batch=dataclasses.replace(job.config.batch, micro_batch_size=micro_batch_size),
-        )
+    for recompute in _recomputations(base.layout, job.shape.num_layers):
+        config = base.replace(**recompute)
         workload = plan(config)
         stages = stage_memory(
             config, job.family, job.shape, workload.data_parallel_size, workload.micro_batches,
@@ -177,8 +172,8 @@ def _micro_batch_sizes(config: TrainConfig) -> tuple[int, ...]:
     return _POWERS if given == 1 else (given,)
 
 
-def _layouts(job: Job) -> Iterator[LayoutSettings]:
-    """Yield every layout that divides the model, without recomputation."""
+def _layouts(job: Job) -> Iterator[TrainConfig]:
+    """Yield the settings with every layout that divides the model, without recomputation."""
     shape, world = job.shape, job.world_size
     experts = _divisors(shape.experts.count) if shape.experts else [1]
     for tp in (size for size in _POWERS if size <= NODE):
@@ -191,15 +186,12 @@ def _layouts(job: Job) -> Iterator[LayoutSettings]:
             for pp in _divisors(world // (tp * cp)):
                 for stages in _stages(shape.num_layers, pp):
                     for ep in experts:
-                        dp = world // (tp * cp * pp)
-                        layout = LayoutSettings(
+                        config = job.config.replace(
                             tensor_model_parallel_size=tp, sequence_parallel=tp > 1, context_parallel_size=cp,
-                            pipeline_model_parallel_size=pp, expert_model_parallel_size=ep,
-                            use_distributed_optimizer=dp * cp > 1, overlap_grad_reduce=dp * cp > 1,
-                            overlap_param_gather=dp * cp > 1, **stages,
+                            pipeline_model_parallel_size=pp, expert_model_parallel_size=ep, **stages,
                         )  # fmt: skip
-                        if not any(parallelism_problems(shape, layout, world)):
-                            yield layout
+                        if not any(parallelism_problems(shape, config.layout, world)):
+                            yield by_device(config, None, world, gpu=True)
 
 
 def _stages(layers: int, pp: int) -> Iterator[dict[str, Any]]:
@@ -232,10 +224,9 @@ def _recomputations(layout: LayoutSettings, layers: int) -> Iterator[dict[str, A
     yield {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
-def _static(job: Job, layout: LayoutSettings) -> float:
+def _static(job: Job, config: TrainConfig) -> float:
     """Return the bytes of weights, gradients and optimizer on the fullest rank."""
-    config = dataclasses.replace(job.config, layout=layout)
-    dp = _data_parallel(layout, job.world_size)
+    dp = _data_parallel(config.layout, job.world_size)
     stages = stage_memory(config, job.family, job.shape, dp, 1, 1)
     return max(stage.weights + stage.gradients + stage.optimizer for stage in stages)
 

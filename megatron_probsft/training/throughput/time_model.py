@@ -18,6 +18,7 @@ from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.simulate.report import SimulatedStage, SimulatedStep
 from megatron_probsft.training.throughput.cards import GpuCard
 from megatron_probsft.training.throughput.links import Assumed, Links
+from megatron_probsft.vocab_parallel.head_parts import HeadOptions
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Machine:
     tp_overlap: bool = False
     """--tp-comm-overlap: most of TP's communication runs beside the products."""
     assumed: Assumed = Assumed()
+
+
+def machine_of(config: TrainConfig, card: GpuCard) -> Machine:
+    """Return the card as the settings use it."""
+    return Machine(card, config.precision.fp8_format is not None, config.kernels.tp_comm_overlap)
 
 
 @dataclass(frozen=True)
@@ -188,8 +194,9 @@ def _head(
     layout, card = config.layout, machine.card
     bandwidth = card.memory_bandwidth * machine.assumed.memory
     rows = step.supervised_tokens / layout.context_parallel_size
-    columns = padded_vocab_size(shape, layout.tensor_model_parallel_size) / layout.tensor_model_parallel_size
-    chunks = max(rows / config.objective.loss_chunk_tokens, 1.0)
+    tp = layout.tensor_model_parallel_size
+    columns = padded_vocab_size(shape, tp, layout.make_vocab_size_divisible_by) / tp
+    chunks = max(rows / (config.objective.loss_chunk_tokens or HeadOptions.chunk_tokens), 1.0)
     logits = 6 * rows * columns + 8 * chunks * columns * shape.hidden_size  # and the weight's gradient
     products = stage.flops.head / step.micro_batches / (card.bf16 * card.linear_bf16)
     return products + logits / bandwidth

@@ -19,6 +19,7 @@ from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.log.flops import model_flops, peak_tflops
 from megatron_probsft.training.simulate.report import Collective, SimulatedStep
 from megatron_probsft.training.simulate.step_samples import StepSamples, full_packs
+from megatron_probsft.training.start.device_defaults import by_device
 from megatron_probsft.training.start.memory_estimate import stage_memory
 from megatron_probsft.training.throughput.cards import CARDS, card_of
 from megatron_probsft.training.throughput.links import Assumed, Links
@@ -65,7 +66,7 @@ def test_an_unknown_card_is_refused() -> None:
     with pytest.raises(UserError, match=r"--gpu h100-80 is none of h100-80gb, .*; did you mean h100-80gb?"):
         card_of("h100-80")
     with pytest.raises(UserError, match=r"invalid choice: 'h100'"):
-        parse_arguments(["--dry-run", "--gpu", "h100"])
+        parse_arguments(["--dry-run", "--world-size", "8", "--gpu", "h100"])
 
 
 def test_collectives_take_what_the_links_carry() -> None:
@@ -202,7 +203,7 @@ def test_suggested_layouts_fit_and_divide() -> None:
         assert max(stage.total for stage in stages) <= (80 * 0.9 - 2) * 2**30
     assert found[0].tokens_per_second >= 0.97 * max(each.tokens_per_second for each in found)
     parsed = parse_arguments(["--dry-run", *flags(found[0].config).split()])
-    assert parsed.layout == found[0].config.layout
+    assert by_device(parsed, None, 16, gpu=True).layout == found[0].config.layout
     assert parsed.batch.micro_batch_size == found[0].config.batch.micro_batch_size
 
 
