@@ -20,6 +20,7 @@ lint: $(READY)
 	.venv/bin/ruff format --check .
 	.venv/bin/basedpyright --level error
 	.venv/bin/lint-imports --no-cache --no-logo
+	.venv/bin/hadolint Dockerfile
 
 # The documents as a site, in site/: without a network, and no broken link.
 .PHONY: docs

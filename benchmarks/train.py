@@ -1,16 +1,19 @@
-"""How fast does it train? SmolLM2 against plain transformers loops, same samples, same threads, bf16.
+"""How fast does it train? SmolLM2 against TRL and plain transformers loops: samples, threads, bf16 the same.
 
     python benchmarks/train.py --json FILE
 
 `megatron_probsft` is this trainer at TP 1; `pad_to_max` a plain transformers loop that pads every sample to
 --max-length, as the public code of arXiv 2510.00526 does; `pad_to_longest` the same padding to the longest
-of its micro-batch. Each round gives every one of them the same global batch; medians over rounds.
+of its micro-batch; `trl` TRL's SFTTrainer with its own chunked loss and collator. Each round gives every one
+of them the same global batch; medians over rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -23,6 +26,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import hardware, show, write_json
+from benchmarks.trl_peer import TRLPeer
 from megatron_probsft.data.order import sample_indices
 from megatron_probsft.runtime import distributed
 from megatron_probsft.training.config.config import TrainConfig
@@ -36,6 +40,7 @@ COLUMNS = {
     "supervised tokens/s": "{supervised_tokens_per_second:.1f}",
     "÷ pad to max": "{ratio_to_pad_to_max:.2f}",
     "÷ pad to longest": "{ratio_to_pad_to_longest:.2f}",
+    "÷ TRL": "{ratio_to_trl}",
 }
 DATA = {"word_problems": "gsm_symbolic", "figlet": "figlet_font"}
 LR = 1e-5
@@ -68,27 +73,40 @@ def _measure(data: str, args: argparse.Namespace) -> list[dict[str, Any]]:
             "pad_to_max": _Plain(ours, args, to_max=True),
             "pad_to_longest": _Plain(ours, args, to_max=False),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        tokens = 0
-        for step in range(args.rounds + 1):
+        taken: dict[str, list[float]] = {name: [] for name in runs}
+        tokens: list[int] = []
+
+        def one_round(step: int) -> None:
             for name, run in runs.items():
                 start = time.perf_counter()
                 supervised = run.step(step)
-                if step > 0:
-                    seconds[name].append(time.perf_counter() - start)
-            tokens += supervised if step > 0 else 0
+                taken[name].append(time.perf_counter() - start)
+            tokens.append(supervised)
+
+        steps = range(args.rounds + 1)
+        if importlib.util.find_spec("trl"):
+            trl = TRLPeer([ours.samples(step) for step in steps], LR, args, Path(folder) / "trl")
+            taken["trl"] = trl.train(before=one_round)
+            if abs(trl.first_loss / ours.first_loss - 1) > 0.02:
+                raise RuntimeError(f"TRL's first loss is {trl.first_loss}, ours {ours.first_loss}")
+        else:
+            print("trl is not installed: without it")
+            for step in steps:
+                one_round(step)
         ours.close()
-    speed = {name: tokens / sum(times) for name, times in seconds.items()}
+    seconds = {name: times[1:] for name, times in taken.items()}
+    speed = {name: sum(tokens[1:]) / sum(times) for name, times in seconds.items()}
     return [
         {
             "implementation": name, "data": data, "seconds_per_step": statistics.median(seconds[name]),
             "supervised_tokens_per_second": speed[name],
             "ratio_to_pad_to_max": speed[name] / speed["pad_to_max"],
             "ratio_to_pad_to_longest": speed[name] / speed["pad_to_longest"],
+            "ratio_to_trl": round(speed[name] / speed["trl"], 3) if "trl" in speed else None,
             "global_batch_size": args.global_batch_size, "max_length": args.max_length, "dtype": "bf16",
             **hardware(),
         }
-        for name in runs
+        for name in speed
     ]  # fmt: skip
 
 
@@ -103,13 +121,17 @@ class _Ours:
         )  # fmt: skip
         self._run = open_run(self.config)
         self.store = self._run.inputs.train
+        self.first_loss = math.nan
 
     def close(self) -> None:
         distributed.shutdown()
 
     def step(self, _: int) -> int:
         batch = self._run.batches.training_step(self._run.state.consumed_samples)
-        return train_step(self._run.state, batch, self._run.criterion).means.tokens
+        means = train_step(self._run.state, batch, self._run.criterion).means
+        if math.isnan(self.first_loss):
+            self.first_loss = means.loss
+        return means.tokens
 
     def samples(self, step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(token ids, labels) of the step's samples, for the other loops."""

@@ -1,10 +1,16 @@
-"""Shared models: small random ones, and SmolLM2 with its real weights, made once per session."""
+"""Shared models: small random ones, and SmolLM2 with its real weights, made once per session.
+
+The suite is a CPU's: it hides the GPUs of the machine, and `python -m benchmarks.gpu` is the suite for them.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 from pathlib import Path
+
+# Before torch looks, and for child processes: a rank per GPU and NCCL would be another suite.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -27,6 +27,7 @@ from megatron_probsft.models.hf_model import read_hf_model, read_raw_config
 from megatron_probsft.runtime.consoles import console
 from megatron_probsft.runtime.errors import UserError, one_line_errors
 from megatron_probsft.runtime.folders import check_is_new, check_writable
+from megatron_probsft.runtime.launch import launched_world_size
 from megatron_probsft.runtime.read_files import read_text
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def main() -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """Tell the mistakes that flags and small files show, before the seconds that torch takes to import."""
+    if launched_world_size() > 1:
+        raise UserError(f"this is the work of one process, not of {launched_world_size()}: without torchrun")
     if json_file := getattr(args, "json", None):
         if json_file.is_dir():
             raise UserError(f"--json {json_file} is a folder: name a file")

@@ -93,6 +93,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Settings:
     add("--server", help="OpenAI-compatible server of the model, as http://localhost:8000/v1")
     add("--dtype", choices=["auto", "bfloat16", "float32"], default="auto", help="auto: as vLLM chooses")
     add("--tensor-parallel-size", type=int, default=1, help="GPUs that share the model (default: 1)")
+    add("--data-parallel-size", type=int, help="engines side by side (default: GPUs ÷ those of an engine)")
     add("--max-model-len", type=int, help="default: the longest prompt + --max-new-tokens")
     return Settings(**vars(parser.parse_args(arguments)))
 

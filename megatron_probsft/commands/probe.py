@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from megatron_probsft.runtime.errors import UserError, one_line_errors
 from megatron_probsft.runtime.folders import check_writable
 from megatron_probsft.runtime.launch import launched_rank
+from megatron_probsft.runtime.processes.environment import check_environment
 from megatron_probsft.training.config.arguments import Parser, add_flags
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.start.checks import check_start
@@ -31,7 +32,7 @@ _FLAGS = (
     "micro_batch_size", "bf16", "tensor_model_parallel_size", "pipeline_model_parallel_size",
     "context_parallel_size", "expert_model_parallel_size", "sequence_parallel",
     "decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers", "loss_path",
-    "loss_chunk_tokens", "loss_kernels",
+    "loss_chunk_tokens", "loss_kernels", "distributed_timeout_minutes",
 )  # fmt: skip
 
 
@@ -50,6 +51,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as nowhere:
             usual = {"finetune": given.get("load") is not None, "train_iters": 1}
             config = TrainConfig.of(**(usual | given), save=str(output or Path(nowhere) / "probe"))
+            check_environment()
             check_start(config, Problems())
             readings = run(config, most)
         from megatron_probsft.probing import report as probe_report

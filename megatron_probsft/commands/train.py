@@ -7,6 +7,7 @@ torchrun --nproc-per-node 3 -m megatron_probsft.train --tensor-model-parallel-si
 
 from megatron_probsft.runtime.errors import one_line_errors
 from megatron_probsft.runtime.launch import launched_rank
+from megatron_probsft.runtime.processes.environment import check_environment
 from megatron_probsft.training.config.arguments import parse_arguments
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.start.checks import check_start
@@ -20,6 +21,7 @@ def main() -> None:
             if launched_rank() == 0:
                 _dry_run(config)
             return
+        check_environment()
         check_start(config, Problems())
         _run(config)
 

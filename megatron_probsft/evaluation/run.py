@@ -6,11 +6,13 @@ import contextlib
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from megatron_probsft.domains.benchmarks.problems import Problem, check_ids, slice_of
 from megatron_probsft.domains.task import Task
+from megatron_probsft.evaluation.engines.devices import engine_devices
 from megatron_probsft.evaluation.engines.engine import Decoding, Engine, Seconds
 from megatron_probsft.evaluation.engines.vllm_runner import VllmRunner, kv_bytes_per_token
 from megatron_probsft.evaluation.request import Request, Sample, Sampling
@@ -35,6 +37,8 @@ class _Evaluation:
     sampling: Sampling
     model: OpenedModel
     requests: list[Request]
+    devices: Sequence[str | None]
+    """The GPUs of each engine; None: those of the environment, or the CPU."""
 
     @property
     def first_samples(self) -> list[Request]:
@@ -79,7 +83,9 @@ def _prepare(settings: Settings) -> _Evaluation:
     from megatron_probsft.evaluation.opened_model import open_model_folder
 
     model = open_model_folder(settings, task)
-    asked = _Evaluation(settings, task, sampling, model, model.requests(problems, sampling, settings.seed))
+    requests = model.requests(problems, sampling, settings.seed)
+    devices = engine_devices(settings.tensor_parallel_size, settings.data_parallel_size)
+    asked = _Evaluation(settings, task, sampling, model, requests, devices)
     if asked.shortened:
         least = min(one.max_new_tokens for one in asked.requests)
         print(
@@ -134,7 +140,7 @@ def _engine(asked: _Evaluation) -> Engine:
     return asked.model.server or VllmRunner(
         settings.model, settings.output / "vllm.log", kv_bytes_per_token(asked.model.config),
         dtype=settings.dtype, tensor_parallel_size=settings.tensor_parallel_size,
-        max_model_len=settings.max_model_len,
+        max_model_len=settings.max_model_len, devices=asked.devices,
     )  # fmt: skip
 
 
@@ -162,7 +168,7 @@ def _summary(
         "start": settings.start, "end": settings.end, "limit": settings.limit, "data": settings.data,
         "server": settings.server, "served_model": model.server.model if model.server else None,
         "prompts_with_less_room": asked.shortened, **unfinished.engine,
-        "tensor_parallel_size": settings.tensor_parallel_size,
+        "tensor_parallel_size": settings.tensor_parallel_size, "data_parallel_size": len(asked.devices),
         "generated_tokens": sum(len(one.generation.tokens) for one in samples),
         "resumed_generations": unfinished.resumed,
         "tokens_per_second": unfinished.new_tokens / seconds.generation if seconds.generation else 0.0,

@@ -38,6 +38,7 @@ class Settings:
     server: str | None
     dtype: str
     tensor_parallel_size: int
+    data_parallel_size: int | None
     max_model_len: int | None
 
 
@@ -48,11 +49,16 @@ def check_settings(settings: Settings) -> None:
         raise UserError(f"--start must be at least 0, got {settings.start}")
     if settings.end is not None and settings.end <= (settings.start or 0):
         raise UserError(f"--end must be greater than --start {settings.start or 0}, got {settings.end}")
-    own = (settings.dtype != "auto", settings.tensor_parallel_size > 1, settings.max_model_len is not None)
+    own = (
+        settings.dtype != "auto",
+        settings.tensor_parallel_size > 1,
+        settings.data_parallel_size is not None,
+        settings.max_model_len is not None,
+    )
     if settings.server and any(own):
         raise UserError(
-            "--dtype, --tensor-parallel-size and --max-model-len are the server's own: leave them out with "
-            "--server"
+            "--dtype, --tensor-parallel-size, --data-parallel-size and --max-model-len are the server's own: "
+            "leave them out with --server"
         )
     if settings.template is not None:
         check_template_name(settings.template)
@@ -66,7 +72,8 @@ def check_settings(settings: Settings) -> None:
 
 def check_numbers(values: Mapping[str, Any], prefix: str = "") -> None:
     """Raise UserError for numbers out of range, of the settings that are there; flags begin with `prefix`."""
-    for name in ("limit", "samples", "max_new_tokens", "tensor_parallel_size", "max_model_len"):
+    sizes = ("tensor_parallel_size", "data_parallel_size")
+    for name in ("limit", "samples", "max_new_tokens", *sizes, "max_model_len"):
         value = values.get(name)
         if value is not None and not 1 <= value < 2**31:
             limit = "at least 1" if value < 1 else "below 2^31"

@@ -209,6 +209,7 @@ SCORE_FLAGS: dict[str, dict[str, Any]] = {
     "max-new-tokens": {"type": int, "help": "longest generation, in tokens"},
     "dtype": {"choices": ["auto", "bfloat16", "float32"], "help": "auto means that vLLM chooses"},
     "tensor-parallel-size": {"type": int, "help": "number of GPUs that share the model"},
+    "data-parallel-size": {"type": int, "help": "number of engines side by side; all GPUs without it"},
 }
 PREPARE_FLAGS: dict[str, dict[str, Any]] = {
     "generate": {"action": argparse.BooleanOptionalAction, "help": "generate the data, without the hub"},

@@ -23,8 +23,6 @@ class Model:
     """The family of its prompts: chatml, llama or deepseek."""
     lr: float
     """The peak learning rate, in every domain."""
-    heads: int
-    """The number of query heads, which the evaluation's tensor parallelism divides."""
 
 
 SMOLLM2 = "smollm2-135m"
@@ -34,14 +32,14 @@ SMOLLM2 = "smollm2-135m"
 MODELS = {
     model.name: model
     for model in (
-        Model("qwen-2.5-math-1.5b", "Qwen/Qwen2.5-Math-1.5B", "chatml", 5e-5, 12),
-        Model("qwen-2.5-math-7b", "Qwen/Qwen2.5-Math-7B", "chatml", 5e-5, 28),
-        Model("qwen-2.5-1.5b", "Qwen/Qwen2.5-1.5B", "chatml", 5e-5, 12),
-        Model("qwen-2.5-7b", "Qwen/Qwen2.5-7B", "chatml", 5e-5, 28),
-        Model("llama-3.1-8b", "meta-llama/Llama-3.1-8B", "llama", 2e-5, 32),
-        Model("llama-3.2-3b", "meta-llama/Llama-3.2-3B", "llama", 5e-5, 24),
-        Model("deepseek-math-7b", "deepseek-ai/deepseek-math-7b-base", "deepseek", 5e-5, 32),
-        Model(SMOLLM2, "runs/models/SmolLM2-135M-Instruct", "chatml", 1e-4, 9),
+        Model("qwen-2.5-math-1.5b", "Qwen/Qwen2.5-Math-1.5B", "chatml", 5e-5),
+        Model("qwen-2.5-math-7b", "Qwen/Qwen2.5-Math-7B", "chatml", 5e-5),
+        Model("qwen-2.5-1.5b", "Qwen/Qwen2.5-1.5B", "chatml", 5e-5),
+        Model("qwen-2.5-7b", "Qwen/Qwen2.5-7B", "chatml", 5e-5),
+        Model("llama-3.1-8b", "meta-llama/Llama-3.1-8B", "llama", 2e-5),
+        Model("llama-3.2-3b", "meta-llama/Llama-3.2-3B", "llama", 5e-5),
+        Model("deepseek-math-7b", "deepseek-ai/deepseek-math-7b-base", "deepseek", 5e-5),
+        Model(SMOLLM2, "runs/models/SmolLM2-135M-Instruct", "chatml", 1e-4),
     )
 }
 _LR_OF_OTHERS = 5e-5
@@ -73,4 +71,4 @@ def other_model(source: str) -> Model:
     name = Path(source).name.lower()
     if name in MODELS:  # whose runs are another model's
         name += "-other"
-    return Model(name, str(hf.folder.resolve()), family, _LR_OF_OTHERS, hf.shape.num_attention_heads)
+    return Model(name, str(hf.folder.resolve()), family, _LR_OF_OTHERS)

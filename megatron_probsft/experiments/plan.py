@@ -7,7 +7,6 @@ report/ of all of them. OUTPUT/<dataset>/data/<name>/ holds the prepared data, f
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from dataclasses import dataclass
@@ -91,8 +90,6 @@ class _Commands:
         self._data, self._probe_samples = data_of(sweep), settings.probe_samples
         self._train = _train_flags(settings.train, sweep.train)
         self._evaluate = settings.evaluate | sweep.evaluate
-        if sweep.gpus and "tensor_parallel_size" not in self._evaluate:
-            self._evaluate["tensor_parallel_size"] = math.gcd(sweep.nproc, sweep.model.heads)
         self._template = self._train.pop("template", None) or template_for(
             sweep.dataset, sweep.model.family, sweep.paper
         )

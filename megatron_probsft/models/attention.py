@@ -77,7 +77,8 @@ class PackedAttention(MegatronModule):
         if pack is not None and pack.rotary is not None:
             query, key = rotate(query, key, *pack.rotary)
         dtype = query.dtype
-        if self._flash is None and query.device.type == "cpu":  # its bfloat16 kernel takes 2.4 times as long, casts included
+        if self._flash is None and query.device.type == "cpu":
+            # Its bfloat16 kernel takes 2.4 times as long, casts included.
             query, key, value = query.float(), key.float(), value.float()
         if pack is None:
             heads_first = [tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)]

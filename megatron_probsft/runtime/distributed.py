@@ -3,15 +3,69 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from torch._C._distributed_c10d import HashStore
 
-from megatron_probsft.runtime.device import has_gpu
-from megatron_probsft.runtime.launch import launched_rank, launched_world_size
+from megatron_probsft.runtime.device import gpu_count, has_gpu
+from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.launch import launched_local_rank, launched_rank, launched_world_size
 from megatron_probsft.runtime.megatron_patches.apply import patch_for_cpu
+from megatron_probsft.runtime.processes.environment import check_environment
+from megatron_probsft.runtime.processes.heartbeat import start_heartbeat, stop_heartbeat
+from megatron_probsft.runtime.processes.rendezvous import join_store
+from megatron_probsft.runtime.processes.waiting import Waiting
+
+_MINUTES = 10.0  # Megatron-LM's --distributed-timeout-minutes
+_waiting: Waiting | None = None
+_minutes = _MINUTES
+
+
+def join_processes(timeout_minutes: float = _MINUTES) -> None:
+    """Join torchrun's processes, or run alone: torch.distributed's world, without Megatron's groups.
+
+    Where there are GPUs, the backend is NCCL and each local rank has one; elsewhere it is gloo. `set_device`
+    binds a process to its GPU, not `device_id`: with that torch splits a communicator for every group, on all
+    ranks, and training was found slower (NVIDIA-NeMo/RL#3073) or hung (pytorch#153960); Megatron-LM gives
+    none either. Nothing happens where the processes have joined before.
+
+    Args:
+        timeout_minutes: so long the processes wait for each other to start; then, in each collective of
+            theirs and of `initialize`'s groups; and for a sign of life of one that has stopped.
+
+    Raises:
+        UserError: no such GPU, or the processes do not find each other.
+    """
+    global _waiting, _minutes
+    # Megatron-Core's overlap of communication and computation counts on one hardware queue.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    if dist.is_initialized():
+        return
+    backend, time_limit = "nccl" if has_gpu() else "gloo", timedelta(minutes=timeout_minutes)
+    if has_gpu():
+        _take_gpu(launched_local_rank())
+    if "RANK" not in os.environ or launched_world_size() == 1:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=time_limit)
+        return
+    check_environment()
+    rank, world_size, seconds = launched_rank(), launched_world_size(), time_limit.total_seconds()
+    store = join_store(seconds)
+    start_heartbeat(store, rank, world_size, seconds)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=time_limit)
+    _waiting, _minutes = Waiting(store, rank, world_size), timeout_minutes
+
+
+def _take_gpu(local_rank: int) -> None:
+    if local_rank >= gpu_count():
+        raise UserError(
+            f"LOCAL_RANK={local_rank} has no GPU: this process sees {gpu_count()} (CUDA_VISIBLE_DEVICES); "
+            "start as many processes on a machine, torchrun --nproc-per-node, as each of them sees GPUs"
+        )
+    torch.cuda.set_device(local_rank)
 
 
 def initialize(
@@ -23,10 +77,9 @@ def initialize(
     virtual_stages: int | None = None,
     seed: int = 1234,
 ) -> None:
-    """Join torchrun's processes (or run alone), build Megatron's groups and seed its generators.
+    """Join torchrun's processes (see `join_processes`), build Megatron's groups and seed its generators.
 
-    Where there are GPUs, the backend is NCCL and each local rank has one; elsewhere it is gloo. Collective
-    over the world.
+    Collective over the world.
 
     Args:
         expert_model_parallel_size: so many ranks share a mixture's experts, out of those that see different
@@ -34,16 +87,7 @@ def initialize(
         virtual_stages: a pipeline rank has so many model chunks; None: one, without the interleaved schedule.
     """
     patch_for_cpu()
-    # Megatron-Core's overlap of communication and computation counts on one hardware queue.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    if has_gpu():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if not dist.is_initialized():
-        backend = "nccl" if has_gpu() else "gloo"
-        if "RANK" in os.environ:
-            dist.init_process_group(backend)
-        else:
-            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    join_processes()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_model_parallel_size,
         pipeline_model_parallel_size=pipeline_model_parallel_size,
@@ -51,6 +95,7 @@ def initialize(
         virtual_pipeline_model_parallel_size=virtual_stages,
         expert_model_parallel_size=expert_model_parallel_size,
         expert_tensor_parallel_size=tensor_model_parallel_size,
+        distributed_timeout_minutes=_minutes,  # type: ignore[arg-type]  (into a timedelta)
         create_gloo_process_groups=False,
     )
     torch.manual_seed(seed)
@@ -59,6 +104,9 @@ def initialize(
 
 def shutdown() -> None:
     """Undo `initialize`; call it once work is done, so that the backend's threads end cleanly."""
+    global _waiting, _minutes
+    stop_heartbeat()
+    _waiting, _minutes = None, _MINUTES
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -90,8 +138,30 @@ def world_size() -> int:
 
 
 def barrier() -> None:
-    """Wait for all ranks."""
-    dist.barrier()
+    """Wait for all ranks, for no longer than a collective may take; `wait_for_all` has no limit."""
+    dist.barrier(device_ids=[torch.cuda.current_device()] if has_gpu() else None)
+
+
+def wait_for_all(doing: str) -> None:
+    """Wait for all ranks, which are `doing` something that takes them very different times, without a limit.
+
+    It is no collective. All ranks call it.
+    """
+    if _waiting is not None:
+        _waiting.for_all(doing)
+
+
+def on_first_rank[T](work: Callable[[], T], doing: str) -> T:
+    """Do the work on rank 0 while the others wait, however long it takes; return its outcome on every rank.
+
+    It is no collective, which would time out (`join_processes`). All ranks call it. The outcome is pickled
+    and should be small.
+
+    Raises:
+        UserError, OSError: what the work raised, on every rank.
+        RuntimeError: on the other ranks, where the work raised anything else.
+    """
+    return work() if _waiting is None else _waiting.on_first(work, doing)
 
 
 def say(text: str) -> None:

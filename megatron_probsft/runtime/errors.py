@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NoReturn
 
-from megatron_probsft.runtime.launch import launched_rank
+from megatron_probsft.runtime.launch import launched_rank, leave_for_torchrun
+from megatron_probsft.runtime.processes.heartbeat import known_of_others
 from megatron_probsft.runtime.quiet import quiet_libraries
 
 _PATIENCE = 5.0  # seconds in which rank 0, which meets most mistakes too, tells them first
@@ -28,9 +27,10 @@ def one_line_errors() -> Iterator[None]:
     So does what the system says of a file or folder by name (no permission, a full disk). Ctrl-C ends with
     `interrupted` and 130, a reader that went away (`… | head`) with 141 and no word.
 
-    Of several processes rank 0 tells it, since every rank meets the same mistake. Under torchrun the line
-    ends torchrun's report on the failure, which comes after all that a process prints itself; and a rank that
-    torchrun does not end, after what rank 0 told, met a mistake of its own, and tells it with its number.
+    Of several processes rank 0 tells it first, since every rank meets the same mistake. Under torchrun the
+    line ends torchrun's report on the failure, which comes after all that a process prints itself; and a
+    rank that torchrun does not end, after what rank 0 told, met a mistake of its own, and tells it with its
+    number. An error of a collective gets a note of processes that are silent or late, where one is known.
 
     From here on, libraries leave out what they would say in between (`quiet_libraries`).
     """
@@ -46,6 +46,10 @@ def one_line_errors() -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in stdout's buffer has nowhere to go
         sys.exit(141)
+    except RuntimeError as error:  # of a collective that waited in vain, as a rule
+        if known := known_of_others():
+            error.add_note(known)
+        raise
     except OSError as error:
         if error.filename is None:
             raise
@@ -53,17 +57,10 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _fail(message: str) -> NoReturn:
-    rank, report = launched_rank(), os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if report:
-        if rank:
-            time.sleep(_PATIENCE)
-        _tell_torchrun(Path(report), f"error: rank {rank}: {message}" if rank else f"error: {message}")
-    elif rank == 0:
-        print(f"error: {message}", file=sys.stderr, flush=True)
+    rank = launched_rank()
+    if rank:
+        time.sleep(_PATIENCE)
+    line = f"error: rank {rank}: {message}" if rank else f"error: {message}"
+    if not leave_for_torchrun(line):
+        print(line, file=sys.stderr, flush=True)
     sys.exit(2)
-
-
-def _tell_torchrun(report: Path, line: str) -> None:
-    """Leave the line as torch's `record` does, without torch; a line break sets it apart in the report."""
-    message = {"message": f"\n{line}", "extraInfo": {"timestamp": str(int(time.time()))}}
-    report.write_text(json.dumps({"message": message}), encoding="utf-8")

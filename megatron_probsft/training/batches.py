@@ -150,6 +150,11 @@ class Batches:
         """Return how that step is cut, without its tokens."""
         return self._plan(self._indices(consumed_samples))
 
+    def sample_sizes(self, consumed_samples: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tokens and the labels of each sample of that step, over all ranks."""
+        indices = self._indices(consumed_samples)
+        return self._store.lengths[indices], self._store.supervised[indices]
+
     def in_order(self, source: int, most: int | None = None) -> Iterator[StepBatch]:
         """Yield every sample of a source once, in its order, or `most` of them at even distances.
 

@@ -41,8 +41,7 @@ class Checkpoints:
         self._folder, self._data = Path(settings.save), data
         self._hf, self._trained = hf, trained
         self._saving: Save | None = None
-        if distributed.rank() == 0:
-            remove_leftovers(self._folder)
+        distributed.on_first_rank(lambda: remove_leftovers(self._folder), "removing half a checkpoint")
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint of this step; with --async-save return as soon as the weights may change.
@@ -88,15 +87,19 @@ class Checkpoints:
         self._say(f"saved {checkpoint}")
         # The one that was resumed, whose config.json and tokenizer these were, may be the next to be removed.
         self._hf = dataclasses.replace(self._hf, folder=hf_folder_of(checkpoint))
-        if distributed.rank() == 0:
-            removed = prune(self._folder, self._settings.most_recent_k, self._settings.save_retain_interval)
-            if removed:
-                self._say(f"removed the checkpoints of steps {', '.join(map(str, removed))}")
+        newest, retained = self._settings.most_recent_k, self._settings.save_retain_interval
+        removed = distributed.on_first_rank(
+            lambda: prune(self._folder, newest, retained), "removing old checkpoints"
+        )
+        if removed:
+            self._say(f"removed the checkpoints of steps {', '.join(map(str, removed))}")
 
     def _export(self, state: TrainState, target: Path) -> None:
-        if distributed.rank() == 0 and self._settings.save_hf_at_each_save:
-            shutil.rmtree(target, ignore_errors=True)  # of steps that are done again after a resume
-        distributed.barrier()
+        def remove() -> None:
+            if self._settings.save_hf_at_each_save:
+                shutil.rmtree(target, ignore_errors=True)  # of steps that are done again after a resume
+
+        distributed.on_first_rank(remove, "removing an export")
         state.gather_weights()
         save_hf_weights(state.gpt, self._hf, target, self._trained)
         self._say(f"wrote {target}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from megatron_probsft.runtime import distributed
+from megatron_probsft.runtime.processes.heartbeat import progress
 from megatron_probsft.training.batches import Batches
 from megatron_probsft.training.checkpoints import Checkpoints
 from megatron_probsft.training.config.config import TrainConfig
@@ -32,8 +33,7 @@ def run(config: TrainConfig) -> TrainState:
     opened = open_run(config)
     state, folder = opened.state, Path(config.checkpoint.save)
     folder.mkdir(parents=True, exist_ok=True)
-    if distributed.rank() == 0:
-        drop_records_after(folder, state.iteration)
+    distributed.on_first_rank(lambda: drop_records_after(folder, state.iteration), "reading the metrics")
     with (
         Reporter(opened.config, opened.inputs.hf.shape, opened.train_iters, state.iteration) as reporter,
         StopRequests(config.checkpoint.exit_duration_in_mins) as stops,
@@ -56,6 +56,7 @@ def _train(run: OpenRun, reporter: Reporter, stops: StopRequests) -> Checkpoints
         checkpoints.resumed(state)
     stop = None
     while state.iteration < train_iters:
+        progress(step=state.iteration + 1)
         with reporter.phases("data"):
             batch = run.batches.training_step(state.consumed_samples)
         result = train_step(state, batch, run.criterion)
@@ -93,7 +94,8 @@ def _checkpoints(run: OpenRun, reporter: Reporter) -> Checkpoints:
         (Path(config.checkpoint.save) / "train_config.yaml").write_text(config_yaml)
     trained = None
     if run.train_iters:
-        trained = trained_turns(inputs, config.data.template, reporter.say)
+        say, template = reporter.say, config.data.template
+        trained = distributed.on_first_rank(lambda: trained_turns(inputs, template, say), "reading the data")
     return Checkpoints(config.checkpoint, config_yaml, inputs.hf, inputs.train, trained, reporter.say)
 
 

@@ -10,17 +10,14 @@ from megatron_probsft.data.text.named_chat_template import named_chat_template
 from megatron_probsft.data.text.named_templates import NAMED_TEMPLATES
 from megatron_probsft.data.tokenizers.load import load_tokenizer
 from megatron_probsft.data.tokenizers.served import served_tokenizer
-from megatron_probsft.runtime import distributed
 from megatron_probsft.training.start.inputs import Inputs
 
 
-def trained_turns(inputs: Inputs, template: str, say: Callable[[str], None]) -> TrainedTurns | None:
+def trained_turns(inputs: Inputs, template: str, say: Callable[[str], None]) -> TrainedTurns:
     """Return what the training data teach, and say it, with a line for each thing that servers do otherwise.
 
-    None on all ranks but the first, which alone writes it.
+    It reads all of them: only rank 0 calls it.
     """
-    if distributed.rank() != 0:
-        return None
     tokenizer = load_tokenizer(inputs.hf.folder)
     found = turn_ends(inputs.train, tokenizer)
     say(found.describe(tokenizer))

@@ -146,23 +146,6 @@ def _uneven_rank(rank: int, store: str) -> None:
     os._exit(0 if right else 1)
 
 
-def bucket_paddings(patched: bool) -> None:
-    import torch
-
-    from megatron_probsft.runtime.megatron_patches import bucket_paddings, torch_adam
-
-    optimizer: Any = _distributed_optimizer()
-    torch_adam.apply(optimizer)
-    if patched:
-        bucket_paddings.apply(optimizer)
-    (buffer,) = optimizer.buffers
-    assert len(buffer.buckets) > 1
-    state = optimizer.get_parameter_state_dp_zero(use_gloo_comm=False, return_on_all_ranks=True)
-    (of_buffer,) = state[0].values()
-    for parameter, (start, end, *_) in buffer.param_index_map.items():
-        assert torch.equal(of_buffer["param"][start:end], parameter.detach().flatten())
-
-
 def saving_before_the_first_step(patched: bool) -> None:
     from megatron_probsft.runtime.megatron_patches import torch_adam
 
@@ -170,36 +153,6 @@ def saving_before_the_first_step(patched: bool) -> None:
     if patched:
         torch_adam.apply(optimizer)
     optimizer.state_dict()
-
-
-def steps_after_loading(patched: bool) -> None:
-    optimizer = _with_state(patched)
-    optimizer.load_state_dict(optimizer.state_dict())
-    steps = [state["step"].data_ptr() for state in optimizer.optimizer.state.values()]
-    assert len({*steps}) == len(steps), "parameters share a step"
-
-
-def loading_tensors_without_steps(patched: bool) -> None:
-    import torch
-
-    optimizer = _with_state(patched)
-    parameter = next(iter(optimizer.model_param_group_index_map))
-    content = optimizer._get_main_param_and_optimizer_states(parameter)
-    del content["step"]
-    with torch.no_grad():
-        optimizer._set_main_param_and_optimizer_states(parameter, content)
-
-
-def _with_state(patched: bool) -> Any:
-    """An optimizer with torch's AdamW whose state is there."""
-    from megatron_probsft.runtime.megatron_patches import torch_adam
-
-    optimizer = _distributed_optimizer()
-    if patched:
-        torch_adam.apply(optimizer)
-    else:
-        torch_adam._start_with_zero_state(optimizer.optimizer)
-    return optimizer
 
 
 def nonfinite_gradients(patched: bool) -> None:
@@ -301,8 +254,7 @@ FAULTS: dict[str, Callable[[bool], None]] = {
     fault.__name__: fault
     for fault in (
         cuda_functions, cuda_factories, rng_tracker, tensor_type_names, token_dispatcher, uneven_collectives,
-        bucket_paddings, saving_before_the_first_step, steps_after_loading, loading_tensors_without_steps,
-        nonfinite_gradients, weight_gradient_fusion, results_queue,
+        saving_before_the_first_step, nonfinite_gradients, weight_gradient_fusion, results_queue,
     )
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ from megatron_probsft.checkpoint.megatron import run_folder as folders
 from megatron_probsft.checkpoint.megatron.side_files import SideFiles
 from megatron_probsft.checkpoint.megatron.torch_dist import CONTENT
 from megatron_probsft.checkpoint.megatron.torch_dist_reader import Place
+from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.device import current_device, has_gpu
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import pieces
@@ -104,6 +105,7 @@ class Save:
             UserError: a file could not be written; the checkpoints before this one are untouched.
         """
         self._thread.join()
+        distributed.wait_for_all("writing a checkpoint")  # a slow disk is no reason for a time-out
         results: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(results, self._strategy.writer.retrieve_write_results())
         failures = [result for result in results if not isinstance(result, list)]
@@ -123,15 +125,10 @@ class Save:
         folders.publish_checkpoint(self._run_folder, self.step)
 
     def _on_first_rank(self, work: Any) -> None:
-        failure: list[str | None] = [None]
-        if dist.get_rank() == 0:
-            try:
-                work()
-            except OSError as error:
-                failure = [str(error)]
-        dist.broadcast_object_list(failure, src=0)
-        if failure[0] is not None:
-            self._give_up(failure[0])
+        try:
+            distributed.on_first_rank(work, "finishing a checkpoint")
+        except OSError as error:
+            self._give_up(str(error))
 
     def _give_up(self, reason: str) -> None:
         if dist.get_rank() == 0:

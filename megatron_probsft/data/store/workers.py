@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -14,6 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from typing import Any
 
 from megatron_probsft.data.store.encoding import Encoded, Encoder
@@ -50,27 +52,42 @@ def encode(rows: Iterable[dict[str, Any]], encoder: Encoder, workers: int) -> It
 def _workers(
     encoder: Encoder, workers: int
 ) -> Iterator[tuple[Executor, Callable[[Sequence[dict[str, Any]]], Encoded]]]:
-    """Open an executor, with what to submit to it. Processes are forked: they inherit the encoder."""
+    """Open an executor, with what to submit to it."""
     if workers == 1:
         yield ThreadPoolExecutor(1), encoder  # the tokenizers library has its own threads
         return
-    start = {"initializer": _start_worker, "initargs": (encoder, os.getpid())}
+    context = _start_method()
+    parent = os.getpid() if context.get_start_method() == "fork" else None
+    start = {"initializer": _start_worker, "initargs": (encoder, parent)}
     with _no_tokenizer_threads():  # the processes share the CPUs already
-        yield ProcessPoolExecutor(workers, get_context("fork"), **start), _encode
+        yield ProcessPoolExecutor(workers, context, **start), _encode
+
+
+def _start_method() -> BaseContext:
+    """Return how processes start: forked, they inherit the encoder; but CUDA and NCCL do not stand a fork.
+
+    So where there are GPUs, a server that knows neither forks them, and each gets a copy of the encoder.
+    """
+    torch = sys.modules.get("torch")  # where it was not imported, CUDA cannot be in use
+    if torch is None or not torch.cuda.is_available():
+        return get_context("fork")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 _thread: ThreadPoolExecutor  # of a worker process
 _encoder: Encoder
 
 
-def _start_worker(encoder: Encoder, parent: int) -> None:
+def _start_worker(encoder: Encoder, parent: int | None) -> None:
     # In a thread, with malloc's memory of its own, tokenizing takes 2/3 of the time that it takes in the main
     # thread, whose memory is the one the parent has filled. And what was inherited is no garbage to look for.
     global _thread, _encoder
     _thread, _encoder = ThreadPoolExecutor(1), encoder
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent or os.getppid(),), daemon=True).start()
 
 
 def _encode(rows: Sequence[dict[str, Any]]) -> Encoded:

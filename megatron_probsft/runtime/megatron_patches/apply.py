@@ -11,7 +11,6 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_probsft.runtime.device import has_gpu
 from megatron_probsft.runtime.megatron_patches import (
-    bucket_paddings,
     cuda_factories,
     cuda_functions,
     nonfinite_gradients,
@@ -54,6 +53,5 @@ def patch_linear_layers() -> None:
 def patch_optimizer(optimizer: MegatronOptimizer) -> None:
     """Make an optimizer resume exactly, and skip steps whose gradient is not finite."""
     for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
-        bucket_paddings.apply(inner)
         torch_adam.apply(inner)
     nonfinite_gradients.apply(optimizer)

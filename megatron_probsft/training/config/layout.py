@@ -49,7 +49,6 @@ class LayoutSettings(Parallelism):
     use_distributed_optimizer: bool | None = flag(
         None,
         "The data-parallel processes divide the optimizer's states among them.",
-        resume="fixed",
         by_device=_ON_REPLICAS,
     )
     overlap_grad_reduce: bool | None = flag(
@@ -94,6 +93,14 @@ class LayoutSettings(Parallelism):
     )
     recompute_num_layers: int | None = flag(
         None, "This is the number of layers that --recompute-method counts with.", above=0
+    )
+    distributed_timeout_minutes: float = flag(
+        10,
+        "A process that gives no sign of life for so long ends the run, with its name; torchrun "
+        "--max-restarts then starts it again. So does a collective that waits longer than this. Work of one "
+        "process that the others wait for, as tokenizing, may take any time.",
+        above=0,
+        finite=True,
     )
 
 

@@ -60,14 +60,26 @@ class PreviewSettings:
         "prints 2 if this is 0.",
         at_least=0,
     )
+    world_size: int | None = flag(
+        None,
+        "--dry-run builds the run as this many processes with GPUs would, on any machine: a step of one "
+        "process of each pipeline stage is run on tensors without contents, and its memory, operations and "
+        "transfers are printed. Without --data every pack is full.",
+        belongs_to="dry_run",
+        above=0,
+    )
+    dry_run_json: str | None = flag(
+        None, "The figures of --world-size are also written to this JSON file.", belongs_to="world_size"
+    )
     gpu: CardName | None = flag(
         None,
-        "--dry-run also estimates the seconds of a step and the tokens per second on this GPU, eight in a "
-        "node, from its data sheet, and prints what it takes for granted.",
-        belongs_to="dry_run",
+        "The seconds of the step and the tokens per second of --world-size GPUs of this kind, eight in a "
+        "node, are estimated from its data sheet, and what is taken for granted is printed.",
+        belongs_to="world_size",
     )
     suggest_layout: bool = flag(
         False,
-        "--dry-run prints the layouts that fit into the memory of --gpu, the fastest first, and their flags.",
+        "The layouts that fit into the memory of --gpu are printed, the fastest first, and the first is "
+        "simulated instead of the given one.",
         belongs_to="gpu",
     )

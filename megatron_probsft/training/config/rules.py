@@ -60,7 +60,7 @@ def _model(config: TrainConfig) -> Iterator[str]:
 
 def _data(config: TrainConfig) -> Iterator[str]:
     data = config.data
-    if not data.data:
+    if not data.data and config.preview.world_size is None:
         yield "--data is missing: .jsonl or .parquet files to train on"
     for file in sorted({file for file in data.valid_data if data.valid_data.count(file) > 1}):
         yield f"--valid-data names {file} more than once"
@@ -85,7 +85,7 @@ def _objective(config: TrainConfig) -> Iterator[str]:
     denominator = config.objective.loss_denominator
     if config.data.weight_key is not None and denominator != "tokens":
         yield f"--weight-key goes with --loss-denominator tokens only, not with {denominator}"
-    if config.objective.loss_kernels == "triton" and not _has_gpu():
+    if config.objective.loss_kernels == "triton" and not _on_gpus(config):
         yield "--loss-kernels triton needs a CUDA device: leave it at auto here"
 
 
@@ -96,9 +96,14 @@ def _has_gpu() -> bool:
     return has_gpu()
 
 
-def _is_off(setting: bool | None) -> bool:
+def _on_gpus(config: TrainConfig) -> bool:
+    """Tell whether the run's processes have GPUs: here, or where a dry run with --world-size puts them."""
+    return config.preview.world_size is not None or _has_gpu()
+
+
+def _is_off(config: TrainConfig, setting: bool | None) -> bool:
     """Tell whether a setting that is on with CUDA unless it is given is off."""
-    return setting is False or (setting is None and not _has_gpu())
+    return setting is False or (setting is None and not _on_gpus(config))
 
 
 def _lacks_transformer_engine() -> bool:
@@ -127,7 +132,7 @@ def _kernels(config: TrainConfig) -> Iterator[str]:
             f"--cuda-graph-impl {kernels.cuda_graph_impl}: CUDA graphs replay fixed shapes, but the number "
             "of samples in a pack differs from one to the next"
         )
-    if kernels.gradient_accumulation_fusion and not _has_gpu():
+    if kernels.gradient_accumulation_fusion and not _on_gpus(config):
         yield "--gradient-accumulation-fusion needs a CUDA device"
     attention = kernels.attention_backend
     if attention != "auto" and _lacks_transformer_engine():
@@ -151,10 +156,10 @@ def _kernels(config: TrainConfig) -> Iterator[str]:
 def _layout(config: TrainConfig) -> Iterator[str]:
     layout = config.layout
     if layout.overlap_param_gather and (
-        _is_off(layout.use_distributed_optimizer) or _is_off(layout.overlap_grad_reduce)
+        _is_off(config, layout.use_distributed_optimizer) or _is_off(config, layout.overlap_grad_reduce)
     ):
         yield "--overlap-param-gather needs --use-distributed-optimizer and --overlap-grad-reduce"
-    if layout.ddp_bucket_size is not None and _is_off(layout.overlap_grad_reduce):
+    if layout.ddp_bucket_size is not None and _is_off(config, layout.overlap_grad_reduce):
         yield "--ddp-bucket-size needs --overlap-grad-reduce: without it all gradients are added up at once"
     if layout.recompute_modules and layout.recompute_granularity != "selective":
         yield "--recompute-modules needs --recompute-granularity selective"
@@ -176,7 +181,8 @@ def _layout(config: TrainConfig) -> Iterator[str]:
 
 def _batch(config: TrainConfig) -> Iterator[str]:
     batch, cp = config.batch, config.layout.context_parallel_size
-    if batch.train_iters is None and batch.train_epochs is None:
+    counted = batch.train_iters is not None or batch.train_epochs is not None
+    if not counted and (config.data.data or config.preview.world_size is None):
         yield "give one of --train-iters and --train-epochs"
     if batch.fixed_pack_length and not batch.packing:
         yield "--fixed-pack-length is a way of packing: not with --no-packing"

@@ -12,6 +12,8 @@ from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from megatron_probsft.runtime.processes.heartbeat import progress
+
 T = TypeVar("T")
 
 
@@ -64,6 +66,7 @@ class Console:
         bar = None if self._bars is None else self._bars.add_task(title, total=total, text="")
         try:
             for done, item in enumerate(items):
+                progress(title)
                 now = time.perf_counter()
                 left = eta((now - started) / max(done, 1) * (total - done))
                 if self._bars is not None and bar is not None:

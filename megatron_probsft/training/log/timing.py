@@ -6,6 +6,8 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+from megatron_probsft.runtime.processes.heartbeat import progress
+
 PARTS = ("data", "forward_backward", "optimizer", "validation", "checkpoint", "other")
 
 
@@ -24,7 +26,9 @@ class Phases:
     def __call__(self, part: str) -> Iterator[None]:
         """Count what happens inside as `part`."""
         started = time.perf_counter()
+        progress(part)
         yield
+        progress("computing")
         self.add({part: time.perf_counter() - started})
 
     def add(self, seconds: dict[str, float]) -> None:

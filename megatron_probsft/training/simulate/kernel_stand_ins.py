@@ -20,11 +20,6 @@ from megatron_probsft.vocab_parallel import fused_head, torch_kernels
 
 Place = Literal["cuda", "cpu"]
 
-ASSUMPTIONS = (
-    "Layers are those of CUDA without Transformer Engine, with liger-kernel. Attention keeps query, key, "
-    "value, output and a log-sum-exp per row; RMSNorm its input and a number per row; SwiGLU its input.",
-)
-
 
 def apply(place: Place) -> None:
     """Replace, in this process, the kernels that look into tensors, and for CUDA those of the layers."""

@@ -57,7 +57,7 @@ def groups_by_name() -> dict[str, Group]:
         "DP": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
     by_name = {
-        group.group_name: Group(name, group.size())
+        str(group.group_name): Group(name, group.size())
         for name, group in groups.items()
         if isinstance(group, torch.distributed.ProcessGroup)
     }

@@ -17,6 +17,12 @@ from megatron_probsft.training.simulate.report import SimulatedStep, stage_from_
 from megatron_probsft.training.simulate.stages import all_stages, stages_to_simulate
 from megatron_probsft.training.simulate.step_samples import StepSamples
 
+_ASSUMPTIONS = (
+    "Layers are those of CUDA without Transformer Engine, with liger-kernel. Attention keeps query, key, "
+    "value, output and a log-sum-exp per row; RMSNorm its input and a number per row; SwiGLU its input.",
+    "Memory is that of tensors: CUDA's context, NCCL's buffers, the allocator's gaps and what kernels use "
+    "while they run come on top.",
+)
 _PROCESSES = 4
 """Each takes about 0.8 GiB."""
 
@@ -36,10 +42,11 @@ def simulate_step(config: TrainConfig, folder: Path, samples: StepSamples, world
     """
     pp = config.layout.pipeline_model_parallel_size
     stages = stages_to_simulate(pp)
-    ranks = [stage * (world_size // pp) for stage in stages]  # Megatron-Core's order has the stages outermost
+    ranks_per_stage = world_size // pp
+    ranks = [stage * ranks_per_stage for stage in stages]  # Megatron-Core's order has the stages outermost
     count = min(len(ranks), os.cpu_count() or 1, _PROCESSES)
     job = {
-        "settings": config.flat(),
+        "settings": config.replace(loss_kernels="auto").flat(),
         "model": str(folder),
         "samples": dataclasses.asdict(samples),
         "world_size": world_size,
@@ -85,8 +92,3 @@ def _run(job: dict[str, Any]) -> list[dict[str, Any]]:
         if done.returncode:
             raise RuntimeError(f"the simulation failed:\n{done.stderr}")
         return json.loads(result_file.read_text())
-
-
-_ASSUMPTIONS = (
-    "Memory counts tensors: CUDA's context, NCCL's buffers and the allocator's gaps come on top.",
-)

@@ -23,12 +23,6 @@ def compare_runs(checkpoint: Path, config: TrainConfig) -> tuple[list[str], list
     if "lr" not in saved:  # of every run
         return [], [f"{saved_file} is damaged: it holds no lr; use the checkpoint with --finetune"]
     changes, problems = [], []
-    old_ep, new_ep = saved.get("expert_model_parallel_size", 1), config.layout.expert_model_parallel_size
-    if (old_ep > 1) != (new_ep > 1):
-        problems.append(
-            f"--expert-model-parallel-size was {old_ep} in {checkpoint} and is now {new_ep}: Megatron-Core's "
-            "optimizer keeps experts' state apart where it is above 1, so both must be above 1, or neither"
-        )
     for kind in ("fixed", "same"):
         for name in (one.name for one in settings().values() if one.flag.resume == kind):
             old, new = saved.get(name), config.value(name)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from megatron_probsft.checkpoint.hf.trained_turns import generation_ends, read_record
 from megatron_probsft.data.sources.rows import check_files
 from megatron_probsft.data.store.options import StoreOptions
@@ -19,7 +17,6 @@ from megatron_probsft.data.tokenizers.notes import tokenizer_notes
 from megatron_probsft.models.hf_model import HFModel, read_hf_model
 from megatron_probsft.models.layout import parallelism_problems
 from megatron_probsft.runtime import distributed
-from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.read_files import read_yaml_mapping
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.start.checks import (
@@ -75,7 +72,7 @@ def find_model(config: TrainConfig, problems: Problems) -> ModelSource:
 
 
 def read_inputs(config: TrainConfig, source: ModelSource) -> Inputs:
-    """Tokenize on rank 0 while the others wait, then open the cache everywhere. Collective.
+    """Tokenize on rank 0 while the others wait, however long it takes, then open the cache everywhere.
 
     Raises:
         UserError: data that cannot be read or tokenized; the same on every rank.
@@ -89,19 +86,15 @@ def read_inputs(config: TrainConfig, source: ModelSource) -> Inputs:
         train = _build(config, data.data, source.hf, tokenizer, date)
         return train, _build(config, data.valid_data, source.hf, tokenizer, date) if data.valid_data else None
 
-    outcome: list[tuple[TokenStore, TokenStore | None] | UserError | None] = [None]
-    if distributed.rank() == 0:
-        try:
-            outcome[0] = both()
-            for note in tokenizer_notes(source.hf.folder, tokenizer):
-                distributed.say(note)
-        except UserError as error:
-            outcome[0] = error
-    failure = [str(outcome[0]) if isinstance(outcome[0], UserError) else None]
-    dist.broadcast_object_list(failure, src=0)
-    if failure[0] is not None:
-        raise UserError(failure[0])
-    train, valid = both() if outcome[0] is None else outcome[0]  # type: ignore[misc]
+    opened: list[tuple[TokenStore, TokenStore | None]] = []
+
+    def first() -> None:
+        opened.append(both())
+        for note in tokenizer_notes(source.hf.folder, tokenizer):
+            distributed.say(note)
+
+    distributed.on_first_rank(first, "tokenizing")
+    train, valid = opened[0] if opened else both()
     return Inputs(source, train, valid, date)
 
 
@@ -132,14 +125,13 @@ def _build(
 
 
 def _template_date(config: TrainConfig, hf: HFModel, tokenizer: Any) -> str | None:
-    """Return the day that the chat template shows, the same on every rank. Collective."""
+    """Return the day that the chat template shows, the same on every rank: it may be midnight."""
     data = config.data
     if data.template != "chat" or data.template_date is not None or not prints_the_date(tokenizer):
         return data.template_date
-    day = [_day_of_the_run(config, hf) if distributed.rank() == 0 else None]
-    dist.broadcast_object_list(day, src=0)  # it may be midnight
-    distributed.say(f"the chat template prints today's date: in this run always {day[0]}")
-    return day[0]
+    day = distributed.on_first_rank(lambda: _day_of_the_run(config, hf), "looking up the date")
+    distributed.say(f"the chat template prints today's date: in this run always {day}")
+    return day
 
 
 def _day_of_the_run(config: TrainConfig, hf: HFModel) -> str:

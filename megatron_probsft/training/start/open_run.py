@@ -78,6 +78,7 @@ def open_run(config: TrainConfig) -> OpenRun:
     steps = plan_steps(config, inputs, saved, data_parallel(), problems)
     criterion = criterion_of(config, inputs.hf.shape.vocab_size)
     gpt = open_model(config, inputs)
+    distributed.wait_for_all("reading the weights")
     state = build_train_state(gpt, config.layout, config.optimizer, config.schedule, steps.train_iters)
     if steps.saved:
         _resume(config, inputs, steps.saved, state)
@@ -97,6 +98,7 @@ def open_inputs(config: TrainConfig, source: ModelSource) -> tuple[TrainConfig, 
     resumed = None if config.model.finetune else source.checkpoint
     config = by_device(config, resumed, distributed.world_size())
     layout = config.layout
+    distributed.join_processes(layout.distributed_timeout_minutes)
     distributed.initialize(
         layout.tensor_model_parallel_size,
         layout.pipeline_model_parallel_size,

@@ -13,12 +13,12 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_probsft.checkpoint.megatron import torch_dist
+from megatron_probsft.checkpoint.megatron.optimizer_state import optimizer_content, read_optimizer
 from megatron_probsft.checkpoint.megatron.torch_dist_reader import BlockReader
 from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.data.tokenizers.load import text_libraries
 from megatron_probsft.runtime.device import random_state, restore_random_state
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.runtime.read_files import read_yaml_mapping
 from megatron_probsft.training.batches import Position
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.start.compare_runs import compare_runs
@@ -28,7 +28,11 @@ from megatron_probsft.training.state import TrainState
 def content_to_save(state: TrainState, data: TokenStore, *, save_optim: bool) -> dict[str, Any]:
     """Return the state dict of a checkpoint. Collective where weights must first be gathered."""
     state.gather_weights()
-    return _content(state, data, save_optim=save_optim, is_loading=False)
+    content = _content(state, data, save_optim=save_optim)
+    if save_optim:
+        content["optimizer"] = optimizer_content(state.optimizer, content["model"])
+        content["rng"] = _generators()
+    return content
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,13 @@ def load_state(state: TrainState, checkpoint: Path, saved: Saved, data: TokenSto
         UserError: the checkpoint cannot be read.
     """
     same_layout = saved.layout == _layout()
-    settings = [dict(group) for group in state.optimizer.param_groups]
-    before = read_yaml_mapping(checkpoint / "train_config.yaml")
-    for group in state.optimizer.param_groups:  # Megatron-Core finds a group by its learning rates
-        group.update(max_lr=before["lr"], min_lr=before["min_lr"])
-    content = _content(state, data, save_optim=True, is_loading=True)  # `look_at` saw that it holds it
-    if not same_layout:
-        del content["rng"]
+    content = _content(state, data, save_optim=False)
+    if same_layout:
+        content["rng"] = _generators()
     loaded = torch_dist.load_checkpoint(checkpoint, content)
     torch_dist.fill_model(state.gpt, loaded["model"])
-    state.optimizer.load_state_dict(loaded["optimizer"])
-    for group, ours in zip(state.optimizer.param_groups, settings, strict=True):
-        group.update({key: ours[key] for key in ("max_lr", "min_lr", "betas", "eps")})
+    model = torch_dist.model_state(state.gpt)
+    read_optimizer(state.optimizer, model, BlockReader(checkpoint), loaded["optimizer"])
     state.scheduler.override_opt_param_scheduler = True  # differs from the checkpoint's only on request
     state.scheduler.load_state_dict(loaded["scheduler"])
     state.iteration, state.consumed_samples = loaded["iteration"], loaded["consumed_samples"]
@@ -102,10 +101,10 @@ def load_state(state: TrainState, checkpoint: Path, saved: Saved, data: TokenSto
     return notes
 
 
-def _content(state: TrainState, data: TokenStore, *, save_optim: bool, is_loading: bool) -> dict[str, Any]:
-    model = torch_dist.model_state(state.gpt)
-    content: dict[str, Any] = {
-        "model": model,
+def _content(state: TrainState, data: TokenStore, *, save_optim: bool) -> dict[str, Any]:
+    """Return all but the optimizer and the random generators."""
+    return {
+        "model": torch_dist.model_state(state.gpt),
         "iteration": state.iteration,
         "consumed_samples": state.consumed_samples,
         "scheduler": state.scheduler.state_dict(),
@@ -117,12 +116,6 @@ def _content(state: TrainState, data: TokenStore, *, save_optim: bool, is_loadin
             "text_libraries": text_libraries(),
         },
     }
-    if save_optim:
-        content["optimizer"] = state.optimizer.sharded_state_dict(
-            content, is_loading=is_loading, metadata=torch_dist.sharding_metadata()
-        )
-        content["rng"] = _generators()
-    return content
 
 
 def _layout() -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
@@ -15,10 +16,12 @@ from megatron_probsft.training.config.config import TrainConfig, settings
 from megatron_probsft.training.config.flag import dashed
 from megatron_probsft.training.log.flops import model_flops
 from megatron_probsft.training.simulate.report import SimulatedStep
+from megatron_probsft.training.simulate.show_step import show_step
+from megatron_probsft.training.simulate.simulate_step import simulate_step
 from megatron_probsft.training.simulate.step_samples import StepSamples
+from megatron_probsft.training.start.device_defaults import by_device
 from megatron_probsft.training.throughput.cards import card_of
 from megatron_probsft.training.throughput.links import NODE
-from megatron_probsft.training.throughput.step_counts import counted_step
 from megatron_probsft.training.throughput.suggest_layout import (
     MARGIN,
     RESERVED_GIB,
@@ -26,42 +29,54 @@ from megatron_probsft.training.throughput.suggest_layout import (
     Suggestion,
     suggest_layouts,
 )
-from megatron_probsft.training.throughput.time_model import Machine, StepTime, real_tokens, step_time
-from megatron_probsft.training.throughput.workload import described, plan_workload
+from megatron_probsft.training.throughput.time_model import StepTime, machine_of, real_tokens, step_time
+from megatron_probsft.training.throughput.workload import described
+
+_TRIED = 3  # layouts that are simulated until one fits
 
 
 def show_estimates(
     config: TrainConfig, model: HFModel, samples: StepSamples, world_size: int, out: Console
 ) -> None:
-    """Print what --gpu asks for: a step's time in the run's layout, or other layouts. Always in bfloat16."""
+    """Simulate a step and print its tables and its time: of the run's layout, or of the best one that fits.
+
+    config: with a value for what follows from the device (`by_device`).
+    """
     preview = config.preview
     assert preview.gpu
-    machine = Machine(card_of(preview.gpu))
-    bf16 = config.replace(bf16=True)
-    said = "the first step of the data"
-    job = Job(bf16, model.family, model.shape, samples, said, machine, world_size)
-    show_step_time(job, out)
-    if preview.suggest_layout:
-        show_suggestions(job, out)
+    said = "the step" if config.data.data else "without data"
+    machine = machine_of(config, card_of(preview.gpu))
+    job = Job(config, model.family, model.shape, samples, said, machine, world_size)
+    if not preview.suggest_layout:
+        step = simulate_step(config, model.folder, samples, world_size)
+        show_step(step, out, preview.dry_run_json)
+        show_step_time(job, step, out)
+        return
+    found = suggest_layouts(dataclasses.replace(job, config=_as_given(config, world_size)))
+    show_suggestions(job, found, out)
+    for number, each in enumerate(found[:_TRIED], 1):
+        step = simulate_step(each.config, model.folder, samples, world_size)
+        peak = max(stage.memory.peak for stage in step.stages)
+        if peak > job.room:
+            out.print(f"layout {number}: simulated, its {peak / 2**30:.1f} GiB do not fit; the next")
+            continue
+        given = flags(each.config) or "no flag of the layout"
+        out.print(f"layout {number}, simulated: {given}", markup=False, soft_wrap=True)
+        show_step(step, out, preview.dry_run_json)
+        show_step_time(dataclasses.replace(job, config=each.config), step, out)
+        return
 
 
-def show_step_time(job: Job, out: Console, step: SimulatedStep | None = None) -> None:
-    """Print the seconds of a step of the job's own layout, its tokens per second and the assumptions.
+def _as_given(config: TrainConfig, world_size: int) -> TrainConfig:
+    """Return the settings without what follows from the device: for another layout it may be another."""
+    names = [name for name, setting in settings().items() if setting.flag.by_device]
+    usual = by_device(config.replace(**dict.fromkeys(names)), None, world_size, gpu=True)
+    return config.replace(**{name: None for name in names if config.value(name) == usual.value(name)})
 
-    step: the simulated step; without it the step is counted by formula.
-    """
-    config = job.config
-    if step is None:
-        layout = config.layout
-        dp = job.world_size // (
-            layout.tensor_model_parallel_size
-            * layout.pipeline_model_parallel_size
-            * layout.context_parallel_size
-        )
-        step = counted_step(
-            config, job.family, job.shape, plan_workload(job.samples, config.batch, layout, max(dp, 1))
-        )
-    time = step_time(step, config, job.shape, job.machine)
+
+def show_step_time(job: Job, step: SimulatedStep, out: Console) -> None:
+    """Print the estimated seconds of a simulated or counted step, its tokens per second, the assumptions."""
+    time = step_time(step, job.config, job.shape, job.machine)
     out.print(f"estimated seconds of a step on {job.machine.card.name}:", highlight=False)
     out.print(_parts(time))
     out.print(f"estimated: {_rate(job, real_tokens(step), time)}", highlight=False)
@@ -69,9 +84,8 @@ def show_step_time(job: Job, out: Console, step: SimulatedStep | None = None) ->
         out.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
 
 
-def show_suggestions(job: Job, out: Console) -> None:
-    """Print the layouts that fit, best first, and the flags of the best."""
-    found = suggest_layouts(job)
+def show_suggestions(job: Job, found: list[Suggestion], out: Console) -> None:
+    """Print the layouts that were found to fit."""
     card = job.machine.card
     if not found:
         out.print(
@@ -81,7 +95,6 @@ def show_suggestions(job: Job, out: Console) -> None:
         )
         return
     out.print(_layouts(job, found))
-    out.print(f"flags of the first: {flags(found[0].config)}", markup=False, soft_wrap=True)
     out.print(
         f"searched: TP within a node of {NODE}, with sequence parallelism; memory by the closed formula, of "
         f"{card.memory_gib:.0f} GiB {MARGIN:.0%} kept free and {RESERVED_GIB:.0f} GiB for CUDA and NCCL; "

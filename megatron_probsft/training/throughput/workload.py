@@ -40,13 +40,6 @@ class Workload:
         return self.real_tokens / (self.micro_batches * self.pack_length * self.data_parallel_size)
 
 
-def samples_of(store: TokenStore, batch: BatchSettings) -> StepSamples:
-    """Return the first step's samples, in the run's own order but for --data-weights."""
-    count = min(batch.global_batch_size, len(store))
-    here = sample_indices(0, count, len(store), batch.seed)
-    return StepSamples(tuple(store.lengths[here].tolist()), tuple(store.supervised[here].tolist()))
-
-
 def chat_samples(batch: BatchSettings, mean: float = 900.0, spread: float = 0.8) -> StepSamples:
     """Return lengths spread as those of chat data often are: log-normal, cut at --seq-length.
 

@@ -83,7 +83,7 @@ def test_every_model_has_every_dataset(model: str, dataset: str) -> None:
     score = step_words(built, "scoring: p")
     assert value(score, "--template") == value(words, "--template")
     assert value(score, "--template") in template_names()
-    assert built.model.heads % int(value(score, "--tensor-parallel-size")) == 0
+    assert "--tensor-parallel-size" not in score  # an engine on each GPU is faster
     if dataset == "math":
         assert (value(score, "--samples"), value(score, "--temperature")) == ("16", "1.0")
     assert value(score, "--max-new-tokens") == {"math": "4096", "medical": "8000", "figfont": "5"}[dataset]

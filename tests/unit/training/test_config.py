@@ -32,7 +32,7 @@ probe_samples log_interval log_entropy wandb_project wandb_exp_name wandb_entity
 """
 """The keys of a train_config.yaml from before there were groups."""
 RESUME = {
-    "fixed": "use_distributed_optimizer bf16",
+    "fixed": "bf16",
     "same": "seed data_weights global_batch_size objective loss_denominator train_iters train_epochs lr "
     "min_lr lr_decay_style lr_wsd_decay_style lr_wsd_decay_iters lr_warmup_fraction lr_warmup_iters "
     "weight_decay adam_beta1 adam_beta2 adam_eps clip_grad fp8_format fp8_recipe",

@@ -216,12 +216,16 @@ def test_a_model_that_fits_nowhere_and_one_that_must_be_computed_again() -> None
 
 def test_the_estimates_say_that_they_are() -> None:
     out = Console(file=io.StringIO(), width=150)
-    show_step_time(_job("Qwen2.5-7B", 8, tensor_model_parallel_size=2, sequence_parallel=True), out)
-    show_suggestions(_job("Llama-3.1-70B", 8), out)
+    job = _job("Qwen2.5-7B", 8, tensor_model_parallel_size=2, sequence_parallel=True)
+    workload = plan_workload(job.samples, job.config.batch, job.config.layout, 4)
+    show_step_time(job, counted_step(job.config, job.family, job.shape, workload), out)
+    show_suggestions(job, suggest_layouts(job), out)
+    show_suggestions(_job("Llama-3.1-70B", 8), [], out)
     text = out.file.getvalue()  # type: ignore[attr-defined]
     assert "estimated seconds of a step on h100-80gb" in text
     assert "nothing here was measured" in text
     assert "assumed: 256 samples of" in text
+    assert "layouts of 8 × h100-80gb, best first; all estimated" in text
     assert "no layout of 8 × h100-80gb holds this model" in text
 
 
