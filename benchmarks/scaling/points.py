@@ -77,7 +77,7 @@ def read_points() -> list[Point]:
 
 
 def write_points() -> None:
-    """Search all layouts anew; it takes a few minutes."""
+    """Search all layouts anew; it takes a minute or two."""
     points = [searched(model, gpus, samples) for samples in BATCHES for model in NAMES for gpus in GPUS]
     records = [asdict(point) for point in points if point]
     FILE.write_text(json.dumps(records, indent=1) + "\n")

@@ -17,7 +17,7 @@ from megatron_probsft.training.start.memory_estimate import stage_layers, stage_
 from megatron_probsft.training.throughput.links import NODE
 from megatron_probsft.training.throughput.step_counts import counted_step
 from megatron_probsft.training.throughput.time_model import Machine, StepTime, real_tokens, step_time
-from megatron_probsft.training.throughput.workload import Workload, plan_workload
+from megatron_probsft.training.throughput.workload import Workload, plan_workload, rough_workload
 
 MARGIN = 0.1  # of the card's memory stays free: backward's short-lived tensors, fragmentation
 RESERVED_GIB = 2.0  # CUDA's context, NCCL's buffers, libraries
@@ -84,22 +84,28 @@ def suggest_layouts(job: Job, most: int = 8) -> list[Suggestion]:
     long as --micro-batch-size 1 to 8 makes them, unless the settings say another number than 1.
     """
     plan = _planner(job)
-    best: dict[tuple[int, ...], Suggestion] = {}
+    found: dict[tuple[int, ...], dict[int, Suggestion]] = {}
     for config in _layouts(job):
         if _static(job, config) > job.room:
             continue
         for micro_batch_size in _micro_batch_sizes(job.config):
-            suggestion = _fastest(job, config.replace(micro_batch_size=micro_batch_size), plan)
-            if suggestion is None:
+            one = _fastest(job, config.replace(micro_batch_size=micro_batch_size), plan)
+            if one is None:
                 continue
-            known = best.get(suggestion.key)
-            if known is None or suggestion.tokens_per_second > known.tokens_per_second:
-                best[suggestion.key] = suggestion
-    return _sorted([_exact(job, each) for each in _sorted(best.values())[:most]])
+            variants = found.setdefault(one.key, {})
+            known = variants.get(micro_batch_size)
+            if known is None or one.tokens_per_second > known.tokens_per_second:
+                variants[micro_batch_size] = one
+    roughly = _sorted([_best(variants.values()) for variants in found.values()])[:most]
+    return _sorted([_best([_exact(job, one) for one in found[each.key].values()]) for each in roughly])
+
+
+def _best(variants: Collection[Suggestion]) -> Suggestion:
+    return max(variants, key=lambda each: each.tokens_per_second)
 
 
 def _exact(job: Job, found: Suggestion) -> Suggestion:
-    """Return a layout with packs of its own, not those of one that packs nearly alike."""
+    """Return a layout with the packs that the run itself would make."""
     layout = found.config.layout
     workload = plan_workload(job.samples, found.config.batch, layout, found.data_parallel_size)
     return suggestion_for(job, found.config, workload)
@@ -142,7 +148,7 @@ def _fastest(job: Job, base: TrainConfig, plan: Callable[[TrainConfig], Workload
 
 
 def _planner(job: Job) -> Callable[[TrainConfig], Workload]:
-    """Return a function that packs the step's samples, once for layouts that pack nearly alike.
+    """Return a function that tells a layout's packs, once for layouts that pack nearly alike.
 
     TP and CP only round lengths up, by less than the time model is right.
     """
@@ -155,7 +161,7 @@ def _planner(job: Job) -> Callable[[TrainConfig], Workload]:
         multiple = layout.pipeline_model_parallel_size if interleaved else 1
         key = (dp, multiple, config.batch.micro_batch_size)
         if key not in known:
-            known[key] = plan_workload(job.samples, config.batch, layout, dp)
+            known[key] = rough_workload(job.samples, config.batch, layout, dp)
         return known[key]
 
     return plan

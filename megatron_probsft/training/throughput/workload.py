@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from megatron_probsft.data.order import sample_indices
+from megatron_probsft.data.packing import fewest_packs
 from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.training.batches import Batches
 from megatron_probsft.training.config.batch import BatchSettings
@@ -85,6 +86,33 @@ def plan_workload(
         squares=sum(float(np.square(pack).sum()) for pack in packs) / len(packs),
         sequences=tuple(int(length) for length in packs[0] if length),
         supervised_share=sum(samples.supervised) / int(real.sum()),
+        data_parallel_size=dp_size,
+    )
+
+
+def rough_workload(
+    samples: StepSamples, batch: BatchSettings, layout: LayoutSettings, dp_size: int
+) -> Workload:
+    """Return about what `plan_workload` does, without packing: a search asks for it hundreds of times.
+
+    There are as few packs as Martello and Toth's bound permits, all as long as their mean or as the longest
+    sample.
+    """
+    real = np.sort(np.asarray(samples.lengths)) - 1
+    interleaved = layout.num_virtual_stages_per_pipeline_rank is not None
+    unit = dp_size * (layout.pipeline_model_parallel_size if interleaved else 1)
+    packs = -(-fewest_packs(real, batch.seq_length * batch.micro_batch_size) // unit) * unit
+    tokens = int(real.sum())
+    length = max(int(real[-1]), -(-tokens // packs))
+    squares = float(np.square(real.astype(float)).sum()) / packs
+    each = max(round(len(real) / packs), 1)
+    return Workload(
+        micro_batches=packs // dp_size,
+        pack_length=length,
+        real_tokens=tokens,
+        squares=max(squares, float(real[-1]) ** 2 if each == 1 else 0.0),
+        sequences=tuple(int(one) for one in real[:: max(len(real) // each, 1)][:each]),
+        supervised_share=sum(samples.supervised) / tokens,
         data_parallel_size=dp_size,
     )
 
