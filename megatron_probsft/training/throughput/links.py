@@ -86,6 +86,7 @@ class Links:
             "DP": tp,  # it includes CP
             "expert DP": tp * layout.expert_model_parallel_size,
             "PP": self.world_size // layout.pipeline_model_parallel_size,
+            "embedding": self.world_size // layout.pipeline_model_parallel_size,
         }.get(group, 1)
 
     def _latency(self, size: int, here: int) -> float:

@@ -174,6 +174,10 @@ def _between_stages(rank: _Rank, stage: int) -> Iterator[Collective]:
         # Activations go on after every chunk but the last, gradients back before every chunk but the first.
         calls = 2 * chunks - (stage == 0) - (stage == pp - 1)
         yield _times("PP", 2, operation, size, rank.workload.micro_batches * calls)
+    if rank.shape.tied_embeddings and stage in (0, pp - 1):  # the gradients of its two copies
+        tp = layout.tensor_model_parallel_size
+        rows = padded_vocab_size(rank.shape, tp, layout.make_vocab_size_divisible_by)
+        yield Collective("embedding", 2, "all_reduce", rows * rank.shape.hidden_size // tp * 4, 1)
 
 
 def _data_parallel(rank: _Rank, memory: StageMemory, layers: int) -> Iterator[Collective]:

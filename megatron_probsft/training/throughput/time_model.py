@@ -210,12 +210,12 @@ def _exposed_gradients(stage: SimulatedStage, micro_batch: float, links: Links, 
     """
     exposed = 0.0
     for each in stage.collectives:
-        if each.group not in ("DP", "expert DP"):
+        if each.group not in ("DP", "expert DP", "embedding"):
             continue
         seconds = links.of(each)
         is_gather = each.operation == "all_gather"
         overlapped = config.layout.overlap_param_gather if is_gather else config.layout.overlap_grad_reduce
-        if overlapped:
+        if overlapped and each.group != "embedding":
             hidden = micro_batch * (1 / 3 if is_gather else 2 / 3) * (1 - 1 / max(each.calls, 1))
             seconds = max(seconds / max(each.calls, 1), seconds - hidden)
         exposed += seconds
