@@ -141,7 +141,7 @@ class _Ours:
         for index in indices:
             tokens, trained = self.store.sample(int(index))
             ids = torch.as_tensor(tokens.astype("int64"))
-            found.append((ids, torch.where(torch.as_tensor(trained), ids, -100)))
+            found.append((ids, torch.where(torch.from_numpy(trained.copy()), ids, -100)))
         return found
 
 

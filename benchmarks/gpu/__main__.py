@@ -11,6 +11,7 @@ run that is cut off leaves what it had. README.md beside this file says how to r
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from benchmarks.gpu.kit.report import Report
 def main() -> int:
     args = _arguments()
     deadline = time.monotonic() + args.seconds
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a child is not left behind
     report = Report(Path(args.output))
     options = {"small": args.cpu_small, "output": str(Path(args.output).absolute())}
     # The machine comes first: whether it has a GPU decides the sizes of all that follows.

@@ -35,6 +35,8 @@ def _machine(place: Place) -> dict[str, Any]:
         "nvidia_smi": nvidia_smi(), "kernel": platform.release(), "cpu_threads": torch.get_num_threads(),
     }  # fmt: skip
     name = "CPU, tiny shapes: no time of it means anything"
+    if "name" in record["nvidia_smi"] and not place.small:
+        name = f"{record['nvidia_smi']['name']} is not used, as this torch has no CUDA: {name}"
     if gpu:
         properties = torch.cuda.get_device_properties(0)
         name = properties.name

@@ -59,7 +59,10 @@ def _profile(place: Place) -> dict[str, Any]:
 
 def _on_device(event: Any, place: Place) -> bool:
     """Kernels and copies on the device; on the CPU torch's operators, whose times contain each other's."""
-    return place.small or str(event.device_type).endswith("CUDA")
+    if place.small:
+        return True
+    # Ranges that a program names are drawn on the device too, over the gaps.
+    return str(event.device_type).endswith("CUDA") and not getattr(event, "is_user_annotation", False)
 
 
 def busy_time(spans: Iterable[tuple[float, float]]) -> tuple[float, float]:

@@ -19,13 +19,14 @@ from megatron_probsft.checkpoint.verdict import Outputs, Verdict, compare
 from megatron_probsft.models.build import build_model, transformer_config
 from megatron_probsft.models.hf_model import HFModel, read_hf_model
 from megatron_probsft.models.layout import Parallelism
-from megatron_probsft.runtime.device import current_device
+from megatron_probsft.runtime.device import current_device, exact_float32_products
 from megatron_probsft.runtime.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @torch.no_grad()
+@exact_float32_products()
 def verify(
     hf: HFModel,
     checkpoint: Path | None,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import importlib
 import importlib.util
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
+from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
@@ -22,6 +26,7 @@ from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.models.local_layers import LocalBackend, RMSNorm, local_layer_spec
 from megatron_probsft.models.rotary import PackedRotary
 from megatron_probsft.runtime.device import current_device, has_gpu
+from megatron_probsft.runtime.transformer_engine_import import broken_transformer_engine
 
 
 def padded_vocab_size(shape: ModelShape, tp: int, divisible_by: int | None = None) -> int:
@@ -34,8 +39,37 @@ def padded_vocab_size(shape: ModelShape, tp: int, divisible_by: int | None = Non
 
 
 def use_transformer_engine() -> bool:
-    """True on CUDA where Transformer Engine is installed: its layers serve there, local layers elsewhere."""
-    return has_gpu() and importlib.util.find_spec("transformer_engine") is not None
+    """True on CUDA where Transformer Engine is installed: its layers serve there, local layers elsewhere.
+
+    Raises:
+        UserError: it is installed, but Megatron-Core could not import it.
+    """
+    if not has_gpu():
+        return False
+    if not HAVE_TE:
+        _refuse_broken_transformer_engine()
+    return HAVE_TE
+
+
+def transformer_engine_computes(dtype: torch.dtype) -> bool:
+    """True where Transformer Engine's layers serve weights of this type.
+
+    In float32 local layers do, everywhere: its attention over packs has none up to version 2.10, and a
+    quadratic one after.
+    """
+    return dtype != torch.float32 and use_transformer_engine()
+
+
+@functools.cache
+def _refuse_broken_transformer_engine() -> None:
+    """Tell why Transformer Engine cannot be imported; it swallows most reasons itself, and Megatron all."""
+    if importlib.util.find_spec("transformer_engine") is None:
+        return
+    try:
+        importlib.import_module("transformer_engine.pytorch.fp8")  # which Megatron-Core imports
+    except Exception as error:  # libraries of another version, or missing ones, raise anything
+        raise broken_transformer_engine(error) from None
+    raise AssertionError("Transformer Engine can be imported, but Megatron-Core did not")
 
 
 def transformer_config(
@@ -48,7 +82,7 @@ def transformer_config(
 
     `training` goes to TransformerConfig as it is: recompute settings, FP8, variable_seq_lengths and the like.
     """
-    fused = use_transformer_engine()
+    fused = transformer_engine_computes(dtype)
     interleaved = layout.num_virtual_stages_per_pipeline_rank is not None
     return TransformerConfig(
         num_layers=shape.num_layers,
@@ -127,14 +161,17 @@ def build_model(
     stages = [None] if virtual is None else range(virtual)
     rows = padded_vocab_size(hf.shape, config.tensor_model_parallel_size, vocab_divisible_by)
     if on_meta:
+        config = copy.copy(config)
+        config.use_cpu_initialization = True  # else Megatron-Core names the GPU, over torch's context
         with torch.device("meta"):
             return [
                 _build_chunk(hf, config, _local_block(hf.family, config, stage), stage, rows)
                 for stage in stages
             ]
-    if not use_transformer_engine():
+    has_te_layers = transformer_engine_computes(config.params_dtype)
+    if not has_te_layers:
         fuse_swiglu()
-    block = _transformer_engine_layer if use_transformer_engine() else _local_block
+    block = _transformer_engine_layer if has_te_layers else _local_block
     chunks = [_build_chunk(hf, config, block(hf.family, config, stage), stage, rows) for stage in stages]
     return [chunk.to(current_device()) for chunk in chunks]
 
@@ -161,7 +198,7 @@ def _build_chunk(
     )
     rotary: Any = model.rotary_pos_emb
     rotary.inv_freq = torch.tensor(shape.rope_frequencies, device="cpu")  # moved where it is used
-    if not use_transformer_engine():
+    if not transformer_engine_computes(config.params_dtype):
         PackedRotary.attach(model)
     return model
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
+from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -20,6 +24,37 @@ def gpu_count() -> int:
 def current_device() -> torch.device:
     """Return the device for this rank's tensors: its GPU, or the CPU where there is none."""
     return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
+
+
+def use_device(device: torch.device) -> None:
+    """Let the calling thread compute on this device, of those that `current_device` returns."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def even_length() -> int:
+    """Return what the length of a pack should be a multiple of: a GPU's kernels work on tiles of 128 rows."""
+    return 128 if has_gpu() else 1
+
+
+def host_tensor(array: np.ndarray) -> torch.Tensor:
+    """Return the array as a tensor on the host; in pinned memory, where a GPU copies it while it computes."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory() if has_gpu() else tensor
+
+
+class ToHost:
+    """A tensor on its way to the host: nothing waits for it before it is read."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor.to("cpu", non_blocking=True)  # from a GPU: into pinned memory
+        self._arrived = torch.cuda.current_stream().record_event() if tensor.is_cuda else None
+
+    def tolist(self) -> list[float]:
+        """Return the values, once they are there."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._tensor.tolist()
 
 
 def device_name() -> str:
@@ -43,3 +78,25 @@ def restore_random_state(state: torch.Tensor) -> None:
     """Set the GPU's generator to a `random_state`; without a GPU the caller sets torch's generator anyway."""
     if has_gpu():
         torch.cuda.set_rng_state(state)
+
+
+@contextlib.contextmanager
+def exact_float32_products() -> Iterator[None]:
+    """Let matrix products of float32 keep all 23 bits within this context; after it all is as before.
+
+    GPUs may round their factors to TF32's 10 bits: NVIDIA's containers ask for it with the variable
+    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, programs with `torch.set_float32_matmul_precision`.
+    """
+    backends: Any = torch.backends
+    newer = [(each, each.fp32_precision) for each in (backends.cuda.matmul, backends.mkldnn.matmul)]
+    older: str | None = None
+    with contextlib.suppress(RuntimeError):  # where somebody set it by the newer names only
+        older = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # sets both
+    try:
+        yield
+    finally:
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
+        for each, precision in newer:
+            each.fp32_precision = precision

@@ -65,6 +65,9 @@ def _take_gpu(local_rank: int) -> None:
             f"LOCAL_RANK={local_rank} has no GPU: this process sees {gpu_count()} (CUDA_VISIBLE_DEVICES); "
             "start as many processes on a machine, torchrun --nproc-per-node, as each of them sees GPUs"
         )
+    # Packs are as long as a step's samples ask for: memory cut to fit one breaks up under the next.
+    if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     torch.cuda.set_device(local_rank)
 
 

@@ -8,8 +8,9 @@ import gc
 gc.disable()
 
 from megatron_probsft.runtime.megatron_patches import compile_decorators  # noqa: E402
+from megatron_probsft.runtime.transformer_engine_import import guarded_import  # noqa: E402
 
-with compile_decorators.without_compilation():
+with guarded_import(), compile_decorators.without_compilation():
     import megatron.core.dist_checkpointing
     import megatron.core.models.gpt  # noqa: F401
 

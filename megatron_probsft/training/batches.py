@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from megatron_probsft.data.packing import make_microbatch, plan_step, plan_unpac
 from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.models.context_parallel import local_positions
 from megatron_probsft.models.packs import Pack
-from megatron_probsft.runtime.device import current_device
+from megatron_probsft.runtime.device import current_device, even_length, host_tensor
 from megatron_probsft.runtime.distributed import context_group
 from megatron_probsft.training.config.batch import BatchSettings
 from megatron_probsft.training.config.layout import LayoutSettings
@@ -35,7 +36,7 @@ START = Position()
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One pack on the current device; s is the step's pack length, s' = s / cp this rank's part of it.
+    """One pack, on the host until `on_device`; s is the step's pack length, s' = s / cp this rank's part.
 
     tokens `[1, s']`, position_ids `[1, s]` int64; cu_seqlens `[n + 1]` int32, of the whole pack; rows `[T]`
     int64, the supervised positions among the s'; labels `[T]` int64, their next tokens.
@@ -58,6 +59,19 @@ class MicroBatch:
     def pack(self) -> Pack:
         """The pack as the layers want to know it, made once."""
         return Pack.here(self.cu_seqlens.tolist() if self.bounds is None else self.bounds)
+
+    def on_device(self) -> MicroBatch:
+        """Return it on the current device; the host does not wait for the copies.
+
+        Six of 64 KiB for a pack of 8,192 tokens: estimated 20 µs of a GPU's time at 25 GB/s, which no stream
+        of their own could win back.
+        """
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+        device = current_device()
+        return dataclasses.replace(
+            self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -122,11 +136,19 @@ class Batches:
         self._microbatch_multiple = layout.pipeline_model_parallel_size if interleaved else 1
         if layout.sequence_parallel:
             self._align *= layout.tensor_model_parallel_size
+        # Of packs alone: each rank's part is a whole number of a GPU's tiles, and lengths seldom differ.
+        self._pack_align = math.lcm(self._align, even_length() * cp)
 
     @property
     def sources(self) -> list[str]:
         """The names of the store's sources, by their numbers."""
         return self._store.sources
+
+    @property
+    def longest_pack(self) -> int:
+        """The longest that a pack can be; the length of all with --fixed-pack-length."""
+        capacity = self._settings.seq_length * self._settings.micro_batch_size
+        return -(-capacity // self._pack_align) * self._pack_align
 
     def total_samples(self) -> int:
         """Return the number of samples that the run trains on, over all epochs."""
@@ -145,6 +167,13 @@ class Batches:
         """Return the step after `consumed_samples` samples, in the shuffled order of the seed."""
         indices = self._indices(consumed_samples)
         return self._step(indices, self._store.weight_scale(indices))
+
+    def training_steps(self, consumed_samples: int) -> Iterator[StepBatch]:
+        """Yield the steps after `consumed_samples` samples, up to the run's last."""
+        while consumed_samples < self.total_samples():
+            step = self.training_step(consumed_samples)
+            yield step
+            consumed_samples += step.samples
 
     def training_plan(self, consumed_samples: int) -> Plan:
         """Return how that step is cut, without its tokens."""
@@ -187,11 +216,10 @@ class Batches:
         real = self._store.lengths[indices] - 1
         lengths = -(-real // multiple) * multiple
         if self._settings.packing:
-            plan = plan_step(lengths, self._size, capacity, self._align, self._microbatch_multiple)
+            plan = plan_step(lengths, self._size, capacity, self._pack_align, self._microbatch_multiple)
             lengths_of = plan.lengths
             if self._settings.fixed_pack_length:
-                length = -(-capacity // self._align) * self._align
-                lengths_of = [[length] * len(rank) for rank in plan.packs]
+                lengths_of = [[self.longest_pack] * len(rank) for rank in plan.packs]
             multiples = [multiple] * len(plan.packs[self._rank])
         else:
             plan = plan_unpacked(
@@ -227,17 +255,14 @@ class Batches:
             weights = None if weights is None else weights[here]
         rows = np.flatnonzero(labels >= 0)
 
-        def on_device(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(current_device(), non_blocking=True)
-
         return MicroBatch(
-            tokens=on_device(tokens)[None],
-            position_ids=on_device(arrays["position_ids"])[None],
-            cu_seqlens=on_device(arrays["cu_seqlens"]),
+            tokens=host_tensor(tokens)[None],
+            position_ids=host_tensor(arrays["position_ids"])[None],
+            cu_seqlens=host_tensor(arrays["cu_seqlens"]),
             max_seqlen=arrays["max_seqlen"],
-            rows=on_device(rows),
-            labels=on_device(labels[rows]),
+            rows=host_tensor(rows),
+            labels=host_tensor(labels[rows]),
             supervised_tokens=int((arrays["labels"] >= 0).sum()),
-            weights=None if weights is None else on_device(weights[rows] * np.float32(weight_scale)),
+            weights=None if weights is None else host_tensor(weights[rows] * np.float32(weight_scale)),
             bounds=bounds,
         )

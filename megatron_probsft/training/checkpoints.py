@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_probsft.checkpoint.hf.export import save_hf_weights
 from megatron_probsft.checkpoint.hf.trained_turns import TrainedTurns
+from megatron_probsft.checkpoint.megatron.optimizer_state import inner_optimizers
 from megatron_probsft.checkpoint.megatron.run_folder import (
     checkpoint_folder,
     hf_folder_of,
@@ -20,6 +21,7 @@ from megatron_probsft.checkpoint.megatron.side_files import SideFiles
 from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.models.hf_model import HFModel
 from megatron_probsft.runtime import distributed
+from megatron_probsft.runtime.host_copies import HostCopies
 from megatron_probsft.training.config.checkpoint import CheckpointSettings
 from megatron_probsft.training.start.resume import content_to_save
 from megatron_probsft.training.state import TrainState
@@ -42,6 +44,7 @@ class Checkpoints:
         self._hf, self._trained = hf, trained
         self._saving: Save | None = None
         distributed.on_first_rank(lambda: remove_leftovers(self._folder), "removing half a checkpoint")
+        self._copies: HostCopies | None = None
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint of this step; with --async-save return as soon as the weights may change.
@@ -50,13 +53,17 @@ class Checkpoints:
             UserError: it, or the one before it, could not be written.
         """
         self.finish()
+        if self._settings.async_save and self._copies is None:
+            self._copies = HostCopies()
+            for inner in inner_optimizers(state.optimizer):
+                self._copies.guard(inner.optimizer)
         content = content_to_save(state, self._data, save_optim=self._settings.save_optim)
         self._saving = Save(
             self._folder,
             state.iteration,
             content,
             SideFiles(self._hf.folder, self._config_yaml, self._trained),
-            in_background=self._settings.async_save,
+            copies=self._copies,
         )
         if not self._settings.async_save:
             self.finish()

@@ -38,7 +38,7 @@ def token_weights(
         return (1 / kept.clamp(min=1)).expand(micro_batch.labels.shape)
 
     if objective.keeps is None:
-        return each(torch.tensor(micro_batch.supervised_tokens, device=micro_batch.labels.device))
+        return each(_scalar(micro_batch.supervised_tokens, micro_batch.labels.device))
 
     def of_kept(tokens: Tokens) -> torch.Tensor:
         number = _kept(tokens, objective, vocab_size)
@@ -63,14 +63,19 @@ def count(
     is_first: whether it is the rank's first micro-batch of the step that has supervised tokens.
     """
     if denominator == "tokens":
-        return torch.tensor(len(tokens.losses), dtype=torch.int, device=tokens.losses.device)
+        return _scalar(len(tokens.losses), tokens.losses.device)
     if denominator == "kept-tokens":
         return _kept(tokens, objective, vocab_size)
     # Once per micro-batch, not per part of it: the ranks of a context-parallel group share one.
     one = parallel_state.get_context_parallel_rank() == 0 and micro_batch.supervised_tokens > 0
     counts = one and (is_first or denominator == "microbatch-mean")
-    return torch.tensor(int(counts), dtype=torch.int, device=tokens.losses.device)
+    return _scalar(int(counts), tokens.losses.device)
 
 
 def _kept(tokens: Tokens, objective: Objective, vocab_size: int) -> torch.Tensor:
     return objective.kept(tokens.log_p, **tokens.statistics, vocab_size=vocab_size).sum().int()
+
+
+def _scalar(value: int, device: torch.device) -> torch.Tensor:
+    """Return an int scalar that is made on the device: a copy from the host would be waited for."""
+    return torch.full((), value, dtype=torch.int, device=device)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.processes.heartbeat import progress
-from megatron_probsft.training.batches import Batches
+from megatron_probsft.training.ahead import ahead
+from megatron_probsft.training.batches import Batches, StepBatch
 from megatron_probsft.training.checkpoints import Checkpoints
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.guards import StepGuard
@@ -37,14 +40,15 @@ def run(config: TrainConfig) -> TrainState:
     with (
         Reporter(opened.config, opened.inputs.hf.shape, opened.train_iters, state.iteration) as reporter,
         StopRequests(config.checkpoint.exit_duration_in_mins) as stops,
+        contextlib.closing(ahead(opened.batches.training_steps(state.consumed_samples))) as steps,
     ):
-        checkpoints = _train(opened, reporter, stops)
+        checkpoints = _train(opened, steps, reporter, stops)
     if state.iteration == opened.train_iters:
         checkpoints.end(state)
     return state
 
 
-def _train(run: OpenRun, reporter: Reporter, stops: StopRequests) -> Checkpoints:
+def _train(run: OpenRun, steps: Iterator[StepBatch], reporter: Reporter, stops: StopRequests) -> Checkpoints:
     config, state, train_iters = run.config, run.state, run.train_iters
     checkpoints = _checkpoints(run, reporter)
     guard = StepGuard(config.guards, Path(config.checkpoint.save), state.iteration, reporter.say)
@@ -58,7 +62,7 @@ def _train(run: OpenRun, reporter: Reporter, stops: StopRequests) -> Checkpoints
     while state.iteration < train_iters:
         progress(step=state.iteration + 1)
         with reporter.phases("data"):
-            batch = run.batches.training_step(state.consumed_samples)
+            batch = next(steps)
         result = train_step(state, batch, run.criterion)
         reporter.step(state.iteration, result, batch)
         guard.check(state, result, batch)
@@ -122,7 +126,7 @@ def _validate(run: OpenRun, valid: Batches | None, reporter: Reporter, stops: St
         total = valid.steps_in_order(number)
         if total == 0:  # all left out by --truncation
             continue
-        steps = reporter.progress(f"validation on {name}", valid.in_order(number), total)
+        steps = reporter.progress(f"validation on {name}", ahead(valid.in_order(number)), total)
         # It may take longer than the grace between a signal and the kill: what is cut short is not shown.
         steps = itertools.takewhile(lambda _: stops.reason() is None, steps)
         by_source[name] = validate(run.state.model, steps, run.criterion)

@@ -15,13 +15,20 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_probsft.objectives.registry import Objective
 from megatron_probsft.runtime.distributed import tensor_group
+from megatron_probsft.runtime.megatron_patches.nonfinite_gradients import step_if
 from megatron_probsft.training import denominators
 from megatron_probsft.training.batches import MicroBatch, StepBatch
 from megatron_probsft.training.config.objective import Denominator
 from megatron_probsft.training.state import TrainState
 from megatron_probsft.vocab_parallel.head import supervised_loss
 from megatron_probsft.vocab_parallel.head_parts import HeadOptions, OutputHead, Supervision, Tokens
-from megatron_probsft.vocab_parallel.token_means import TokenMeans, combine, reduce_sums, token_sums
+from megatron_probsft.vocab_parallel.token_means import (
+    ComingMeans,
+    TokenMeans,
+    combine,
+    reduce_sums,
+    token_sums,
+)
 
 
 @dataclass(frozen=True)
@@ -58,19 +65,22 @@ def train_step(state: TrainState, batch: StepBatch, criterion: Criterion) -> Ste
         chunk.train()
         chunk.zero_grad_buffer()
     state.optimizer.zero_grad()
-    means = _run(state.model, batch, criterion, forward_only=False)
-    computed = time.perf_counter()
+    coming = _run(state.model, batch, criterion, forward_only=False)
     learning_rate = state.optimizer.param_groups[0]["lr"]
-    skipped, grad_norm = None, math.nan
-    if not math.isfinite(means.loss):
-        skipped = "loss"
+    found: list[tuple[TokenMeans, float]] = []
+
+    def loss_is_finite() -> bool:
+        found.append((coming.read(), time.perf_counter()))
+        return math.isfinite(found[0][0].loss)
+
+    # The host waits for the device once: for the gradient's norm, with which the loss has come.
+    updated, grad_norm = step_if(state.optimizer, loss_is_finite)
+    ((means, computed),) = found
+    skipped = None
+    if updated:
+        state.scheduler.step(increment=1)
     else:
-        updated, norm, _ = state.optimizer.step()  # type: ignore[misc]
-        if updated:
-            grad_norm = float(norm)
-            state.scheduler.step(increment=1)
-        else:
-            skipped = "gradient"
+        skipped = "gradient" if math.isfinite(means.loss) else "loss"
     state.iteration += 1
     state.consumed_samples += batch.samples
     seconds = {"forward_backward": computed - started, "optimizer": time.perf_counter() - computed}
@@ -92,8 +102,8 @@ def validate(
     criterion = dataclasses.replace(criterion, denominator="tokens")
     for chunk in model:
         chunk.eval()
-    results = [_run(model, batch, criterion, forward_only=True, observe=observe) for batch in batches]
-    return combine(results)
+    results = (_run(model, batch, criterion, forward_only=True, observe=observe) for batch in batches)
+    return combine([result.read() for result in results])
 
 
 def _run(
@@ -103,13 +113,14 @@ def _run(
     *,
     forward_only: bool,
     observe: Callable[[Tokens], None] | None = None,
-) -> TokenMeans:
-    first = next((each for each in batch.micro_batches if each.supervised_tokens), None)
+) -> ComingMeans:
+    micro_batches = [each.on_device() for each in batch.micro_batches]
+    first = next((each for each in micro_batches if each.supervised_tokens), None)
 
     def forward_step(
-        micro_batches: Iterator[MicroBatch], chunk: torch.nn.Module
+        coming: Iterator[MicroBatch], chunk: torch.nn.Module
     ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple]]:
-        micro_batch = next(micro_batches)
+        micro_batch = next(coming)
         head = _Head(micro_batch, criterion, observe, is_first=micro_batch is first)
         output = chunk(
             micro_batch.tokens,
@@ -123,9 +134,9 @@ def _run(
     reports = get_forward_backward_func()(
         forward_step_func=forward_step,
         # Every chunk of an interleaved pipeline goes through all micro-batches.
-        data_iterator=[iter(batch.micro_batches) for _ in model],
+        data_iterator=[iter(micro_batches) for _ in model],
         model=[*model],
-        num_microbatches=len(batch.micro_batches),
+        num_microbatches=len(micro_batches),
         seq_length=batch.pack_length,
         micro_batch_size=1,
         forward_only=forward_only,
@@ -208,8 +219,10 @@ def _packed(micro_batch: MicroBatch) -> PackedSeqParams:
         cu_seqlens_q=micro_batch.cu_seqlens,
         cu_seqlens_kv=micro_batch.cu_seqlens,
         # The samples' padding to what context parallelism divides is part of them: after their last token.
+        # Transformer Engine asks for it there; not told that it is none, it compares in every layer.
         cu_seqlens_q_padded=micro_batch.cu_seqlens,
         cu_seqlens_kv_padded=micro_batch.cu_seqlens,
+        pad_between_seqs=False,
         max_seqlen_q=micro_batch.max_seqlen,
         max_seqlen_kv=micro_batch.max_seqlen,
     )

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_probsft.runtime.device import current_device
+from megatron_probsft.runtime.device import ToHost, current_device
 from megatron_probsft.runtime.distributed import data_group
 
 HISTOGRAM_BINS = 20
@@ -53,7 +53,28 @@ def token_sums(
     return torch.cat([count.double().reshape(1), totals, histogram])
 
 
-def reduce_sums(micro_batches: list[torch.Tensor], *, with_entropy: bool) -> TokenMeans:
+class ComingMeans:
+    """Means that are on their way from the device; nothing waits for them before they are read."""
+
+    def __init__(self, total: torch.Tensor, *, with_entropy: bool) -> None:
+        """total: `token_sums`, over all micro-batches and ranks."""
+        self._total, self._with_entropy = ToHost(total), with_entropy
+
+    def read(self) -> TokenMeans:
+        """Return the means, once they are there."""
+        count, tokens, loss, nll, p, entropy, *histogram = self._total.tolist()
+        n = max(tokens, 1.0)
+        return TokenMeans(
+            int(tokens),
+            loss / max(count, 1.0),
+            nll / n,
+            p / n,
+            [bin_ / n for bin_ in histogram],
+            entropy / n if self._with_entropy else None,
+        )
+
+
+def reduce_sums(micro_batches: list[torch.Tensor], *, with_entropy: bool) -> ComingMeans:
     """Add the last stage's sums over micro-batches and data-parallel ranks, and give every stage the means.
 
     A value that is not finite on one rank is so on all, also where only one tensor-parallel rank has it.
@@ -68,16 +89,7 @@ def reduce_sums(micro_batches: list[torch.Tensor], *, with_entropy: bool) -> Tok
     # The other stages have zeros, and the last stage's tensor-parallel ranks the same values.
     dist.all_reduce(total, group=parallel_state.get_model_parallel_group())
     total /= parallel_state.get_tensor_model_parallel_world_size()
-    count, tokens, loss, nll, p, entropy, *histogram = total.tolist()
-    n = max(tokens, 1.0)
-    return TokenMeans(
-        int(tokens),
-        loss / max(count, 1.0),
-        nll / n,
-        p / n,
-        [bin_ / n for bin_ in histogram],
-        entropy / n if with_entropy else None,
-    )
+    return ComingMeans(total, with_entropy=with_entropy)
 
 
 def combine(parts: Sequence[TokenMeans]) -> TokenMeans:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import torch
 from megatron.core import dist_checkpointing
 from safetensors.torch import load_file
 
+from megatron_probsft.training import batches, loop
 from megatron_probsft.training.config import rules
+from megatron_probsft.training.config.config import TrainConfig
+from megatron_probsft.training.step import StepResult, train_step
 from tests.support.conversions import WEIGHTS, to_hf
+from tests.support.ranks import run_ranks
 from tests.support.sizes import rows
 from tests.support.training_runs import config_for, records, train, write_pairs
 
@@ -74,16 +79,67 @@ FUSED: list[tuple[int, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("ranks", "settings"), rows(FUSED, fast=FUSED[:1], rare=FUSED[1:]), ids=str)
-def test_weight_gradients_that_add_themselves_up(
+def test_even_packs_and_weight_gradients_that_add_themselves_up(
     ranks: int, settings: dict[str, Any], whole: list[dict], tiny_qwen2: Path, data: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Several micro-batches per step; torch's own product stands in for Apex's kernel."""
     monkeypatch.setattr(rules, "_has_gpu", lambda: True)
+    monkeypatch.setattr(batches, "even_length", lambda: 128)
     config = config_for(
         tmp_path / "run", tiny_qwen2, data, train_iters=5, gradient_accumulation_fusion=True, seq_length=40,
         **settings,
     )  # fmt: skip
     lines = train(ranks, config)
     assert max(line["micro_batches"] for line in lines) > 1
+    assert {line["pack_length"] for line in lines} == {128}
     _equal(lines, whole)
+
+
+OF_THE_CPU = ("torch_kernels.py", "cuda_factories.py", "utils.py")
+"""Their reads are not those of a GPU with fused kernels: a norm for each parameter, columns one by one."""
+
+
+class HostReads:
+    """Where the host asks for a tensor's value inside of a step, by file: on a GPU each is a wait."""
+
+    def __init__(self) -> None:
+        self.by_step: list[list[str]] = []
+        self._inside = False
+        for name in ("item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__"):
+            setattr(torch.Tensor, name, self._noted(getattr(torch.Tensor, name)))
+
+    def _noted(self, read: Any) -> Any:
+        def noting(tensor: torch.Tensor, *more: Any) -> Any:
+            if self._inside:
+                file = sys._getframe(1).f_code.co_filename
+                if "megatron" in file and Path(file).name not in OF_THE_CPU:
+                    self.by_step[-1].append(Path(file).name)
+            return read(tensor, *more)
+
+        return noting
+
+    def train_step(self, *given: Any) -> StepResult:
+        self.by_step.append([])
+        self._inside = True
+        try:
+            return train_step(*given)
+        finally:
+            self._inside = False
+
+
+def _reads(config: TrainConfig) -> list[list[str]]:
+    reads = HostReads()
+    loop.train_step = reads.train_step  # type: ignore[assignment]
+    loop.run(config)
+    return reads.by_step
+
+
+def test_the_host_waits_once_a_step(tiny_qwen2: Path, data: Path, tmp_path: Path) -> None:
+    """For the gradient's norm; the loss's sums, which left before it, are then read and need no wait."""
+    config = config_for(
+        tmp_path / "run", tiny_qwen2, data, seq_length=40, loss_denominator="microbatch-mean", packing=False
+    )
+    (steps,) = run_ranks(1, _reads, config)
+    # In the first step Megatron-Core also asks once whether parameters have norms of their own.
+    assert steps[1:] == [["clip_grads.py", "device.py"]] * 2

@@ -12,8 +12,10 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 
+from megatron_probsft.checkpoint.megatron import optimizer_state, torch_dist
 from megatron_probsft.checkpoint.megatron.saving import Save
 from megatron_probsft.checkpoint.megatron.side_files import SideFiles
+from megatron_probsft.checkpoint.megatron.torch_dist_reader import BlockReader
 from megatron_probsft.runtime import distributed
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.start.open_run import open_run
@@ -77,6 +79,51 @@ def _save_again(config: TrainConfig, target: Path) -> None:
     run = open_run(config)
     content = content_to_save(run.state, run.inputs.train, save_optim=True)
     Save(target, run.state.iteration, content, SideFiles(run.inputs.hf.folder)).finish()
+
+
+def _with_megatron_core(config: TrainConfig, checkpoint: Path, target: Path) -> None:
+    """Let Megatron-Core's own optimizer read what we wrote, and write what we read."""
+    state = open_run(config).state
+    model = {"model": torch_dist.model_state(state.gpt)}
+    (inner,) = optimizer_state.inner_optimizers(state.optimizer)
+    metadata = torch_dist.sharding_metadata()
+    wanted = {"optimizer": inner.sharded_state_dict(model, is_loading=True, metadata=metadata)}
+    loaded: Any = dist_checkpointing.load(wanted, str(checkpoint))
+    read = loaded["optimizer"]["param_state"]
+    parameters = [parameter for buffer in inner.buffers for parameter in buffer.param_index_map]
+    whole = dict(zip(parameters, read.values(), strict=True))
+    ours = list(optimizer_state.optimizer_parts(state.optimizer))
+    for part in ours:
+        assert part.tensors.keys() == whole[part.parameter].keys() == {"param", "exp_avg", "exp_avg_sq"}
+        for name, values in part.tensors.items():
+            theirs = whole[part.parameter][name].flatten()[part.start : part.start + len(values)]
+            assert torch.equal(values, theirs), name
+            assert name == "param" or values.any()
+
+    theirs = inner.sharded_state_dict(model, metadata=metadata)
+    plain = {"optimizer": theirs["optimizer"]}
+    Save(target, 1, {"optimizer": theirs}, SideFiles(Path(str(config.model.hf_model)))).finish()
+    before = [{name: values.clone() for name, values in part.tensors.items()} for part in ours]
+    for part in ours:
+        for values in part.tensors.values():
+            values.fill_(7.0)
+    reader = BlockReader(target / "iter_0000001")
+    optimizer_state.read_optimizer(state.optimizer, torch_dist.model_state(state.gpt), reader, plain)
+    for part, expected in zip(ours, before, strict=True):
+        for name, values in part.tensors.items():
+            assert torch.equal(values, expected[name]), name
+
+
+@pytest.mark.parametrize("layout", rows([{TP: 2}, {PP: 2}], fast=[{TP: 2}], rare=[{PP: 2}]), ids=str)
+def test_megatron_core_reads_and_writes_the_same(
+    layout: dict[str, Any], tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    """What it writes is also what this trainer wrote before it wrote parts."""
+    run = tmp_path / "run"
+    settings = {"save_optim": True, "train_iters": 5, **layout, **SHARDED}
+    train(4, config_for(run, tiny_llama, data, exit_interval=2, **settings))
+    config = config_for(run, tiny_llama, data, load=str(run), **settings)
+    run_ranks(4, _with_megatron_core, config, run / "iter_0000002", tmp_path / "theirs")
 
 
 @pytest.mark.parametrize("case", rows(CASES, fast=[], rare=[case for case in CASES if case not in OFTEN]))

@@ -82,6 +82,20 @@ def test_a_wrong_tensor_is_placed(tensor: str, place: str, tiny_qwen2: Path, tmp
     assert passed.index(False) == [check.place for check in fp32.checks].index(place)
 
 
+def _precisions(folder: Path) -> tuple[set[str], str]:
+    """What products of float32 are computed in while models run, and after; a container asked for TF32."""
+    distributed.initialize()
+    torch.set_float32_matmul_precision("high")
+    seen: set[str] = set()
+    model = read_hf_model(folder)
+    verify(model, None, TOKENS, ["fp32"], lambda _: seen.add(torch.get_float32_matmul_precision()))
+    return seen, torch.get_float32_matmul_precision()
+
+
+def test_products_are_exact(tiny_llama: Path) -> None:
+    assert run_ranks(1, _precisions, tiny_llama)[0] == ({"highest"}, "high")
+
+
 def test_the_printed_verdict_names_number_and_limit(tiny_qwen2: Path, tmp_path: Path) -> None:
     (fp32, bf16) = run_ranks(1, _verified, tiny_qwen2, None)[0]
     assert sentence(fp32).startswith("fp32: the same but for rounding (nearest to its limit, ")

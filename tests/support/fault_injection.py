@@ -13,15 +13,19 @@ must hold every step once.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,19 +49,21 @@ class Job:
     data: Path
     steps: int
     async_save: bool
+    more: tuple[str, ...] = ()
 
     @property
     def run(self) -> Path:
         return self.folder / "run"
 
-    def start(self, layout: str) -> subprocess.Popen:
+    def start(self, layout: str, restarts: int = 0) -> subprocess.Popen:
         command = [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-            "-m", "megatron_probsft.train", layout, "2", "--hf-model", self.model, "--data", self.data,
+            "--max-restarts", restarts, "-m", "megatron_probsft.train", layout, "2",
+            "--hf-model", self.model, "--data", self.data,
             "--data-cache-path", self.data.with_suffix(".cache"), "--load", self.run, "--save", self.run,
             "--save-hf", self.folder / "hf", "--train-iters", self.steps, "--global-batch-size", "8",
             "--seq-length", "128", "--lr", "1e-3", "--save-interval", "1", "--most-recent-k", "2",
-            *(["--async-save"] if self.async_save else []),
+            *(["--async-save"] if self.async_save else []), *self.more,
         ]  # fmt: skip
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with (self.folder / "log").open("a") as log:
@@ -100,8 +106,7 @@ def wait_for(moment: str, job: Job, process: subprocess.Popen, generator: random
 def strike(process: subprocess.Popen, number: signal.Signals, *, one_worker: bool) -> int:
     """Send the signal and wait until nothing of the job is left; torchrun's exit status."""
     torchrun = psutil.Process(process.pid)
-    below = torchrun.children(recursive=True)
-    workers = [child for child in below if "megatron_probsft.train" in " ".join(child.cmdline())]
+    below, workers = torchrun.children(recursive=True), workers_of(process)
     targets = workers[-1:] if one_worker else workers
     if number == signal.SIGKILL and not one_worker:
         targets = [torchrun, *below]
@@ -110,6 +115,40 @@ def strike(process: subprocess.Popen, number: signal.Signals, *, one_worker: boo
     status = process.wait(120)
     psutil.wait_procs(below, 120)
     return status
+
+
+def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """The training processes of this start, in the order of their ranks."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "megatron_probsft.train" in " ".join(child.cmdline()):
+                found.append(child)
+    return sorted(found, key=lambda child: child.pid)
+
+
+def strike_under_restarts(job: Job, numbers: Sequence[signal.Signals], seed: int = 0) -> None:
+    """Start the job once, and send each signal to one worker of torchrun's next start; it must end well.
+
+    A worker that SIGSTOP has stopped is killed once the run has named it, as torchrun does 30 s later.
+    """
+    generator = random.Random(seed)
+    process = job.start(TENSOR, restarts=len(numbers))
+    for moment, number in zip(("in a later write", "in a step"), numbers, strict=False):
+        wait_for(moment, job, process, generator)
+        rank = generator.randrange(2)
+        worker = workers_of(process)[rank]
+        print(f"{number.name} to rank {rank} after {job.steps_recorded()} steps", flush=True)
+        worker.send_signal(number)
+        if number == signal.SIGSTOP:
+            name = f"error: rank {rank} on {socket.gethostname()} (last in step "
+            began = time.monotonic()
+            while name not in job.last_lines():
+                assert time.monotonic() - began < 60, job.last_lines()
+                time.sleep(0.05)
+            worker.kill()
+        psutil.wait_procs([worker], 60)
+    assert process.wait(300) == 0, job.last_lines()
 
 
 def inject(job: Job, kills: int, number: signal.Signals, *, change_layout: bool, seed: int = 0) -> Counter:
@@ -165,13 +204,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        outcome = run_all(
-            folder,
-            options.kills,
-            options.signal,
-            async_save=options.async_save,
-            change_layout=options.change_layout,
-        )
+        whole = uninterrupted(folder, options.kills, async_save=options.async_save)
+        outcome = run_all(whole, folder, options.kills, options.signal, change_layout=options.change_layout)
     print(json.dumps(outcome, indent=1))
     if options.json:
         options.json.write_text(json.dumps(outcome, indent=1) + "\n")
@@ -179,24 +213,32 @@ def main() -> None:
         sys.exit("the weights differ from those of an uninterrupted run")
 
 
-def run_all(folder: Path, kills: int, name: str, *, async_save: bool, change_layout: bool) -> dict:
-    """Both jobs, and what came of them."""
+def uninterrupted(folder: Path, kills: int, *, async_save: bool) -> Job:
+    """A job that has ended, with steps for so many kills of another."""
     # Wide enough that a checkpoint takes a while to write; weights of a size at which rounding does not grow.
     model = save_tiny_model(folder / "model", head_dim=64, initializer_range=0.04)
     data = write_pairs(folder / "train.jsonl", 40)
-    steps = 3 * kills + 3  # a signal is answered after the step: more than one may go by
-    jobs = []
-    for job in ("whole", "killed"):
-        (folder / job).mkdir()
-        (folder / job / "log").touch()
-        jobs.append(Job(folder / job, model, data, steps, async_save))
-    whole, killed = jobs
+    # A signal is answered after the step: more than one may go by.
+    whole = another(Job(folder, model, data, 3 * kills + 3, async_save), folder / "whole")
     assert whole.start(TENSOR).wait(600) == 0, whole.last_lines()
+    return whole
+
+
+def another(job: Job, folder: Path, *more: str) -> Job:
+    """The same job in another folder, not yet started, with more flags."""
+    folder.mkdir()
+    (folder / "log").touch()
+    return dataclasses.replace(job, folder=folder, more=more)
+
+
+def run_all(whole: Job, folder: Path, kills: int, name: str, *, change_layout: bool) -> dict:
+    """The job that is killed, beside the one that was not, and what came of them."""
+    killed = another(whole, folder / "killed")
     began = time.monotonic()
     found = inject(killed, kills, signal.Signals[f"SIG{name}"], change_layout=change_layout)
     return {
-        "signal": name, "kills": kills, "async_save": async_save, "change_layout": change_layout,
-        "steps": steps, **found, "minutes": round((time.monotonic() - began) / 60, 1),
+        "signal": name, "kills": kills, "async_save": whole.async_save, "change_layout": change_layout,
+        "steps": whole.steps, **found, "minutes": round((time.monotonic() - began) / 60, 1),
         "difference": compare(killed, whole),
     }  # fmt: skip
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.kit.place import NotHereError, Place, WrongError
+from benchmarks.gpu.machine import nvidia_smi
 
 Row = Callable[[], Mapping[str, Any]]
 """Does the work of a row; `result` in what it returns is shown."""
@@ -38,7 +39,8 @@ def main() -> None:
         names = options["rows"]
     for name in names[: 1 if options["apart"] else None]:
         say(started=name)
-        say(row=name, **_outcome(rows[name]))
+        outcome = _outcome(rows[name])
+        say(row=name, **outcome, **({} if place.small else {"card_after": nvidia_smi()}))
         if not _device_answers():
             return
 

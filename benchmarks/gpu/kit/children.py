@@ -42,6 +42,12 @@ def run_rows(part: Part, options: dict[str, Any], deadline: float) -> Iterator[d
         for message in _messages(part, options | {"rows": waiting, "apart": part.apart}, deadline):
             if "rows" in message:
                 waiting = message["rows"] if waiting is None else waiting
+                if not waiting:
+                    yield {
+                        "row": options["text"],
+                        "status": "failed",
+                        "result": "no row has this in its name",
+                    }
             elif "started" in message:
                 running = message["started"]
             elif "row" in message:
@@ -60,10 +66,12 @@ def run_rows(part: Part, options: dict[str, Any], deadline: float) -> Iterator[d
 
 def _messages(part: Part, options: dict[str, Any], deadline: float) -> Iterator[dict[str, Any]]:
     """Yield the messages of one child, and at last how it ended."""
-    log = Path(options["output"]) / f"{part.name}.log"
+    log = Path(options["output"]) / "log.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu.kit.child", part.module, json.dumps(options)]
     with log.open("a") as errors:
+        errors.write(f"=== {part.name}\n")
+        errors.flush()
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True, cwd=ROOT,
             env=_environment(options["small"]),

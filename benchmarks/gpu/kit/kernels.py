@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -114,12 +115,12 @@ def _head(place: Place, kernels: Kernels, path: LossPath) -> dict[str, Any]:
     return {"errors": errors, "result": ", ".join(f"{name} within {e:.1e}" for name, e in errors.items())}
 
 
-class _exact_products:
+@contextlib.contextmanager
+def _exact_products() -> Iterator[None]:
     """Products of float32 in float32: an image may have set TF32."""
-
-    def __enter__(self) -> None:
-        self._before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-
-    def __exit__(self, *_: Any) -> None:
-        torch.set_float32_matmul_precision(self._before)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -26,7 +26,7 @@ PARTS = {
     for part in (
         Part("machine", 60),
         Part("correctness", 120),
-        Part("objective", 75),
+        Part("objective", 100),
         Part("head", 75),
         Part("trainer", 120, apart=True),
         Part("step_profile", 120),

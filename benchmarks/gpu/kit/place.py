@@ -29,8 +29,9 @@ class Place:
         return "cpu" if self.small else "cuda"
 
 
-def hide_transformer_engine() -> None:
-    """Let this process believe that Transformer Engine is not installed, before Megatron-Core looks."""
+def hide(*modules: str) -> None:
+    """Let this process believe that libraries are not installed, before Megatron-Core looks for them."""
     if "megatron.core" in sys.modules:
-        raise RuntimeError("Megatron-Core is imported already, and has looked for Transformer Engine")
-    sys.modules["transformer_engine"] = None  # type: ignore[assignment]  # what makes `import` and `find_spec` find nothing
+        raise RuntimeError("Megatron-Core is imported already, and has looked for libraries")
+    for module in modules:
+        sys.modules[module] = None  # type: ignore[assignment]  # `import` raises, `find_spec` finds nothing

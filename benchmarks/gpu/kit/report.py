@@ -16,6 +16,7 @@ class Report:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "log.txt").unlink(missing_ok=True)  # of a run before
         self._folder, self._started = folder, time.monotonic()
         self._records: list[dict[str, Any]] = []
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.kit.place import hide_transformer_engine
+from benchmarks.gpu.kit.place import hide
 
 KILLED_FROM = 5
 """The step from which a run that is to be killed waits for its checkpoint."""
@@ -23,13 +23,14 @@ KILLED_FROM = 5
 def main() -> None:
     options = json.loads(sys.argv[1])
     if options["without_te"]:
-        hide_transformer_engine()
+        hide("transformer_engine")
     from megatron_probsft.runtime.quiet import quiet_libraries
 
     quiet_libraries()
     import torch
 
     torch.set_num_threads(1)  # so small that threads would only wait for each other
+    torch.set_float32_matmul_precision("highest")  # an image may have set TF32
     # Sums in one order, where the library has such kernels: two runs are the same bit for bit.
     torch.use_deterministic_algorithms(True, warn_only=True)
     from megatron_probsft.runtime import distributed

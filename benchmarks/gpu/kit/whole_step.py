@@ -42,7 +42,7 @@ class Sizes:
 def sizes(place: Place) -> Sizes:
     if place.small:
         return Sizes(TINY, 256, 4, Chats(40, 40, 200, words(TINY)), rounds=2, warmup=1)
-    return Sizes(QWEN2_5_1_5B, 8192, 64, Chats(1024, 400, 8000, words(QWEN2_5_1_5B)), rounds=8, warmup=3)
+    return Sizes(QWEN2_5_1_5B, 8192, 64, Chats(720, 400, 8000, words(QWEN2_5_1_5B)), rounds=8, warmup=3)
 
 
 class WholeStep:
@@ -79,11 +79,11 @@ def _random_weights(gpt: list[torch.nn.Module], _: Any) -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         for chunk in gpt:
-            for parameter in chunk.parameters():
+            for name, parameter in chunk.named_parameters():
                 if parameter.dim() > 1:
                     parameter.normal_(0, 0.02)
-                else:
-                    parameter.fill_(1)
+                else:  # a bias, or a norm's weight
+                    parameter.fill_(0 if name.endswith("bias") else 1)
 
 
 def use_megatron_loss(place: Place, peer: str) -> None:

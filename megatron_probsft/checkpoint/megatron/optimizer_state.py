@@ -2,10 +2,10 @@
 
 A distributed optimizer gives a rank a range of each flattened parameter. That range is a few rectangular
 blocks of the whole tensor (`rectangles`), and `torch.distributed.checkpoint` takes any blocks: so the
-checkpoint holds whole tensors under Megatron-Core's names for `fully_reshardable` ones,
-`optimizer.state.exp_avg.…`.
-Megatron-Core's own way there gathers every bucket on every rank (optimizer/distrib_optimizer.py:1650,
-`sharded_param_state_fully_reshardable`), but reads what is written here.
+checkpoint holds whole tensors under the names of Megatron-Core's `fully_reshardable` format,
+`optimizer.state.exp_avg.…`. Megatron-Core itself (optimizer/distrib_optimizer.py,
+`sharded_param_state_fully_reshardable`) gathers every bucket on every rank for it, but reads what is
+written here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def optimizer_content(optimizer: MegatronOptimizer, model: dict[str, Any]) -> di
 
     model: the sharded state dict of the model, whose tensors name the optimizer's.
     """
-    inner = _inner(optimizer)
+    inner = inner_optimizers(optimizer)
     if not any(isinstance(one, DistributedOptimizer) for one in inner):
         return optimizer.sharded_state_dict(model, metadata=sharding_metadata())  # type: ignore[call-arg]
     named = _named(model)
@@ -61,15 +61,15 @@ def read_optimizer(
     """
     named, step = _named(model), _saved_step(plain)
     wanted: dict[str, list[Target]] = defaultdict(list)
-    for inner in _inner(optimizer):
+    for inner in inner_optimizers(optimizer):
         inner.init_state_fn(inner.optimizer, inner.config)
         torch_adam.set_step(inner, step)
-        for part in _parts(inner):
-            pieces = _pieces(named[part.parameter])
-            for name, values in part.tensors.items():
-                for block, view in (cut for piece in pieces for cut in _cut(piece, part.start, values)):
-                    key = _saved_key(name, block.key, reader.tensors)
-                    wanted[key].append(Target(block.global_offset, view, block.allow_shape_mismatch))
+    for part in optimizer_parts(optimizer):
+        pieces = _pieces(named[part.parameter])
+        for name, values in part.tensors.items():
+            for block, view in (cut for piece in pieces for cut in _cut(piece, part.start, values)):
+                key = _saved_key(name, block.key, reader.tensors)
+                wanted[key].append(Target(block.global_offset, view, block.allow_shape_mismatch))
     for key, targets in wanted.items():
         reader.fill(key, targets)
 
@@ -82,7 +82,7 @@ def _saved_key(name: str, key: str, there: Container[str]) -> str:
 
 
 @dataclass(frozen=True)
-class _Part:
+class StatePart:
     """The state that this rank holds of a parameter."""
 
     parameter: torch.Tensor
@@ -93,13 +93,19 @@ class _Part:
     """The moments, and the main weights as `param` where there are any: flat, all of one size."""
 
 
-def _inner(optimizer: MegatronOptimizer) -> list[Any]:
+def inner_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
+    """Return Megatron-Core's optimizers of some parameters each: one, or experts' beside it."""
     chain = getattr(optimizer, "chained_optimizers", [optimizer])
     return [one for one in chain if not getattr(one, "is_stub_optimizer", False)]
 
 
-def _parts(inner: Any) -> Iterator[_Part]:
-    """Yield what this rank holds, parameter by parameter."""
+def optimizer_parts(optimizer: MegatronOptimizer) -> Iterator[StatePart]:
+    """Yield what this rank holds of the optimizer's state, parameter by parameter."""
+    for inner in inner_optimizers(optimizer):
+        yield from _parts(inner)
+
+
+def _parts(inner: Any) -> Iterator[StatePart]:
     if isinstance(inner, DistributedOptimizer):
         buckets = (
             bucket for buffer in inner.gbuf_ranges for buckets in buffer.values() for bucket in buckets
@@ -108,7 +114,7 @@ def _parts(inner: Any) -> Iterator[_Part]:
             for parameter, ranges in bucket["param_map"].items():
                 tensors = inner._get_main_param_and_optimizer_states(parameter)
                 tensors = {key: value.detach() for key, value in tensors.items() if key != "step"}
-                yield _Part(parameter, ranges["param"].start, tensors)
+                yield StatePart(parameter, ranges["param"].start, tensors)
         return
     if isinstance(inner, Float16OptimizerWithFloat16Params):
         groups = zip(inner.float16_groups, inner.fp32_from_float16_groups, strict=True)
@@ -119,7 +125,7 @@ def _parts(inner: Any) -> Iterator[_Part]:
         tensors = {key: value for key, value in inner.optimizer.state[main].items() if key != "step"}
         if main is not parameter:
             tensors["param"] = main
-        yield _Part(parameter, 0, {key: value.detach().view(-1) for key, value in tensors.items()})
+        yield StatePart(parameter, 0, {key: value.detach().view(-1) for key, value in tensors.items()})
 
 
 def _named(model: dict[str, Any]) -> Mapping[torch.Tensor, ShardedTensor | ShardedTensorFactory]:
@@ -192,7 +198,7 @@ def _cut(piece: _Piece, start: int, values: torch.Tensor) -> Iterator[tuple[Shar
         yield block, values[begin : begin + part.end - part.start].view(shape)
 
 
-def _blocks(piece: _Piece, part: _Part, name: str, values: torch.Tensor) -> Iterator[ShardedTensor]:
+def _blocks(piece: _Piece, part: StatePart, name: str, values: torch.Tensor) -> Iterator[ShardedTensor]:
     for block, view in _cut(piece, part.start, values):
         # Of the ranks that share the parameter, each writes its own range: only copies on tensor-parallel
         # and pipeline ranks (a norm, tied embeddings) are written once.

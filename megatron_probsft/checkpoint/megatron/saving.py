@@ -18,17 +18,18 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from torch.distributed.checkpoint.filesystem import _StorageWriterTransforms
 
 from megatron_probsft.checkpoint.megatron import run_folder as folders
+from megatron_probsft.checkpoint.megatron.save_strategy import SaveStrategy
 from megatron_probsft.checkpoint.megatron.side_files import SideFiles
 from megatron_probsft.checkpoint.megatron.torch_dist import CONTENT
 from megatron_probsft.checkpoint.megatron.torch_dist_reader import Place
 from megatron_probsft.runtime import distributed
-from megatron_probsft.runtime.device import current_device, has_gpu
+from megatron_probsft.runtime.device import current_device
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import pieces
+from megatron_probsft.runtime.host_copies import HostCopies
 from megatron_probsft.runtime.megatron_patches import results_queue
 
 ReadBlock = Callable[[Place], torch.Tensor]
@@ -58,14 +59,15 @@ class Save:
         state_dict: dict[str, Any],
         side_files: SideFiles,
         *,
-        in_background: bool = False,
+        copies: HostCopies | None = None,
         streaming: Streaming | None = None,
     ) -> None:
         """Plan the checkpoint of `step` and start to write it.
 
         Args:
             state_dict: sharded tensors and objects, and plain values that are equal on every rank.
-            in_background: the tensors may change from here on: host memory takes a copy of them first.
+            copies: take the tensors to be written, which may then change; without them, nothing may change
+                before `finish`, and the host holds one tensor of a GPU at a time.
             streaming: gives the tensors where those of the state dict lie on the meta device.
 
         Raises:
@@ -76,18 +78,19 @@ class Save:
         self._part = folders.part_folder(run_folder, step)
         self._on_first_rank(self._make_part)
         results_queue.apply()
-        self._strategy = _Strategy(thread_count=streaming.files if streaming else 1)
+        self._strategy = SaveStrategy(thread_count=streaming.files if streaming else 1)
         dist_checkpointing.save(
             state_dict,
             str(self._part),
             sharded_strategy=self._strategy,
+            validate_access_integrity=False,  # with it, every rank gets a list of all ranks' tensors
             async_sharded_save=True,
             async_strategy="mcore",
             content_metadata=CONTENT,
         )
         self._thread = threading.Thread(
             target=_write,
-            args=(self._strategy.writer, _buckets(self._strategy.writer, in_background, streaming)),
+            args=(self._strategy.writer, _buckets(self._strategy.writer, copies, streaming), copies),
         )
         self._thread.daemon = True  # a run that fails does not wait for it
         self._thread.start()
@@ -106,12 +109,9 @@ class Save:
         """
         self._thread.join()
         distributed.wait_for_all("writing a checkpoint")  # a slow disk is no reason for a time-out
-        results: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(results, self._strategy.writer.retrieve_write_results())
-        failures = [result for result in results if not isinstance(result, list)]
-        if failures:
-            self._give_up(str(failures[0][0]).removeprefix("Worker failure: "))
-        self._on_first_rank(lambda: self._complete(results))
+        results: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+        dist.gather_object(self._strategy.writer.retrieve_write_results(), results)
+        self._on_first_rank(lambda: self._complete(results or []))
         return folders.checkpoint_folder(self._run_folder, self.step)
 
     def _make_part(self) -> None:
@@ -119,6 +119,9 @@ class Save:
         self._part.mkdir(parents=True)
 
     def _complete(self, results: list[Any]) -> None:
+        failures = [result for result in results if not isinstance(result, list)]
+        if failures:
+            raise OSError(str(failures[0][0]).removeprefix("Worker failure: "))
         self._strategy.writer.finish(self._strategy.metadata, results)
         save_config(CheckpointingConfig(self._strategy.backend, self._strategy.version), str(self._part))
         self._side_files.write(self._part)
@@ -139,46 +142,36 @@ class Save:
         )
 
 
-class _Strategy(TorchDistSaveShardedStrategy):
-    """Megatron-Core's own strategy, which keeps the writer and (on rank 0) the global metadata for us."""
-
-    writer: FileSystemWriterAsync
-    metadata: Any
-
-    def _get_save_and_finalize_callbacks(
-        self, writer: Any, save_state_dict_ret: Any, async_strategy: str
-    ) -> Any:
-        self.writer, self.metadata = writer, save_state_dict_ret[1]
-        return super()._get_save_and_finalize_callbacks(writer, save_state_dict_ret, async_strategy)
-
-
-def _buckets(writer: FileSystemWriterAsync, copy: bool, streaming: Streaming | None) -> list[Any]:
-    """This rank's tensors by file: in host memory, or read when they are written."""
-    if streaming is not None:
+def _buckets(
+    writer: FileSystemWriterAsync, copies: HostCopies | None, streaming: Streaming | None
+) -> list[Any]:
+    """This rank's tensors by file: copies of them, or what is brought to the host when it is written."""
+    buckets = writer.write_buckets or []
+    if copies is not None:
+        taken = iter(copies.take([tensor for *_, (_, tensors) in buckets for _, tensor in tensors]))
         return [
-            (path, key, (objects, _Streamed(tensors, streaming.read)))
-            for path, key, (objects, tensors) in writer.write_buckets or []
+            (path, key, (objects, [(item, next(taken)) for item, _ in tensors]))
+            for path, key, (objects, tensors) in buckets
         ]
-    buckets = FileSystemWriterAsync.preload_tensors(writer.write_buckets or [])  # copies a device's
-    if not copy or has_gpu():
-        return buckets
     return [
-        (path, key, (objects, [(item, tensor.clone()) for item, tensor in tensors]))
-        for path, key, (objects, tensors) in buckets
+        (path, key, (objects, _OneByOne(tensors, streaming))) for path, key, (objects, tensors) in buckets
     ]
 
 
-class _Streamed:
-    """Pairs of write item and tensor, whose tensors are read one by one as the file grows."""
+class _OneByOne:
+    """Pairs of write item and tensor, whose tensors come to the host one by one as the file grows."""
 
-    def __init__(self, tensors: list[tuple[Any, torch.Tensor]], read: ReadBlock) -> None:
-        self._tensors, self._read = tensors, read
-        self.current_bytes = 0
+    def __init__(self, tensors: list[tuple[Any, torch.Tensor]], streaming: Streaming | None) -> None:
+        self._tensors, self._streaming = tensors, streaming
+        self.needed_bytes = sum(tensor.nbytes for _, tensor in tensors)
 
     def __iter__(self) -> Iterator[tuple[Any, torch.Tensor]]:
         for item, tensor in self._tensors:
-            self.current_bytes = tensor.nbytes
-            yield item, self._read((item.index.fqn, tuple(item.index.offset)))
+            if self._streaming is None:
+                yield item, tensor.cpu()
+                continue
+            self.needed_bytes = tensor.nbytes
+            yield item, self._streaming.read((item.index.fqn, tuple(item.index.offset)))
 
 
 class _InPieces(_StorageWriterTransforms):
@@ -201,10 +194,12 @@ class _Pieces(io.RawIOBase):
         return memoryview(content).nbytes
 
 
-def _write(writer: FileSystemWriterAsync, buckets: list[Any]) -> None:
+def _write(writer: FileSystemWriterAsync, buckets: list[Any], copies: HostCopies | None) -> None:
     """Write this rank's files; their entries, or what went wrong, go to the writer's queue."""
     if not buckets:
         return
+    if copies is not None:
+        copies.wait()
     write = partial(FileSystemWriterAsync.write_preloaded_data, [_InPieces()], results_queue=None)
     results: dict[int, Any] = {}
 
@@ -231,8 +226,8 @@ def _cause(error: Exception, bucket: Any) -> Exception:
     path, _, (_, tensors) = bucket
     if isinstance(error, OSError | UserError):
         return error
-    streamed = isinstance(tensors, _Streamed)
-    needed = tensors.current_bytes if streamed else sum(tensor.nbytes for _, tensor in tensors)
+    late = isinstance(tensors, _OneByOne)
+    needed = tensors.needed_bytes if late else sum(tensor.nbytes for _, tensor in tensors)
     if shutil.disk_usage(Path(path).parent).free < needed:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return error

@@ -19,7 +19,8 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from megatron_probsft.runtime.errors import UserError
 
-_PIECE_BYTES = 32 * 2**20
+PIECE_BYTES = 32 * 2**20
+"""`BlockReader.fill` reads this much at a time."""
 
 Place = tuple[str, tuple[int, ...]]
 """The key and the offset of a block."""
@@ -56,6 +57,8 @@ class BlockReader:
             for key, entry in metadata.state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata)
         }
+        self.objects = metadata.state_dict_metadata.keys() - self.tensors.keys()
+        """The names of all that is not a tensor, each with its place: `NAME/shard_0_1`."""
         self._items: dict[Place, list[ReadItem]] = defaultdict(list)
         self._shapes: dict[Place, tuple[int, ...]] = {}
 
@@ -144,7 +147,7 @@ class BlockReader:
             first = narrow_tensor_by_index(stored, item.storage_offsets, item.lengths).storage_offset()
             first -= first % row
             target = target.reshape(target.shape[axis:])
-            most = max(_PIECE_BYTES // (row * stored.itemsize), 1)
+            most = max(PIECE_BYTES // (row * stored.itemsize), 1)
             for begin in range(0, len(target), most):
                 into = target[begin : begin + most]
                 piece = torch.empty((len(into), *stored.shape[axis + 1 :]), dtype=stored.dtype)

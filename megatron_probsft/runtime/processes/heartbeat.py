@@ -26,7 +26,7 @@ _current: Heartbeat | None = None
 
 
 class Heartbeat:
-    """The thread that writes this process's line and learns of silent ones. One for each process."""
+    """The threads that write this process's line and learn of silent ones. One for each process."""
 
     def __init__(self, store: Any, rank: int, world_size: int, seconds: float) -> None:
         """store: shared by the processes of this start alone. seconds: the time-out of a collective."""
@@ -40,7 +40,10 @@ class Heartbeat:
         self._told, self._asked = "", False
         self._over = threading.Event()
         self._signals, self._wakeup = os.pipe()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._reached = time.monotonic()
+        self._threads = [
+            threading.Thread(target=work, name="heartbeat", daemon=True) for work in (self._run, self._guard)
+        ]
 
     def start(self) -> None:
         """Begin; every process calls this before one of them may wait long for another."""
@@ -53,20 +56,22 @@ class Heartbeat:
             os.set_blocking(self._wakeup, False)
             signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
         atexit.register(self.stop)  # a thread that is still in the store would end the interpreter badly
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """End; the others see that this process has not died."""
         atexit.unregister(self.stop)
         self._over.set()
-        self._thread.join(self._interval)
-        with contextlib.suppress(RuntimeError):  # of rank 0's process the store may be gone already
-            if not self._thread.is_alive():
-                self._beat(ended=True)
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(-1)
-        if not self._thread.is_alive():
-            os.close(self._signals), os.close(self._wakeup)
+        for thread in self._threads:
+            thread.join(self._interval)
+        if any(thread.is_alive() for thread in self._threads):
+            return
+        os.close(self._signals), os.close(self._wakeup)
+        with contextlib.suppress(RuntimeError):  # the store may have ended with rank 0
+            self._beat(ended=True)
 
     def move(self, part: str | None = None, step: int | None = None) -> None:
         """Note where the main thread is."""
@@ -97,20 +102,29 @@ class Heartbeat:
         self._store.set(f"heartbeat/{self._rank}", beat.to_text())
 
     def _run(self) -> None:
-        reached = time.monotonic()
         while not self._over.wait(self._interval):
             self._asked = self._asked or self._was_asked_to_stop()
             try:
                 self._beat()
                 self._look()
-            except RuntimeError:  # a connection that broke once does not come back
-                break
-            reached = time.monotonic()
-        if not self._over.wait(max(reached + self._limit - time.monotonic(), 0)):
-            self._end(
-                f"rank {self._rank} on {self._host} has not reached the store of this run for "
-                f"{self._limit:.0f} s: is the machine of rank 0 gone, or the network to it?"
-            )
+            except RuntimeError:  # a connection that broke once does not come back: `_guard` ends the process
+                return
+            self._reached = time.monotonic()
+
+    def _guard(self) -> None:
+        """End the process if the store is out of reach: then the other thread may wait there for ever."""
+        looked = time.monotonic()
+        while not self._over.wait(self._interval):
+            now = time.monotonic()
+            if now - looked > 3 * self._interval:  # this process was stopped itself, and goes on
+                self._reached = now
+            looked = now
+            if now - self._reached > self._limit:
+                self._end(
+                    f"rank {self._rank} on {self._host} has not reached the store of this run for "
+                    f"{now - self._reached:.0f} s: has rank 0 stopped, or its machine, or the network to it?",
+                    reachable=False,
+                )
 
     def _look(self) -> None:
         """Read the beats that this process watches; end the process if one of the others is gone."""
@@ -140,11 +154,11 @@ class Heartbeat:
             return any(number in (signal.SIGTERM, signal.SIGUSR1) for number in os.read(self._signals, 64))
         return False
 
-    def _end(self, reason: str) -> None:
-        """End the process at once: its main thread may wait for ever. One of all says why."""
+    def _end(self, reason: str, *, reachable: bool = True) -> None:
+        """End the process at once: its main thread may wait for ever. One of all that can says why."""
         first = True
         with contextlib.suppress(RuntimeError):
-            first = self._store.add("heartbeat/told", 1) == 1
+            first = not reachable or self._store.add("heartbeat/told", 1) == 1
         if first:
             print(f"error: {reason}", file=sys.stderr, flush=True)
         leave_for_torchrun(f"error: {reason}")

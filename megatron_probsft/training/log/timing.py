@@ -14,8 +14,9 @@ PARTS = ("data", "forward_backward", "optimizer", "validation", "checkpoint", "o
 class Phases:
     """Measures wall time by part of the run, by the host's clock: nothing waits for the device.
 
-    On a GPU a part ends where the host learns a number from it: forward_backward with the loss's sums,
-    optimizer with the gradient norm, so that the kernels of the update itself end in `other`.
+    On a GPU a part ends where the host learns a number from it: forward_backward with the loss and the
+    gradient's norm, so that optimizer is the launch of the update, whose kernels end in `other` or with the
+    next step.
     """
 
     def __init__(self) -> None:

@@ -19,17 +19,20 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch._subclasses.fake_tensor as fake_tensor
 import torch.distributed as dist
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import _disable_current_modes
 
 from megatron_probsft.runtime.megatron_patches import replace
 
 # What a read gives of a value that is not known: every sum and norm is finite, and not zero.
 _READS: dict[str, Callable[[torch.Tensor], Any]] = {
     "item": lambda tensor: 1.0 if tensor.is_floating_point() else 1,
+    "numpy": lambda tensor: np.ones(tuple(tensor.shape)),
     "tolist": lambda tensor: [1.0 if tensor.is_floating_point() else 1] * tensor.numel(),
     "__bool__": lambda tensor: True,
     "__float__": lambda tensor: 1.0,
@@ -39,7 +42,7 @@ _KNOWN_VALUES = 2**24
 """Tensors of up to so many elements keep values that are known: those of a batch."""
 
 
-def join(rank: int, world_size: int) -> None:
+def join_fake_world(rank: int, world_size: int) -> None:
     """Let this process be that rank of a world in which it is alone; collectives return at once."""
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
 
@@ -50,10 +53,31 @@ def faking() -> Iterator[FakeTensorMode]:
     os.environ["TORCH_COMPILE_DISABLE"] = "1"
     _patch()
     with (
-        FakeTensorMode(allow_non_fake_inputs=True) as mode,
+        _Faking(allow_non_fake_inputs=True) as mode,
         torch.autograd.set_multithreading_enabled(False),
     ):
         yield mode
+
+
+class _Faking(FakeTensorMode):
+    """Knows also the values of ranges, and what ranks that are alike gather from each other."""
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = super().dispatch(func, types, args, kwargs)
+        packet = func.overloadpacket
+        if packet is torch.ops.aten.arange:
+            with unset_fake_temporarily():
+                _note(out, func(*args, **(kwargs or {})))
+        elif packet is torch.ops.c10d._allgather_base_ and args[1].constant is not None:
+            with unset_fake_temporarily():
+                one = args[1].constant.flatten()
+                _note(args[0], one.repeat(args[0].numel() // one.numel()).view(args[0].shape))
+        return out
+
+
+def _note(fake: FakeTensor, value: torch.Tensor) -> None:
+    if value.numel() <= _KNOWN_VALUES:
+        fake.constant = value
 
 
 def known(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
@@ -74,7 +98,10 @@ def _patch() -> None:
 
 def _read(real: Callable, unknown: Callable[[torch.Tensor], Any]) -> Callable:
     def read(self: FakeTensor) -> Any:
-        return unknown(self) if self.constant is None else real(self.constant)
+        if self.constant is None:
+            return unknown(self)
+        with _disable_current_modes():  # which would make a fake one of what `numpy` detaches
+            return real(self.constant)
 
     return read
 

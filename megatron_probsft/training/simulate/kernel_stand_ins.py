@@ -1,4 +1,4 @@
-"""What kernels read, write and keep, without computing it: for tensors that have no contents.
+"""Stand-ins for kernels allocate and keep what these do, without computing: for tensors without contents.
 
 The place that is simulated is CUDA without Transformer Engine, with liger-kernel: fake tensors lie on the
 CPU, so what layers choose for CUDA is chosen here.
@@ -11,10 +11,13 @@ from typing import Any, Literal
 
 import torch
 from megatron.core.fusions import fused_bias_swiglu
+from megatron.core.transformer.moe import router
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from megatron_probsft.models import attention, build, local_layers, rotary
 from megatron_probsft.models.packs import Pack
 from megatron_probsft.runtime.megatron_patches import replace, weight_gradient_fusion
+from megatron_probsft.training.simulate.fake_tensors import known
 from megatron_probsft.training.simulate.recorder import note_flops
 from megatron_probsft.vocab_parallel import fused_head, torch_kernels
 
@@ -25,6 +28,7 @@ def apply(place: Place) -> None:
     """Replace, in this process, the kernels that look into tensors, and for CUDA those of the layers."""
     replace(torch_kernels, "shard_statistics", _shard_statistics)
     replace(torch_kernels, "write_gradient", lambda *_: None)
+    replace(router.TopKRouter, "routing", _evenly(router.TopKRouter.routing))
     if place == "cpu":
         return
     replace(build, "has_gpu", lambda: True)
@@ -36,6 +40,20 @@ def apply(place: Place) -> None:
         replace(module, "add_product", _add_product)
     for name, stand_in in _SWIGLU.items():
         replace(fused_bias_swiglu, name, stand_in)
+
+
+def _evenly(routing: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> Callable:
+    """Return the routing, but every expert is given as many tokens."""
+
+    def balanced(self: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        probabilities, chosen = routing(self, *args, **kwargs)
+        tokens, experts = chosen.shape
+        with unset_fake_temporarily():
+            each = torch.arange(tokens * self.topk).view(tokens, self.topk) % experts
+            even = torch.zeros(tokens, experts, dtype=torch.bool).scatter_(1, each, True)
+        return probabilities, known(even, chosen.fake_mode)  # type: ignore[attr-defined]
+
+    return balanced
 
 
 def _shard_statistics(

@@ -34,7 +34,7 @@ class LiveBytes(TorchDispatchMode):
         """The bytes alive, by kind."""
         self.at_peak: Counter[str] = Counter()
         """The bytes alive when their sum was largest, by kind."""
-        self._total = self._peak = 0
+        self.total = self._peak = 0
         self._kind = "activations"
         self._storages: dict[int, _Storage] = {}
 
@@ -59,8 +59,14 @@ class LiveBytes(TorchDispatchMode):
         return None if storage is None else storage.kind
 
     def forget_peak(self) -> None:
-        """Look for the peak from now on."""
-        self._peak, self.at_peak = self._total, Counter(self.now)
+        """Look for the peak from now on, in a new `at_peak`."""
+        self.at_peak = Counter()
+        self._note_peak()
+
+    def _note_peak(self) -> None:
+        self._peak = self.total
+        self.at_peak.clear()
+        self.at_peak.update(self.now)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -77,15 +83,15 @@ class LiveBytes(TorchDispatchMode):
         size = storage.nbytes()
         self._storages[key] = _Storage(self._kind, size)
         self.now[self._kind] += size
-        self._total += size
+        self.total += size
         weakref.finalize(storage, self._free, key)
-        if self._total > self._peak:
-            self.forget_peak()
+        if self.total > self._peak:
+            self._note_peak()
 
     def _free(self, key: int) -> None:
         storage = self._storages.pop(key)
         self.now[storage.kind] -= storage.bytes
-        self._total -= storage.bytes
+        self.total -= storage.bytes
 
 
 def _key(tensor: torch.Tensor) -> int:

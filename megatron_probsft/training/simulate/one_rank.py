@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from megatron.core import parallel_state
@@ -16,26 +15,20 @@ from megatron_probsft.runtime import distributed
 from megatron_probsft.training.batches import StepBatch
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.simulate import fake_tensors
-from megatron_probsft.training.simulate.recorded_step import EACH_MICRO_BATCH, groups_by_name, recorded_step
+from megatron_probsft.training.simulate.recorded_step import (
+    EACH_MICRO_BATCH,
+    ONCE_A_STEP,
+    groups_by_name,
+    record_step,
+    recorded_state,
+)
 from megatron_probsft.training.simulate.recorder import StepRecorder
 from megatron_probsft.training.simulate.report import Collective, Flops, MemoryByKind, SimulatedStage
+from megatron_probsft.training.simulate.stages import Passes, SimulatedRank, micro_batches_to_simulate
 from megatron_probsft.training.simulate.step_samples import StepSamples, micro_batches_of
+from megatron_probsft.training.start.memory_estimate import chunks_in_flight
 from megatron_probsft.training.start.open_run import criterion_of
 from megatron_probsft.training.state import TrainState, build_gpt, build_train_state, data_parallel
-
-
-@dataclass(frozen=True)
-class SimulatedRank:
-    """What one rank does in a step."""
-
-    stage: SimulatedStage
-    micro_batches: int
-    pack_length: int
-    sequence_lengths: tuple[int, ...]
-    """Of the first micro-batch."""
-    supervised_tokens: int
-    """Of the first micro-batch."""
-    real_tokens_share: float
 
 
 def simulate_rank(
@@ -46,7 +39,7 @@ def simulate_rank(
     It changes torch for the rest of the process.
     """
     layout = config.layout
-    fake_tensors.join(rank, world_size)
+    fake_tensors.join_fake_world(rank, world_size)
     distributed.initialize(
         layout.tensor_model_parallel_size,
         layout.pipeline_model_parallel_size,
@@ -63,38 +56,35 @@ def simulate_rank(
 
 
 def _simulate(config: TrainConfig, hf: HFModel, batch: StepBatch) -> SimulatedRank:
-    count = len(batch.micro_batches)
-    simulated = min(count, _enough_micro_batches(config))
+    layout, count = config.layout, len(batch.micro_batches)
     recorder = StepRecorder(groups_by_name())
+    criterion = criterion_of(config, hf.shape.vocab_size)
+    stage = parallel_state.get_pipeline_model_parallel_rank()
 
     def build() -> TrainState:
-        gpt = build_gpt(hf, config.layout, config.precision, config.kernels, packing=config.batch.packing)
-        return build_train_state(gpt, config.layout, config.optimizer, config.schedule, train_iters=1)
+        gpt = build_gpt(hf, layout, config.precision, config.kernels, packing=config.batch.packing)
+        return build_train_state(gpt, layout, config.optimizer, config.schedule, train_iters=1)
 
+    passes, few = [], 0
     with fake_tensors.faking() as mode:
-        faked = _faked(batch, simulated, mode)
-        state = recorded_step(build, faked, criterion_of(config, hf.shape.vocab_size), recorder)
-        stage = _stage(state, recorder, count, simulated)
+        state = recorded_state(build, recorder)
+        for few in micro_batches_to_simulate(layout, count):
+            record_step(state, _faked(batch, few, mode), criterion, recorder)
+            left = recorder.started[ONCE_A_STEP] - recorder.started[EACH_MICRO_BATCH]
+            held = chunks_in_flight(layout, stage, few)
+            passes.append(Passes(held, dict(recorder.peaks[EACH_MICRO_BATCH]), few, left))
+        simulated = _stage(state, recorder, count, few)
     first = batch.micro_batches[0]
     return SimulatedRank(
-        stage,
+        simulated,
+        passes,
+        dict(recorder.peaks[ONCE_A_STEP]),
         count,
         batch.pack_length,
-        tuple(first.cu_seqlens.diff().tolist()),
+        first.cu_seqlens.diff().tolist(),
         first.supervised_tokens,
         batch.efficiency,
     )
-
-
-def _enough_micro_batches(config: TrainConfig) -> int:
-    """Return after how many micro-batches a pipeline does nothing new.
-
-    All stages of a plain one (1F1B) hold as many as they ever do once the last stage has its first one back;
-    the interleaved one goes through a pipeline's length of them at a time, and holds at most
-    (chunks + 1) × stages − 1 chunks (arXiv 2104.04473).
-    """
-    stages = config.layout.pipeline_model_parallel_size
-    return stages + 1 if config.layout.num_virtual_stages_per_pipeline_rank is None else 2 * stages
 
 
 def _faked(batch: StepBatch, count: int, mode: FakeTensorMode) -> StepBatch:
@@ -112,13 +102,12 @@ def _faked(batch: StepBatch, count: int, mode: FakeTensorMode) -> StepBatch:
 
 
 def _stage(state: TrainState, recorder: StepRecorder, micro_batches: int, simulated: int) -> SimulatedStage:
-    stage = parallel_state.get_pipeline_model_parallel_rank()
-    at_peak = recorder.at_peak
+    at_peak = recorder.peaks[EACH_MICRO_BATCH]
     flops: Counter[str] = Counter()
     for (phase, kind), number in recorder.flops.items():
         flops[kind] += number * micro_batches // simulated if phase == EACH_MICRO_BATCH else number
     return SimulatedStage(
-        stage=stage,
+        stage=parallel_state.get_pipeline_model_parallel_rank(),
         rank=distributed.rank(),
         ranks=distributed.world_size() // parallel_state.get_pipeline_model_parallel_world_size(),
         layers=sum(len(chunk.decoder.layers) for chunk in state.gpt),

@@ -19,14 +19,12 @@ EACH_MICRO_BATCH = "each micro-batch"
 ONCE_A_STEP = "once a step"
 
 
-def recorded_step(
-    build: Callable[[], TrainState], batch: StepBatch, criterion: Criterion, recorder: StepRecorder
-) -> TrainState:
-    """Build a run's state, and record the second of its steps: the first one makes the optimizer's moments.
+def recorded_state(build: Callable[[], TrainState], recorder: StepRecorder) -> TrainState:
+    """Build a run's state, with the optimizer's moments, whose steps can be recorded.
 
-    The first one is an update without forward and backward pass. The recorder's kinds are then weights,
-    gradients, optimizer, activations, head, communication; its phases those of this file. Collective over
-    the world.
+    An update without forward and backward pass makes the moments. The kinds are weights, gradients,
+    optimizer; then activations, head, communication; the phases those of this file. Collective over the
+    world.
     """
     with recorder:
         state = build()
@@ -36,9 +34,14 @@ def recorded_step(
         recorder.adopt(_optimizer_tensors(state), "optimizer")
         _watch_head(state.gpt, recorder)
         _watch_end_of_backward(state.gpt, recorder)
+    return state
+
+
+def record_step(state: TrainState, batch: StepBatch, criterion: Criterion, recorder: StepRecorder) -> None:
+    """Do a step of a `recorded_state`, of which alone the recorder then tells. Collective over the world."""
+    with recorder:
         recorder.restart(EACH_MICRO_BATCH)
         train_step(state, batch, criterion)
-    return state
 
 
 def groups_by_name() -> dict[str, Group]:
@@ -95,7 +98,7 @@ def _watch_end_of_backward(chunks: list[GPTModel], recorder: StepRecorder) -> No
         finalize = chunk.config.finalize_model_grads_func
 
         def watched(*args: Any, finalize: Any = finalize, **kwargs: Any) -> Any:
-            recorder.phase = ONCE_A_STEP
+            recorder.begin(ONCE_A_STEP)
             return finalize(*args, **kwargs)
 
         chunk.config.finalize_model_grads_func = watched

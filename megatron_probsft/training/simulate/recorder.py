@@ -1,4 +1,4 @@
-"""What one rank does in a step, recorded as torch dispatches it: live bytes, operations, collectives."""
+"""One rank's step is recorded as torch dispatches it: live bytes, operations, collectives."""
 
 from __future__ import annotations
 
@@ -75,6 +75,10 @@ class StepRecorder(LiveBytes):
         """Take the report's names of groups by torch's `group_name`, or by PIPELINE."""
         super().__init__()
         self.phase = ""
+        self.peaks: dict[str, Counter[str]] = {}
+        """The bytes at the peak of each phase, by kind."""
+        self.started: dict[str, int] = {}
+        """The bytes alive when each phase began."""
         self.flops: Counter[tuple[str, str]] = Counter()
         """By phase and linear, attention or head."""
         self.calls: Counter[CallKind] = Counter()
@@ -83,11 +87,17 @@ class StepRecorder(LiveBytes):
         self._works: list[FakeWork] = []
 
     def restart(self, phase: str) -> None:
-        """Forget all operations and the peak; what is alive stays counted."""
+        """Forget all operations and peaks, and begin a phase; what is alive stays counted."""
+        for records in (self.flops, self.calls, self.bytes, self.peaks, self.started):
+            records.clear()
+        self.begin(phase)
+
+    def begin(self, phase: str) -> None:
+        """Begin another phase, with a peak of its own."""
         self.phase = phase
         self.forget_peak()
-        for counter in (self.flops, self.calls, self.bytes):
-            counter.clear()
+        self.peaks[phase] = self.at_peak
+        self.started[phase] = self.total
 
     def add_flops(self, kind: str, number: int) -> None:
         """Count operations; see `note_flops`."""

@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_probsft.training.config.config import TrainConfig
-from megatron_probsft.training.simulate.report import SimulatedStep, stage_from_json
-from megatron_probsft.training.simulate.stages import all_stages, stages_to_simulate
+from megatron_probsft.training.simulate.report import SimulatedStep
+from megatron_probsft.training.simulate.stages import (
+    SimulatedRank,
+    all_stages,
+    rank_from_json,
+    stages_to_simulate,
+)
 from megatron_probsft.training.simulate.step_samples import StepSamples
 
 _ASSUMPTIONS = (
@@ -40,10 +45,9 @@ def simulate_step(config: TrainConfig, folder: Path, samples: StepSamples, world
     Raises:
         RuntimeError: a child failed, with what it said.
     """
-    pp = config.layout.pipeline_model_parallel_size
-    stages = stages_to_simulate(pp)
-    ranks_per_stage = world_size // pp
-    ranks = [stage * ranks_per_stage for stage in stages]  # Megatron-Core's order has the stages outermost
+    layout = config.layout
+    each = world_size // layout.pipeline_model_parallel_size
+    ranks = [stage * each for stage in stages_to_simulate(layout)]  # Megatron-Core's order: stages outermost
     count = min(len(ranks), os.cpu_count() or 1, _PROCESSES)
     job = {
         "settings": config.replace(loss_kernels="auto").flat(),
@@ -54,26 +58,23 @@ def simulate_step(config: TrainConfig, folder: Path, samples: StepSamples, world
     }
     with ThreadPoolExecutor(count) as pool:
         shares = pool.map(_run, [job | {"ranks": ranks[first::count]} for first in range(count)])
-    records = sorted((record for share in shares for record in share), key=lambda one: one["stage"]["stage"])
-    first = records[0]
-    simulated = [stage_from_json(record["stage"]) for record in records]
-    layout = config.layout
+        simulated = [rank for share in shares for rank in share]
+    first = simulated[0]
     return SimulatedStep(
         world_size=world_size,
-        data_parallel_size=world_size
-        // (layout.tensor_model_parallel_size * pp * layout.context_parallel_size),
-        micro_batches=first["micro_batches"],
-        pack_length=first["pack_length"],
-        sequence_lengths=tuple(first["sequence_lengths"]),
-        supervised_tokens=first["supervised_tokens"],
-        real_tokens_share=first["real_tokens_share"],
+        data_parallel_size=each // (layout.tensor_model_parallel_size * layout.context_parallel_size),
+        micro_batches=first.micro_batches,
+        pack_length=first.pack_length,
+        sequence_lengths=tuple(first.sequence_lengths),
+        supervised_tokens=first.supervised_tokens,
+        real_tokens_share=first.real_tokens_share,
         bf16=bool(config.precision.bf16),
-        stages=all_stages(simulated, layout, first["micro_batches"]),
+        stages=all_stages(simulated, layout, first.micro_batches),
         assumptions=_ASSUMPTIONS,
     )
 
 
-def _run(job: dict[str, Any]) -> list[dict[str, Any]]:
+def _run(job: dict[str, Any]) -> list[SimulatedRank]:
     hidden = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # a launcher's, of this process
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {
@@ -91,4 +92,4 @@ def _run(job: dict[str, Any]) -> list[dict[str, Any]]:
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"the simulation failed:\n{done.stderr}")
-        return json.loads(result_file.read_text())
+        return [rank_from_json(record) for record in json.loads(result_file.read_text())]

@@ -39,7 +39,7 @@ def micro_batches_of(config: TrainConfig, samples: StepSamples, data_parallel: t
 
 
 class _Store:
-    """What `Batches` reads of a token store: tokens are 0, the last ones of each sample are trained."""
+    """The part of a token store that `Batches` reads: tokens are 0, each sample's last ones are trained."""
 
     def __init__(self, samples: StepSamples) -> None:
         self.lengths = np.asarray(samples.lengths, np.int64)

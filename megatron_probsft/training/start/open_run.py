@@ -13,6 +13,7 @@ from megatron_probsft.checkpoint.hf.weights import load_hf_weights
 from megatron_probsft.checkpoint.megatron.run_folder import saved_steps
 from megatron_probsft.checkpoint.megatron.torch_dist import load_model
 from megatron_probsft.data.tokenizers.load import load_tokenizer
+from megatron_probsft.models.transfer_overlap import start_transfer_overlap
 from megatron_probsft.objectives.registry import get_objective, with_statistic
 from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.consoles import console
@@ -77,6 +78,10 @@ def open_run(config: TrainConfig) -> OpenRun:
     saved = check_data(config, inputs, problems)
     steps = plan_steps(config, inputs, saved, data_parallel(), problems)
     criterion = criterion_of(config, inputs.hf.shape.vocab_size)
+    if config.kernels.tp_comm_overlap:
+        tokens = steps.batches.longest_pack // config.layout.context_parallel_size
+        fp8 = config.precision.fp8_format is not None
+        start_transfer_overlap(tokens, inputs.hf.shape.hidden_size, fp8=fp8)
     gpt = open_model(config, inputs)
     distributed.wait_for_all("reading the weights")
     state = build_train_state(gpt, config.layout, config.optimizer, config.schedule, steps.train_iters)

@@ -53,12 +53,12 @@ def test_a_row_that_goes_wrong_costs_itself_alone(
         "not here": ("not here", "no such card"),
         "wrong": ("wrong", "off by 2"),
         "raises": ("failed", "ImportError: no such library"),
-        "crashes": ("crashed", "killed by SIGSEGV, see correctness.log"),
+        "crashes": ("crashed", "killed by SIGSEGV, see log.txt"),
         "hangs": ("timed out", "stopped after 2 s"),
-        "exits": ("crashed", "exit status 3, see correctness.log"),
+        "exits": ("crashed", "exit status 3, see log.txt"),
         "last": ("ok", "2 ms"),
     }
-    assert "a library says something" in (tmp_path / "correctness.log").read_text()
+    assert "a library says something" in (tmp_path / "log.txt").read_text()
     assert "| correctness | hangs | timed out | stopped after 2 s |" in (tmp_path / "results.md").read_text()
     assert "2 ok, 1 not here, 1 wrong, 1 failed, 2 crashed, 1 timed out" in capsys.readouterr().out
 
@@ -68,6 +68,12 @@ def test_rows_after_the_time_is_up_say_so(tmp_path: Path) -> None:
     part = _FaultyPart("correctness", 60.0, apart=True)
     late = children.run_rows(part, options, time.monotonic() - 1)
     assert list(late) == [{"row": "all of correctness", "status": "not reached"}]
+
+
+def test_a_text_that_no_row_has_is_told(tmp_path: Path) -> None:
+    options = {"small": True, "output": str(tmp_path), "text": "none"}
+    (found,) = children.run_rows(_FaultyPart("correctness", 60.0), options, time.monotonic() + 100)
+    assert found["status"] == "failed"
 
 
 def test_parts_are_named() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from megatron_probsft.data.store import token_store
 from megatron_probsft.data.store.token_store import TokenStore
@@ -368,3 +369,15 @@ def test_opening_takes_no_tokenization(
     started = time.monotonic()
     assert len(build(tmp_path, tokenizer)) == 30
     assert time.monotonic() - started < 1
+
+
+@pytest.mark.size("test")
+def test_where_there_are_gpus_no_process_is_forked_from_this_one(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pairs(tmp_path / "a.jsonl", 1203)
+    expected = content(build(tmp_path, tokenizer, num_workers=1))
+    (tmp_path / "cache").rename(tmp_path / "cache of one")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("CUDA and NCCL do not stand a fork"))
+    assert content(build(tmp_path, tokenizer, num_workers=2)) == expected

@@ -1,0 +1,3 @@
+"""What all frameworks share."""
+
+from transformer_engine.common import recipe as recipe
