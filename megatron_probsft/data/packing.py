@@ -52,7 +52,7 @@ def plan_step(
     unit = dp_size * microbatch_multiple
     packs = _best_fit(descending, capacity)
     count = max(1, -(-len(packs) // unit)) * unit
-    fewest = max(1, -(-_fewest(np.sort(lengths), capacity) // unit)) * unit
+    fewest = max(1, -(-fewest_packs(np.sort(lengths), capacity) // unit)) * unit
     for fewer in range(fewest, count, unit):
         spread = _longest_to_emptiest(descending, fewer)
         if _longest(spread, sizes) <= capacity:
@@ -147,7 +147,7 @@ def _deal(packs: list[list[int]], sizes: list[int], dp_size: int, pack_length: i
     return ranks
 
 
-def _fewest(ascending: np.ndarray, capacity: int) -> int:
+def fewest_packs(ascending: np.ndarray, capacity: int) -> int:
     """Return a lower bound on the packs needed (Martello and Toth's L2).
 
     For any s: of the samples of at least s, those over capacity − s are alone, and those over half the

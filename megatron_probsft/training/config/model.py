@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_probsft.training.config.flag import flag
+from megatron_probsft.training.throughput.cards import CardName
 
 
 @dataclass(frozen=True)
@@ -69,4 +70,16 @@ class PreviewSettings:
     )
     dry_run_json: str | None = flag(
         None, "The figures of --world-size are also written to this JSON file.", belongs_to="world_size"
+    )
+    gpu: CardName | None = flag(
+        None,
+        "The seconds of the step and the tokens per second of --world-size GPUs of this kind, eight in a "
+        "node, are estimated from its data sheet, and what is taken for granted is printed.",
+        belongs_to="world_size",
+    )
+    suggest_layout: bool = flag(
+        False,
+        "The layouts that fit into the memory of --gpu are printed, the fastest first, and the first is "
+        "simulated instead of the given one.",
+        belongs_to="gpu",
     )

@@ -34,6 +34,7 @@ from megatron_probsft.training.start.memory_estimate import StageMemory, paramet
 from megatron_probsft.training.start.open_run import Steps, check_data, plan_steps
 from megatron_probsft.training.start.problems import Problems
 from megatron_probsft.training.start.samples_shown import show_samples
+from megatron_probsft.training.throughput.show import show_estimates
 
 _STEPS_LOOKED_AT = 50
 _SAMPLES_SHOWN = 2
@@ -193,6 +194,9 @@ def _largest(plans: list[Plan]) -> int:
 
 
 def _simulate(config: TrainConfig, hf: HFModel, samples: StepSamples, world: int, out: Console) -> None:
+    if config.preview.gpu:
+        show_estimates(config, hf, samples, world, out)
+        return
     step = simulate_step(config, hf.folder, samples, world)
     show_step(step, out, config.preview.dry_run_json)
 
@@ -205,7 +209,7 @@ def _settings(config: TrainConfig) -> str:
     else:
         title = "settings that are not the default (--verbose: all)"
         usual = TrainConfig().flat()
-        own = ("dry_run", "world_size", "dry_run_json")  # the run itself is not one
+        own = ("dry_run", "world_size", "dry_run_json", "gpu", "suggest_layout")  # the run itself is not one
         values = {name: value for name, value in values.items() if value != usual[name] and name not in own}
     return f"{title}:\n\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
 
