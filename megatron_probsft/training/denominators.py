@@ -38,7 +38,7 @@ def token_weights(
         return (1 / kept.clamp(min=1)).expand(micro_batch.labels.shape)
 
     if objective.keeps is None:
-        return each(torch.tensor(micro_batch.supervised_tokens, device=micro_batch.labels.device))
+        return each(_count(micro_batch.supervised_tokens, micro_batch.labels.device))
 
     def of_kept(tokens: Tokens) -> torch.Tensor:
         number = _kept(tokens, objective, vocab_size)
@@ -63,13 +63,18 @@ def count(
     is_first: whether it is the rank's first micro-batch of the step that has supervised tokens.
     """
     if denominator == "tokens":
-        return torch.tensor(len(tokens.losses), dtype=torch.int, device=tokens.losses.device)
+        return _count(len(tokens.losses), tokens.losses.device)
     if denominator == "kept-tokens":
         return _kept(tokens, objective, vocab_size)
     # Once per micro-batch, not per part of it: the ranks of a context-parallel group share one.
     one = parallel_state.get_context_parallel_rank() == 0 and micro_batch.supervised_tokens > 0
     counts = one and (is_first or denominator == "microbatch-mean")
-    return torch.tensor(int(counts), dtype=torch.int, device=tokens.losses.device)
+    return _count(int(counts), tokens.losses.device)
+
+
+def _count(number: int, device: torch.device) -> torch.Tensor:
+    """Return it as a scalar that is made there; torch.tensor would wait for its copy to the device."""
+    return torch.full((), number, dtype=torch.int, device=device)
 
 
 def _kept(tokens: Tokens, objective: Objective, vocab_size: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ from megatron_probsft.runtime.megatron_patches import (
     bucket_paddings,
     cuda_factories,
     cuda_functions,
+    gradient_norm,
     nonfinite_gradients,
     rng_tracker,
     tensor_type_names,
@@ -51,3 +52,4 @@ def patch_optimizer(optimizer: MegatronOptimizer) -> None:
         bucket_paddings.apply(inner)
         torch_adam.apply(inner)
     nonfinite_gradients.apply(optimizer)
+    gradient_norm.apply()

@@ -34,6 +34,7 @@ WITHOUT = {
     "steps_after_loading": "parameters share a step",
     "loading_tensors_without_steps": "KeyError: 'step'",
     "nonfinite_gradients": "== (False, None, None)",
+    "gradient_norm": "the host reads each gradient's norm",
     "results_queue": "a process manager is started",
 }
 NO_FAULT_OF_ITS_OWN = {"__init__", "apply", "compile_decorators", "torch_adam"}
