@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import tensor_parallel
@@ -17,15 +18,12 @@ Span = tuple[int, int, int]
 """Consecutive positions of a sequence: (first position, end, start of the sequence), counted in the pack."""
 
 
-def local_positions(bounds: Sequence[int], rank: int, size: int) -> torch.Tensor:
-    """The rank's positions in the pack, int64 `[pack length / size]`.
+def local_positions(bounds: Sequence[int], rank: int, size: int) -> np.ndarray:
+    """Return the rank's positions in the pack, int64 `[pack length / size]`.
 
     bounds: cu_seqlens, 0 to the pack's length; each sequence's length a multiple of 2 × size.
     """
-    parts = []
-    for start, end, _ in local_spans(bounds, rank, size):
-        parts.append(torch.arange(start, end))
-    return torch.cat(parts)
+    return np.concatenate([np.arange(start, end) for start, end, _ in local_spans(bounds, rank, size)])
 
 
 def local_spans(bounds: Sequence[int], rank: int, size: int) -> list[Span]:
@@ -41,15 +39,14 @@ def local_spans(bounds: Sequence[int], rank: int, size: int) -> list[Span]:
     return spans
 
 
-def gathered_places(bounds: Sequence[int], size: int) -> torch.Tensor:
+def gathered_places(bounds: Sequence[int], size: int) -> np.ndarray:
     """Return where each position of the pack lies once all ranks' parts are laid end to end, int64 `[t]`."""
-    ends = torch.tensor(bounds)
-    lengths = ends.diff()
-    start = ends[:-1].repeat_interleave(lengths)
-    part = lengths.repeat_interleave(lengths) // (2 * size)
-    index, offset = (torch.arange(bounds[-1]) - start) // part, (torch.arange(bounds[-1]) - start) % part
+    lengths = np.diff(bounds)
+    start = np.repeat(bounds[:-1], lengths)
+    part = np.repeat(lengths // (2 * size), lengths)
+    index, offset = np.divmod(np.arange(bounds[-1]) - start, part)
     mirrored = index >= size
-    rank = torch.where(mirrored, 2 * size - 1 - index, index)
+    rank = np.where(mirrored, 2 * size - 1 - index, index)
     return rank * (bounds[-1] // size) + start // size + part * mirrored + offset
 
 

@@ -56,7 +56,8 @@ def liger_rotate() -> Rotate | None:
     def rotated(
         query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        # [t, heads, d] to [1, heads, t, d], the layout that it undoes itself
+        # [t, heads, d] to [1, heads, t, d], which it undoes itself. Backward overwrites the gradients
+        # that it gets, which attention made for it alone.
         heads_first = (_own(states).unsqueeze(0).transpose(1, 2) for states in (query, key))
         outputs = LigerRopeFunction.apply(*heads_first, cos, sin)
         query, key = (output.transpose(1, 2).squeeze(0) for output in outputs)

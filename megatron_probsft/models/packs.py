@@ -10,6 +10,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
@@ -82,23 +83,23 @@ class Pack:
     @functools.cached_property
     def key_order(self) -> torch.Tensor:
         """The places that `gather_pack` takes for each span's keys, one span after the other."""
-        return _on_device(torch.cat([self._places[start:end] for _, end, start in self.spans]))
+        return _on_device(np.concatenate([self._places[start:end] for _, end, start in self.spans]))
 
     @functools.cached_property
     def varlen(self) -> VarlenBounds:
         """The arguments of one attention call over all spans."""
         queries = [end - first for first, end, _ in self.spans]
         keys = [end - start for _, end, start in self.spans]
-        ends = torch.tensor([[0, *queries], [0, *keys]], dtype=torch.int32).cumsum(1, dtype=torch.int32)
+        ends = np.cumsum([[0, *queries], [0, *keys]], axis=1, dtype=np.int32)
         of_queries, of_keys = _on_device(ends).unbind()
         return VarlenBounds(of_queries, of_keys, max(queries), max(keys))
 
     @functools.cached_property
-    def _places(self) -> torch.Tensor:
+    def _places(self) -> np.ndarray:
         return gathered_places(self._bounds, self._size)
 
 
-def _on_device(tensor: torch.Tensor) -> torch.Tensor:
+def _on_device(array: np.ndarray) -> torch.Tensor:
     """Copy from pinned memory, which the host does not wait for."""
-    device = current_device()
+    tensor, device = torch.from_numpy(array), current_device()
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -207,7 +207,7 @@ class Batches:
         bounds = tuple(arrays["cu_seqlens"].tolist())
         if self._layout.context_parallel_size > 1:
             group = context_group()
-            here = local_positions(bounds, group.rank(), group.size()).numpy()
+            here = local_positions(bounds, group.rank(), group.size())
             tokens, labels = tokens[here], labels[here]
             weights = None if weights is None else weights[here]
         rows = np.flatnonzero(labels >= 0)

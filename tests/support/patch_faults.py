@@ -196,6 +196,31 @@ def weight_gradient_fusion(patched: bool) -> None:
     assert weight.grad_added_to_main_grad
 
 
+def gradient_norm(patched: bool) -> None:
+    import torch
+    from megatron.core.optimizer import clip_grads
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from megatron_probsft.runtime.megatron_patches import gradient_norm
+
+    class Reads(TorchDispatchMode):
+        found = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.found += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    if patched:
+        gradient_norm.apply()
+    gradients = [torch.tensor([3.0, 0.0]), torch.tensor([[0.0], [4.0]])]
+    with Reads() as reads:
+        norm, _ = clip_grads.l2_norm_impl(0, torch.zeros(1), [gradients], False)
+        clip_grads.multi_tensor_scale_impl(0, torch.zeros(1), [gradients, gradients], 0.5)
+    assert norm.tolist() == [5.0]
+    assert [gradient.flatten().tolist() for gradient in gradients] == [[1.5, 0.0], [0.0, 2.0]]
+    assert reads.found == 0, "the host reads each gradient's norm"
+
+
 def results_queue(patched: bool) -> None:
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
@@ -254,7 +279,7 @@ FAULTS: dict[str, Callable[[bool], None]] = {
     fault.__name__: fault
     for fault in (
         cuda_functions, cuda_factories, rng_tracker, tensor_type_names, token_dispatcher, uneven_collectives,
-        saving_before_the_first_step, nonfinite_gradients, weight_gradient_fusion, results_queue,
+        saving_before_the_first_step, nonfinite_gradients, weight_gradient_fusion, gradient_norm, results_queue,
     )
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ from megatron_probsft.runtime.megatron_patches import (
     adam_steps,
     cuda_factories,
     cuda_functions,
+    gradient_norm,
     nonfinite_gradients,
     rng_tracker,
     tensor_type_names,
@@ -57,3 +58,4 @@ def patch_optimizer(optimizer: MegatronOptimizer) -> None:
         torch_adam.apply(inner)
         adam_steps.apply(inner)
     nonfinite_gradients.apply(optimizer)
+    gradient_norm.apply()

@@ -32,6 +32,7 @@ WITHOUT = {
     "saving_before_the_first_step": "assert len(steps) == 1",
     "nonfinite_gradients": "== (False, None, None)",
     "weight_gradient_fusion": "fused_weight_gradient_mlp_cuda module is not found",
+    "gradient_norm": "the host reads each gradient's norm",
     "results_queue": "a process manager is started",
 }
 NO_FAULT_OF_ITS_OWN = {"__init__", "apply", "compile_decorators", "torch_adam"} | {
