@@ -51,9 +51,9 @@ class Heartbeat:
             self._store.set("heartbeat/verdict", "")
             self._store.set("heartbeat/suspects", "")
         self._beat()
+        os.set_blocking(self._signals, False)
+        os.set_blocking(self._wakeup, False)
         if threading.current_thread() is threading.main_thread():
-            os.set_blocking(self._signals, False)
-            os.set_blocking(self._wakeup, False)
             signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
         atexit.register(self.stop)  # a thread that is still in the store would end the interpreter badly
         for thread in self._threads:
