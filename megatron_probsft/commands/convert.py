@@ -27,7 +27,7 @@ from megatron_probsft.models.hf_model import read_hf_model, read_raw_config
 from megatron_probsft.runtime.consoles import console
 from megatron_probsft.runtime.errors import UserError, one_line_errors
 from megatron_probsft.runtime.folders import check_is_new, check_writable
-from megatron_probsft.runtime.launch import launched_world_size
+from megatron_probsft.runtime.processes.launch import launched_world_size
 from megatron_probsft.runtime.read_files import read_text
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def main() -> None:
     with one_line_errors():
         _check(args)
         # Here and in what runs then: torch and Megatron-Core take many seconds to import.
-        from megatron_probsft.runtime import fast_imports  # noqa: F401  # isort: skip
+        from megatron_probsft.runtime.imports import fast_imports  # noqa: F401  # isort: skip
 
         from megatron_probsft.runtime import distributed
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from megatron_probsft.runtime.errors import UserError, one_line_errors
 from megatron_probsft.runtime.folders import check_writable
-from megatron_probsft.runtime.launch import launched_rank
 from megatron_probsft.runtime.processes.environment import check_environment
+from megatron_probsft.runtime.processes.launch import launched_rank
 from megatron_probsft.training.config.arguments import Parser, add_flags
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.start.checks import check_start
@@ -66,7 +66,7 @@ def main() -> None:
 def run(config: TrainConfig, most: int) -> list[Reading]:
     """Build the model at the configured layout, probe up to `most` samples of each source, print a table."""
     # Here: torch and Megatron-Core take many seconds to import, and mistakes are told without them.
-    from megatron_probsft.runtime import fast_imports  # noqa: F401  # isort: skip
+    from megatron_probsft.runtime.imports import fast_imports  # noqa: F401  # isort: skip
 
     from megatron_probsft.probing import report as probe_report
     from megatron_probsft.runtime import distributed

@@ -6,8 +6,8 @@ torchrun --nproc-per-node 3 -m megatron_probsft.train --tensor-model-parallel-si
 """
 
 from megatron_probsft.runtime.errors import one_line_errors
-from megatron_probsft.runtime.launch import launched_rank
 from megatron_probsft.runtime.processes.environment import check_environment
+from megatron_probsft.runtime.processes.launch import launched_rank
 from megatron_probsft.training.config.arguments import parse_arguments
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.start.checks import check_start
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def _dry_run(config: TrainConfig) -> None:
-    from megatron_probsft.runtime import fast_imports  # noqa: F401  # isort: skip
+    from megatron_probsft.runtime.imports import fast_imports  # noqa: F401  # isort: skip
 
     from megatron_probsft.training.start.dry_run import dry_run
 
@@ -38,7 +38,7 @@ def _dry_run(config: TrainConfig) -> None:
 
 
 def _run(config: TrainConfig) -> None:
-    from megatron_probsft.runtime import fast_imports  # noqa: F401  # isort: skip
+    from megatron_probsft.runtime.imports import fast_imports  # noqa: F401  # isort: skip
 
     from megatron_probsft.runtime import distributed
     from megatron_probsft.training.loop import run

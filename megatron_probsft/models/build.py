@@ -26,7 +26,7 @@ from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.models.local_layers import LocalBackend, RMSNorm, local_layer_spec
 from megatron_probsft.models.rotary import PackedRotary
 from megatron_probsft.runtime.device import current_device, has_gpu
-from megatron_probsft.runtime.transformer_engine_import import broken_transformer_engine
+from megatron_probsft.runtime.imports.transformer_engine_import import broken_transformer_engine
 
 
 def padded_vocab_size(shape: ModelShape, tp: int, divisible_by: int | None = None) -> int:

@@ -13,10 +13,10 @@ from torch._C._distributed_c10d import HashStore
 
 from megatron_probsft.runtime.device import gpu_count, has_gpu
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.runtime.launch import launched_local_rank, launched_rank, launched_world_size
 from megatron_probsft.runtime.megatron_patches.apply import patch_for_cpu
 from megatron_probsft.runtime.processes.environment import check_environment
 from megatron_probsft.runtime.processes.heartbeat import start_heartbeat, stop_heartbeat
+from megatron_probsft.runtime.processes.launch import launched_local_rank, launched_rank, launched_world_size
 from megatron_probsft.runtime.processes.rendezvous import join_store
 from megatron_probsft.runtime.processes.waiting import Waiting
 

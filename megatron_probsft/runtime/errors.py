@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import NoReturn
 
-from megatron_probsft.runtime.launch import launched_rank, leave_for_torchrun
 from megatron_probsft.runtime.processes.heartbeat import known_of_others
+from megatron_probsft.runtime.processes.launch import launched_rank, leave_for_torchrun
 from megatron_probsft.runtime.quiet import quiet_libraries
 
 _PATIENCE = 5.0  # seconds in which rank 0, which meets most mistakes too, tells them first

@@ -115,7 +115,7 @@ def _megatron_lm_reads(
     from megatron.core.packed_seq_params import PackedSeqParams
     from transformer_engine.stand_in import calls  # type: ignore[import-not-found]
 
-    # Why runtime/transformer_engine_import.py keeps it away.
+    # Why runtime/imports/transformer_engine_import.py keeps it away.
     assert not torch.cuda.is_available()
     assert not optimizer.USING_PYTORCH_OPTIMIZER, "Megatron-Core no longer takes it without a GPU"
     distributed.initialize()

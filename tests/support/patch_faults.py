@@ -259,7 +259,7 @@ def _distributed_optimizer() -> Any:
 
 def _uncalled_functions() -> list[str]:
     """The replaced names of torch.cuda that no imported module of Megatron-Core calls any more."""
-    from megatron_probsft.runtime.megatron_patches.cuda_functions import REPLACEMENTS
+    from megatron_probsft.runtime.megatron_patches.without_gpu.cuda_functions import REPLACEMENTS
 
     modules = [module for name, module in sys.modules.items() if name.startswith("megatron.core.")]
     files = [Path(module.__file__) for module in modules if module.__file__]
@@ -269,7 +269,7 @@ def _uncalled_functions() -> list[str]:
 
 def _modules_without_the_literal() -> list[str]:
     """The modules that see another torch and make no tensor with device="cuda" any more."""
-    from megatron_probsft.runtime.megatron_patches.cuda_factories import MODULES
+    from megatron_probsft.runtime.megatron_patches.without_gpu.cuda_factories import MODULES
 
     sources = {name: inspect.getsource(importlib.import_module(name)) for name in MODULES}
     return [name for name, source in sources.items() if not re.search("device=['\"]cuda", source)]
@@ -279,7 +279,8 @@ FAULTS: dict[str, Callable[[bool], None]] = {
     fault.__name__: fault
     for fault in (
         cuda_functions, cuda_factories, rng_tracker, tensor_type_names, token_dispatcher, uneven_collectives,
-        saving_before_the_first_step, nonfinite_gradients, weight_gradient_fusion, gradient_norm, results_queue,
+        saving_before_the_first_step, nonfinite_gradients, weight_gradient_fusion, gradient_norm,
+        results_queue,
     )
 }  # fmt: skip
 

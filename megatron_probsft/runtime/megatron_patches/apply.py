@@ -12,16 +12,18 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron_probsft.runtime.device import has_gpu
 from megatron_probsft.runtime.megatron_patches import (
     adam_steps,
-    cuda_factories,
-    cuda_functions,
     gradient_norm,
     nonfinite_gradients,
+    torch_adam,
+    weight_gradient_fusion,
+)
+from megatron_probsft.runtime.megatron_patches.without_gpu import (
+    cuda_factories,
+    cuda_functions,
     rng_tracker,
     tensor_type_names,
     token_dispatcher,
-    torch_adam,
     uneven_collectives,
-    weight_gradient_fusion,
 )
 
 WITHOUT_GPU = (

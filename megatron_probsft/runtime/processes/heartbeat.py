@@ -19,8 +19,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from megatron_probsft.runtime.launch import leave_for_torchrun
 from megatron_probsft.runtime.processes.beats import Beat, Watch
+from megatron_probsft.runtime.processes.launch import leave_for_torchrun
 
 _current: Heartbeat | None = None
 

@@ -12,7 +12,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed import DistError
 
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.runtime.launch import launched_rank, launched_world_size
+from megatron_probsft.runtime.processes.launch import launched_rank, launched_world_size
 
 _NAMED = 8  # of the ranks that a message is about
 

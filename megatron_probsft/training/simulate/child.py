@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from megatron_probsft.runtime import fast_imports  # noqa: F401  # isort: skip
+from megatron_probsft.runtime.imports import fast_imports  # noqa: F401  # isort: skip
 
 from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.runtime.quiet import quiet_libraries

@@ -22,7 +22,7 @@ from megatron_probsft.models.hf_model import read_raw_config
 from megatron_probsft.models.layout import Sizes, parallelism_problems
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import check_writable
-from megatron_probsft.runtime.launch import launched_rank, launched_world_size
+from megatron_probsft.runtime.processes.launch import launched_rank, launched_world_size
 from megatron_probsft.training.config.batch import BatchSettings
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.config.data import DataSettings

@@ -12,8 +12,9 @@ import torch
 from megatron_probsft.models import build
 from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.models.layout import Parallelism
-from megatron_probsft.runtime import distributed, transformer_engine_import
+from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
+from megatron_probsft.runtime.imports import transformer_engine_import
 from tests.support.ranks import run_ranks
 from tests.support.tiny_families import save_tiny_family
 

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.runtime.launch import launched_rank
 from megatron_probsft.runtime.processes.environment import check_environment
+from megatron_probsft.runtime.processes.launch import launched_rank
 
 RIGHT = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
 LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "LOCAL_WORLD_SIZE")

@@ -74,11 +74,13 @@ def test_every_replaced_function_of_cuda_is_called(found: dict[str, Any]) -> Non
 
 def test_importing_megatron_imports_inductor_without_the_patch_only(found: dict[str, Any]) -> None:
     assert found["imports inductor"]
-    program = "import sys, megatron_probsft.runtime.fast_imports; print('torch._inductor' in sys.modules)"
+    program = (
+        "import sys, megatron_probsft.runtime.imports.fast_imports; print('torch._inductor' in sys.modules)"
+    )
     assert _run("-c", program).split() == ["False"]
 
 
-FILES = {file.stem: file for file in Path(megatron_patches.__path__[0]).glob("*.py")}
+FILES = {file.stem: file for file in Path(megatron_patches.__path__[0]).rglob("*.py")}
 
 
 def test_every_patch_has_a_canary() -> None:

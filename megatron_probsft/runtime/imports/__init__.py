@@ -1,0 +1,1 @@
+"""Programs import Megatron-Core through these: some of its own imports take seconds or fail."""
