@@ -34,9 +34,7 @@ WITHOUT = {
     "weight_gradient_fusion": "fused_weight_gradient_mlp_cuda module is not found",
     "results_queue": "a process manager is started",
 }
-NO_FAULT_OF_ITS_OWN = {"__init__", "apply", "compile_decorators", "torch_adam"} | {
-    "adam_steps",  # which needs Transformer Engine's stand-in: tests/distributed/test_transformer_engine.py
-}
+NO_FAULT_OF_ITS_OWN = {"__init__", "apply", "compile_decorators", "torch_adam"}
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="most patches are for machines without a GPU"
