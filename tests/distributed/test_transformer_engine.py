@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from megatron_probsft.models import build
 from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.models.layout import Parallelism
 from megatron_probsft.runtime import distributed
-from megatron_probsft.runtime.megatron_patches import adam_steps
 from tests.support.conversions import to_megatron
 from tests.support.ranks import run_ranks
 from tests.support.sizes import rows
@@ -183,13 +181,6 @@ def test_a_checkpoint_goes_on_in_the_other_place(
     tokens = torch.randint(0, 331, (24,), generator=torch.Generator().manual_seed(4)).tolist()
     logits, calls = in_transformer_engine(OLDEST, _there, tmp_path, (here, there), model, data, tokens)
 
-    # What runtime/megatron_patches/adam_steps.py is for.
-    if there == "plain":
-        copy = shutil.copytree(tmp_path / "begun there", tmp_path / "copy")
-        with monkeypatch.context() as patch:
-            patch.setattr(adam_steps, "apply", lambda optimizer: None)
-            with pytest.raises(AssertionError, match="KeyError: 'step'"):
-                _go_on(copy, data, there)
     _go_on(tmp_path / "begun there", data, there)
     for run in ("begun there", "begun here"):
         for found, step in zip(records(tmp_path / run, "train"), whole, strict=True):

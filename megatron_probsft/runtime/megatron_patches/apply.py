@@ -11,7 +11,6 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_probsft.runtime.device import has_gpu
 from megatron_probsft.runtime.megatron_patches import (
-    adam_steps,
     gradient_norm,
     nonfinite_gradients,
     torch_adam,
@@ -58,6 +57,5 @@ def patch_optimizer(optimizer: MegatronOptimizer) -> None:
     """Make an optimizer resume exactly, and skip steps whose gradient is not finite."""
     for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
         torch_adam.apply(inner)
-        adam_steps.apply(inner)
     nonfinite_gradients.apply(optimizer)
     gradient_norm.apply()

@@ -35,9 +35,7 @@ WITHOUT = {
     "gradient_norm": "the host reads each gradient's norm",
     "results_queue": "a process manager is started",
 }
-NO_FAULT_OF_ITS_OWN = {"__init__", "apply", "compile_decorators", "torch_adam"} | {
-    "adam_steps",  # which needs Transformer Engine's stand-in: tests/distributed/test_transformer_engine.py
-}
+NO_FAULT_OF_ITS_OWN = {"__init__", "apply", "compile_decorators", "torch_adam"}
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="most patches are for machines without a GPU"
