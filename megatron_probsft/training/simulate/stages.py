@@ -26,7 +26,7 @@ class Passes:
     """What is alive at their peak, by kind."""
     micro_batches: int
     left: int
-    """The bytes that stay alive after the last one's, until the step's end."""
+    """The bytes alive after the last one's: of the run, and what micro-batches leave until the step's end."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,9 @@ def micro_batches_to_simulate(layout: LayoutSettings, micro_batches: int) -> lis
 
     A plain pipeline (1F1B) does nothing new once all stages hold as many micro-batches as they ever do and
     the last stage has its first one back. The bytes of each that is held are the same, so that of many stages
-    two and three tell more. A shorter step before tells what each leaves behind. The interleaved one goes through a pipeline's length of micro-batches at a time,
-    and holds at most (chunks + 1) × stages − 1 chunks (arXiv 2104.04473).
+    two and three tell more. The interleaved one goes through a pipeline's length of micro-batches at a time,
+    and holds at most (chunks + 1) × stages − 1 chunks (arXiv 2104.04473). A shorter step before the last one
+    tells what each micro-batch leaves behind.
     """
     stages, few = layout.pipeline_model_parallel_size, 1
     if layout.num_virtual_stages_per_pipeline_rank is not None:
@@ -111,7 +112,10 @@ def _left(passes: Sequence[Passes]) -> int:
 
 
 def _while_held(passes: Sequence[Passes], held: int, left: int) -> Counter[str]:
-    """Return the bytes by kind where so many micro-batches are held, each adding the same; not what is left."""
+    """Return the bytes by kind where so many micro-batches are held, each adding the same.
+
+    What earlier ones left is not among them.
+    """
     few, many = (Counter(one.bytes) for one in (passes[0], passes[-1]))
     for kinds, one in ((few, passes[0]), (many, passes[-1])):
         kinds["activations"] -= left * one.micro_batches
