@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import torch
 
 from megatron_probsft.models.hf_model import read_hf_model
 from megatron_probsft.runtime import distributed
+from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.simulate import kernel_stand_ins
 from megatron_probsft.training.simulate.one_rank import simulate_rank
 from megatron_probsft.training.simulate.recorded_step import groups_by_name, record_step, recorded_state
 from megatron_probsft.training.simulate.recorder import StepRecorder
-from megatron_probsft.training.simulate.report import SimulatedStage
+from megatron_probsft.training.simulate.report import SimulatedStage, step_from_json
 from megatron_probsft.training.simulate.stages import SimulatedRank, all_stages, stages_to_simulate
 from megatron_probsft.training.simulate.step_samples import full_packs, micro_batches_of
 from megatron_probsft.training.start.device_defaults import by_device
@@ -81,6 +83,98 @@ def test_smollm2(world: int, layout: dict[str, Any], smollm2: Path) -> None:
     _compare(_config(smollm2, world, **layout), world)
 
 
+def _large(folder: Path, **config: Any) -> Path:
+    """The config.json of a model of Llama-3.1-70B's width, and nothing else."""
+    folder.mkdir()
+    values = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8192,
+        "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8,
+        "num_hidden_layers": 4, "vocab_size": 128256, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0, "tie_word_embeddings": False,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(values | config))
+    return folder
+
+
+def test_a_rank_of_1024_holds_what_the_closed_formula_says(tmp_path: Path) -> None:
+    """Parameters × (2 + 4 + 12 ÷ DP) bytes; no allocation of their size is made."""
+    folder = _large(tmp_path / "model")
+    config = _config(
+        folder, 1024, gpu=True, tensor_model_parallel_size=8, sequence_parallel=True,
+        pipeline_model_parallel_size=2, global_batch_size=192, seq_length=8192,
+    )  # fmt: skip
+    assert config.layout.use_distributed_optimizer
+    hf = read_hf_model(folder)
+    expected = stage_memory(config, hf.family, hf.shape, dp_size=64, micro_batches=3, pack_length=8192)
+    for stage, formula in zip(_simulate(config, 1024, "cuda"), expected, strict=True):
+        memory = stage.memory
+        assert (memory.weights, memory.gradients) == (2 * stage.parameters, 4 * stage.parameters)
+        assert memory.optimizer == 12 * stage.parameters // 64
+        assert stage.parameters == formula.parameters
+        assert memory.static == formula.weights + formula.gradients + formula.optimizer
+        assert memory.activations == pytest.approx(formula.activations, rel=0.5)  # which leaves much out
+        collectives = {(one.group, one.operation): one.bytes for one in stage.collectives}
+        assert collectives["DP", "all_gather"] == 2 * stage.parameters
+        assert collectives["DP", "reduce_scatter"] == 4 * stage.parameters
+        assert collectives["PP", "send"] == 3 * 8192 * 8192 // 8 * 2
+
+
+def test_attention_and_context_parallelism(model: Path) -> None:
+    """Σ L (L + 1) ÷ 2 pairs; each rank gathers keys and values of all, and sends their gradients back."""
+
+    def first(cp: int) -> SimulatedStage:
+        config = _config(model, cp, gpu=True, context_parallel_size=cp, seq_length=256)
+        return _simulate(config, cp, "cuda")[0]
+
+    alone, shared = first(1), first(2)
+    shape = read_hf_model(model).shape
+    pairs, width = 8 * 256 * 257 // 2, shape.num_attention_heads * shape.head_dim
+    assert alone.flops.attention == shape.num_layers * (4 + 10) * width * pairs
+    assert shared.flops.attention == pytest.approx(alone.flops.attention / 2, rel=0.01)
+    assert shared.flops.linear == alone.flops.linear // 2
+    sent = {one.operation: one.bytes for one in shared.collectives if one.group == "CP"}
+    assert sent["all_gather"] == 8 * shape.num_layers * 256 * 2 * shape.num_query_groups * shape.head_dim * 2
+    assert sent["all_gather"] == sent["reduce_scatter"]
+
+
+@pytest.mark.parametrize("case", rows(["Mixtral", "Qwen3-MoE"], fast=[], rare=["Mixtral"]))
+def test_experts_get_as_many_tokens_each(case: str, tmp_path: Path) -> None:
+    folder = save_tiny_family(tmp_path / "hf", case, num_hidden_layers=2)
+    config = _config(
+        folder, 8, gpu=True, tensor_model_parallel_size=2, sequence_parallel=True,
+        expert_model_parallel_size=2,
+    )  # fmt: skip
+    hf = read_hf_model(folder)
+    (formula,) = stage_memory(config, hf.family, hf.shape, dp_size=4, micro_batches=2, pack_length=96)
+    (stage,) = _simulate(config, 8, "cuda")
+    assert stage.parameters == formula.parameters
+    assert hf.shape.experts
+    sent = {(one.group, one.operation): one.bytes for one in stage.collectives}
+    copies = 2 * 96 // 2 * hf.shape.experts.per_token  # of a rank's tokens, in two micro-batches
+    row = 2 * hf.shape.hidden_size  # bf16; each takes its probability along
+    passes = 2 * 2 * hf.shape.num_layers  # there and back, forward and backward
+    assert sent["EP", "all_to_all"] == pytest.approx(passes * copies * row, rel=0.1)
+
+
+def test_the_dry_run_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From config.json alone: no data, no weights, no tokenizer."""
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    folder, record = _large(tmp_path / "model", num_hidden_layers=1), tmp_path / "step.json"
+    settings = {"hf_model": str(folder), "dry_run": True, "world_size": 16, "dry_run_json": str(record)}
+    with pytest.raises(UserError, match="16 processes do not divide into"):
+        dry_run(TrainConfig.of(**settings, tensor_model_parallel_size=3))
+    dry_run(TrainConfig.of(**settings, tensor_model_parallel_size=8, sequence_parallel=True))
+    output = capsys.readouterr().out
+    step = step_from_json(json.loads(record.read_text()))
+    assert f"simulated: {step.micro_batches} micro-batch(es) of {step.pack_length:,} tokens" in output
+    assert (step.world_size, step.data_parallel_size, step.bf16) == (16, 2, True)
+    (stage,) = step.stages
+    assert f"{stage.memory.peak / 2**30:.2f}" in output
+    assert stage.memory.resume_host > 0
+
+
 def _config(folder: Path, world: int, *, gpu: bool = False, **settings: Any) -> TrainConfig:
     values = {"hf_model": str(folder), "seq_length": 96, "global_batch_size": 8} | settings
     return by_device(TrainConfig.of(**values), None, world, gpu=gpu)
@@ -138,7 +232,7 @@ def _compare(config: TrainConfig, world: int) -> None:
         peak, sent, flops = real[stage.rank]
         for kind in KINDS:
             assert getattr(stage.memory, kind) == peak.get(kind, 0), kind
-        assert stage.memory.activations == pytest.approx(peak["activations"], rel=0.002)
+        assert stage.memory.activations == pytest.approx(peak["activations"], rel=0.005)
         assert 0 <= peak.get("head", 0) - stage.memory.head <= 16 * SCRATCH
         assert stage.memory.peak == pytest.approx(sum(peak.values()), rel=0.05)  # the issue's own measure
         assert {(one.group, one.operation): one.bytes for one in stage.collectives} == sent

@@ -63,7 +63,7 @@ class _Faking(FakeTensorMode):
     """Knows also the values of ranges, and what ranks that are alike gather from each other."""
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = super().dispatch(func, types, args, kwargs)
+        out: Any = super().dispatch(func, types, args, kwargs)
         packet = func.overloadpacket
         if packet is torch.ops.aten.arange:
             with unset_fake_temporarily():

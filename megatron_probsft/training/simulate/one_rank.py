@@ -10,6 +10,11 @@ import torch
 from megatron.core import parallel_state
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from megatron_probsft.checkpoint.megatron.checkpoint_bytes import (
+    OwnBytes,
+    resume_peak_bytes,
+    save_peak_bytes,
+)
 from megatron_probsft.models.hf_model import HFModel
 from megatron_probsft.runtime import distributed
 from megatron_probsft.training.batches import StepBatch
@@ -19,6 +24,7 @@ from megatron_probsft.training.simulate.recorded_step import (
     EACH_MICRO_BATCH,
     ONCE_A_STEP,
     groups_by_name,
+    optimizer_tensors,
     record_step,
     recorded_state,
 )
@@ -70,10 +76,14 @@ def _simulate(config: TrainConfig, hf: HFModel, batch: StepBatch) -> SimulatedRa
         state = recorded_state(build, recorder)
         for few in micro_batches_to_simulate(layout, count):
             record_step(state, _faked(batch, few, mode), criterion, recorder)
-            left = recorder.started[ONCE_A_STEP] - recorder.started[EACH_MICRO_BATCH]
             held = chunks_in_flight(layout, stage, few)
-            passes.append(Passes(held, dict(recorder.peaks[EACH_MICRO_BATCH]), few, left))
+            passes.append(
+                Passes(held, dict(recorder.peaks[EACH_MICRO_BATCH]), few, recorder.started[ONCE_A_STEP])
+            )
         simulated = _stage(state, recorder, count, few)
+        save, resume = _checkpoint_bytes(state, config)
+        memory = dataclasses.replace(simulated.memory, save_host=save, resume_host=resume)
+        simulated = dataclasses.replace(simulated, memory=memory)
     first = batch.micro_batches[0]
     return SimulatedRank(
         simulated,
@@ -125,6 +135,21 @@ def _stage(state: TrainState, recorder: StepRecorder, micro_batches: int, simula
         flops=Flops(flops["linear"], flops["attention"], flops["head"]),
         collectives=tuple(_collectives(recorder, micro_batches, simulated)),
     )
+
+
+def _checkpoint_bytes(state: TrainState, config: TrainConfig) -> tuple[int, int]:
+    """Return the bytes of the host that a save and a resume take on this rank for a while."""
+    weights = [parameter.nbytes for chunk in state.gpt for parameter in chunk.parameters()]
+    states = [tensor.nbytes for tensor in optimizer_tensors(state)]
+    own = OwnBytes(sum(weights), max(weights), sum(states), max(states))
+    save = save_peak_bytes(
+        own,
+        parallel_state.get_data_parallel_world_size(with_context_parallel=True),
+        distributed_optimizer=bool(config.layout.use_distributed_optimizer),
+        in_background=config.checkpoint.async_save,
+        on_gpu=True,
+    )
+    return save, resume_peak_bytes(own)
 
 
 def _collectives(recorder: StepRecorder, micro_batches: int, simulated: int) -> Iterable[Collective]:

@@ -31,7 +31,7 @@ def recorded_state(build: Callable[[], TrainState], recorder: StepRecorder) -> T
         state.optimizer.step()
         recorder.adopt((parameter.data for parameter in _parameters(state)), "weights")
         recorder.adopt((parameter.main_grad for parameter in _parameters(state)), "gradients")
-        recorder.adopt(_optimizer_tensors(state), "optimizer")
+        recorder.adopt(optimizer_tensors(state), "optimizer")
         _watch_head(state.gpt, recorder)
         _watch_end_of_backward(state.gpt, recorder)
     return state
@@ -72,7 +72,7 @@ def _parameters(state: TrainState) -> Iterator[Any]:
     return itertools.chain.from_iterable(chunk.parameters() for chunk in state.model)
 
 
-def _optimizer_tensors(state: TrainState) -> Iterator[torch.Tensor]:
+def optimizer_tensors(state: TrainState) -> Iterator[torch.Tensor]:
     """Yield the moments, and the main weights where they are not the model's own; not the counts of steps."""
     weights = {parameter.untyped_storage()._cdata for parameter in _parameters(state)}
     for optimizer in getattr(state.optimizer, "chained_optimizers", [state.optimizer]):

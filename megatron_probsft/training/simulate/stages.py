@@ -26,7 +26,7 @@ class Passes:
     """What is alive at their peak, by kind."""
     micro_batches: int
     left: int
-    """The bytes that stay alive after the last one's, until the step's end."""
+    """The bytes alive after the last one's: of the run, and what micro-batches leave until the step's end."""
 
 
 @dataclass(frozen=True)
@@ -55,29 +55,30 @@ def rank_from_json(record: dict[str, Any]) -> SimulatedRank:
 
 
 def stages_to_simulate(layout: LayoutSettings) -> list[int]:
-    """Return the stages of which one rank is simulated.
+    """Return the stages of which one rank is simulated: the first, the last and two between them.
 
-    Those between the first and the last have the same layers, and send and receive the same; only the number
-    of micro-batches that they hold falls from one to the next.
+    Those between have the same layers, and send and receive the same; only the number of micro-batches that
+    they hold falls from one to the next. Two and three of them are soon held.
     """
     count = layout.pipeline_model_parallel_size
-    second_last = [count - 2] if layout.num_virtual_stages_per_pipeline_rank else []
-    return sorted({0, 1, *second_last, count - 1} & {*range(count)})
+    other = 1 if layout.num_virtual_stages_per_pipeline_rank else count - 3
+    return sorted({0, other, count - 2, count - 1} & {*range(count)})
 
 
 def micro_batches_to_simulate(layout: LayoutSettings, micro_batches: int) -> list[int]:
     """Return of how many micro-batches the steps are that tell all of a step of `micro_batches`.
 
     A plain pipeline (1F1B) does nothing new once all stages hold as many micro-batches as they ever do and
-    the last stage has its first one back. The bytes of each that is held are the same, so that of many stages
-    two and three tell more. A shorter step before tells what each leaves behind. The interleaved one goes through a pipeline's length of micro-batches at a time,
-    and holds at most (chunks + 1) × stages − 1 chunks (arXiv 2104.04473).
+    the last stage has its first one back; of many stages, those that are simulated after four. The
+    interleaved one goes through a pipeline's length of micro-batches at a time, and holds at most
+    (chunks + 1) × stages − 1 chunks (arXiv 2104.04473). A shorter step before tells what each micro-batch
+    adds, and what it leaves behind.
     """
     stages, few = layout.pipeline_model_parallel_size, 1
     if layout.num_virtual_stages_per_pipeline_rank is not None:
         few, enough = stages, 2 * stages
     elif stages > _DIRECT:
-        few, enough = 2, 3
+        few, enough = 2, 4
     else:
         enough = stages + 1
     return sorted({min(few, micro_batches), min(enough, micro_batches)})
@@ -91,9 +92,9 @@ def all_stages(
     count = layout.pipeline_model_parallel_size
     found = []
     for stage in range(count):
-        alike = known.get(stage) or known[1]
+        alike = known.get(stage) or next(known[one] for one in sorted(known) if one)
         passes = alike.passes
-        if stage not in known and layout.num_virtual_stages_per_pipeline_rank is not None:
+        if stage not in known:
             passes = [known[count - 2].passes[-1], passes[-1]]
         held = chunks_in_flight(layout, stage, micro_batches)
         at_peak = _while_held(passes, held, _left(alike.passes))
@@ -111,7 +112,10 @@ def _left(passes: Sequence[Passes]) -> int:
 
 
 def _while_held(passes: Sequence[Passes], held: int, left: int) -> Counter[str]:
-    """Return the bytes by kind where so many micro-batches are held, each adding the same; not what is left."""
+    """Return the bytes by kind where so many micro-batches are held, each adding the same.
+
+    What earlier ones left is not among them.
+    """
     few, many = (Counter(one.bytes) for one in (passes[0], passes[-1]))
     for kinds, one in ((few, passes[0]), (many, passes[-1])):
         kinds["activations"] -= left * one.micro_batches
