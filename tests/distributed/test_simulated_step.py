@@ -22,6 +22,8 @@ from megatron_probsft.training.simulate.report import SimulatedStage, step_from_
 from megatron_probsft.training.simulate.stages import SimulatedRank, all_stages, stages_to_simulate
 from megatron_probsft.training.simulate.step_samples import full_packs, micro_batches_of
 from megatron_probsft.training.start.device_defaults import by_device
+from megatron_probsft.training.start.dry_run import dry_run
+from megatron_probsft.training.start.memory_estimate import stage_memory
 from megatron_probsft.training.start.open_run import criterion_of
 from megatron_probsft.training.state import TrainState, build_gpt, build_train_state, data_parallel
 from megatron_probsft.vocab_parallel import torch_kernels
@@ -57,7 +59,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", rows(LAYOUTS, fast=["TP 1"], rare=["TP 2", "PP 2", "recompute", "DP 2, bf16", "VPP"])
+    "name",
+    rows(
+        LAYOUTS,
+        fast=["TP 1"],
+        rare=["TP 2", "PP 2", "recompute", "DP 2, bf16", "VPP", "materialized, no packing"],
+    ),
 )
 def test_it_counts_what_a_real_step_does(name: str, model: Path) -> None:
     world, layout = LAYOUTS[name]
@@ -80,7 +87,7 @@ def test_it_counts_what_a_real_step_does(name: str, model: Path) -> None:
     ),
 )
 def test_smollm2(world: int, layout: dict[str, Any], smollm2: Path) -> None:
-    _compare(_config(smollm2, world, **layout), world)
+    _compare(_config(smollm2, world, global_batch_size=3, **layout), world)
 
 
 def _large(folder: Path, **config: Any) -> Path:
