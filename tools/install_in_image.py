@@ -92,6 +92,9 @@ def _name(requirement: str) -> str:
 
 def main(options: list[str]) -> int:
     """Install the package, say what stayed, and return the status of the process."""
+    if {"-h", "--help"} & {*options}:
+        print(__doc__)
+        return 0
     before = installed()
     reason = problem(before)
     if reason:
