@@ -38,7 +38,7 @@ class _Evaluation:
     model: OpenedModel
     requests: list[Request]
     devices: Sequence[str | None]
-    """The GPUs of each engine; None: those of the environment, or the CPU."""
+    """The GPUs of each engine; None: those of the environment, or the CPU. A server has its own."""
 
     @property
     def first_samples(self) -> list[Request]:
@@ -84,7 +84,9 @@ def _prepare(settings: Settings) -> _Evaluation:
 
     model = open_model_folder(settings, task)
     requests = model.requests(problems, sampling, settings.seed)
-    devices = engine_devices(settings.tensor_parallel_size, settings.data_parallel_size)
+    devices: Sequence[str | None] = []
+    if model.server is None:
+        devices = engine_devices(settings.tensor_parallel_size, settings.data_parallel_size)[: len(problems)]
     asked = _Evaluation(settings, task, sampling, model, requests, devices)
     if asked.shortened:
         least = min(one.max_new_tokens for one in asked.requests)
@@ -168,7 +170,8 @@ def _summary(
         "start": settings.start, "end": settings.end, "limit": settings.limit, "data": settings.data,
         "server": settings.server, "served_model": model.server.model if model.server else None,
         "prompts_with_less_room": asked.shortened, **unfinished.engine,
-        "tensor_parallel_size": settings.tensor_parallel_size, "data_parallel_size": len(asked.devices),
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "data_parallel_size": len(asked.devices) or None,
         "generated_tokens": sum(len(one.generation.tokens) for one in samples),
         "resumed_generations": unfinished.resumed,
         "tokens_per_second": unfinished.new_tokens / seconds.generation if seconds.generation else 0.0,

@@ -20,10 +20,10 @@ def engine_devices(tensor_parallel_size: int, data_parallel_size: int | None) ->
     from megatron_probsft.runtime.device import gpu_count  # here: it imports torch, which takes seconds
 
     gpus = gpu_count()
-    if gpus < tensor_parallel_size and (gpus or tensor_parallel_size > 1):
-        raise UserError(f"--tensor-parallel-size {tensor_parallel_size}: this process may use {gpus} GPU(s)")
-    if gpus == 0:
+    if gpus == 0:  # vLLM's own interpreter may see some, and on CPUs it has tensor parallelism too
         return [None] * (data_parallel_size or 1)
+    if gpus < tensor_parallel_size:
+        raise UserError(f"--tensor-parallel-size {tensor_parallel_size}: this process may use {gpus} GPU(s)")
     engines = gpus // tensor_parallel_size if data_parallel_size is None else data_parallel_size
     if engines * tensor_parallel_size > gpus:
         raise UserError(

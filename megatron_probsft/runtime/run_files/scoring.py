@@ -60,8 +60,8 @@ class EvaluationSummary(FileContent):
     device: str = may_be_missing()
     vllm: str = may_be_missing()
     tensor_parallel_size: int
-    data_parallel_size: int = may_be_missing()
-    """Engines side by side; missing in files of before it could be more than one."""
+    data_parallel_size: int | None = may_be_missing()
+    """Engines side by side; None of a server, missing in files of before it could be more than one."""
     generated_tokens: int
     resumed_generations: int
     tokens_per_second: float

@@ -99,6 +99,7 @@ def test_one_that_fails_ends_all_and_what_is_finished_stays(
     [
         (0, None, 1, None, [None]),
         (0, None, 1, 2, [None, None]),
+        (0, None, 2, None, [None]),
         (1, None, 1, None, [None]),
         (8, None, 1, None, list("01234567")),
         (8, None, 2, None, ["0,1", "2,3", "4,5", "6,7"]),
@@ -123,7 +124,6 @@ def test_every_gpu_has_an_engine(
     ("gpus", "tensor", "data", "message"),
     [
         (2, 4, None, "--tensor-parallel-size 4: this process may use 2 GPU"),
-        (0, 2, None, "--tensor-parallel-size 2: this process may use 0 GPU"),
         (4, 2, 3, r"--data-parallel-size 3 × --tensor-parallel-size 2 take 6 GPUs: this process may use 4"),
     ],
 )
