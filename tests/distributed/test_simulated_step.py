@@ -87,7 +87,7 @@ def test_it_counts_what_a_real_step_does(name: str, model: Path) -> None:
     ),
 )
 def test_smollm2(world: int, layout: dict[str, Any], smollm2: Path) -> None:
-    _compare(_config(smollm2, world, global_batch_size=3, **layout), world)
+    _compare(_config(smollm2, world, global_batch_size=3, seq_length=48, **layout), world)
 
 
 def _large(folder: Path, **config: Any) -> Path:
