@@ -32,7 +32,8 @@ from tests.support.sizes import rows
 from tests.support.tiny_families import save_tiny_family
 
 SCRATCH = 2**12
-"""The float32 copy of a few rows of logits, in each of the objective's torch kernels; CUDA's have none."""
+"""The float32 copy of a few rows of logits, in each of the objective's torch kernels; CUDA's have none.
+One row at least, which of SmolLM2 has 192 KiB."""
 KINDS = ("weights", "gradients", "optimizer", "communication")
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP 1": (1, {}),
@@ -242,7 +243,7 @@ def _compare(config: TrainConfig, world: int) -> None:
         for kind in KINDS:
             assert getattr(stage.memory, kind) == peak.get(kind, 0), kind
         assert stage.memory.activations == pytest.approx(peak["activations"], rel=0.005)
-        assert 0 <= peak.get("head", 0) - stage.memory.head <= 16 * SCRATCH
+        assert 0 <= peak.get("head", 0) - stage.memory.head <= 2**19
         assert stage.memory.peak == pytest.approx(sum(peak.values()), rel=0.05)  # the issue's own measure
         # Without packing real stages tell each other shapes, too: 24 bytes for each transfer.
         simulated = {(one.group, one.operation): one.bytes for one in stage.collectives}
