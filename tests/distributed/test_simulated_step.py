@@ -32,7 +32,8 @@ from tests.support.sizes import rows
 from tests.support.tiny_families import save_tiny_family
 
 SCRATCH = 2**12
-"""The float32 copy of a few rows of logits, in each of the objective's torch kernels; CUDA's have none."""
+"""The float32 copy of a few rows of logits, in each of the objective's torch kernels; CUDA's have none.
+One row at least, which of SmolLM2 has 192 KiB."""
 KINDS = ("weights", "gradients", "optimizer", "communication")
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP 1": (1, {}),
@@ -48,7 +49,9 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "recompute": (
         1, {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
     ),
-    "materialized, no packing": (1, {"loss_path": "materialized", "packing": False}),
+    "materialized, no packing": (
+        2, {"loss_path": "materialized", "packing": False, "pipeline_model_parallel_size": 2},
+    ),
 }  # fmt: skip
 
 
@@ -87,7 +90,7 @@ def test_it_counts_what_a_real_step_does(name: str, model: Path) -> None:
     ),
 )
 def test_smollm2(world: int, layout: dict[str, Any], smollm2: Path) -> None:
-    _compare(_config(smollm2, world, global_batch_size=3, **layout), world)
+    _compare(_config(smollm2, world, global_batch_size=3, seq_length=48, **layout), world)
 
 
 def _large(folder: Path, **config: Any) -> Path:
@@ -240,7 +243,9 @@ def _compare(config: TrainConfig, world: int) -> None:
         for kind in KINDS:
             assert getattr(stage.memory, kind) == peak.get(kind, 0), kind
         assert stage.memory.activations == pytest.approx(peak["activations"], rel=0.005)
-        assert 0 <= peak.get("head", 0) - stage.memory.head <= 16 * SCRATCH
+        assert 0 <= peak.get("head", 0) - stage.memory.head <= 2**19
         assert stage.memory.peak == pytest.approx(sum(peak.values()), rel=0.05)  # the issue's own measure
-        assert {(one.group, one.operation): one.bytes for one in stage.collectives} == sent
+        # Without packing real stages tell each other shapes, too: 24 bytes for each transfer.
+        simulated = {(one.group, one.operation): one.bytes for one in stage.collectives}
+        assert simulated == pytest.approx(sent, rel=0 if config.batch.packing else 1e-3)
         assert stage.flops.total == flops

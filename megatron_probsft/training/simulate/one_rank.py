@@ -68,7 +68,8 @@ def _simulate(config: TrainConfig, hf: HFModel, batch: StepBatch) -> SimulatedRa
     stage = parallel_state.get_pipeline_model_parallel_rank()
 
     def build() -> TrainState:
-        gpt = build_gpt(hf, layout, config.precision, config.kernels, packing=config.batch.packing)
+        # Without packing too: micro-batches are alike, so that stages need not tell each other their length.
+        gpt = build_gpt(hf, layout, config.precision, config.kernels, packing=True)
         return build_train_state(gpt, layout, config.optimizer, config.schedule, train_iters=1)
 
     passes, few = [], 0

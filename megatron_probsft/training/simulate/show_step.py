@@ -12,7 +12,7 @@ from megatron_probsft.training.simulate.report import Collective, SimulatedStep
 
 _HEADINGS = {
     "weights": "weights", "gradients": "gradients", "optimizer": "optimizer", "activations": "activations",
-    "head": "head", "received": "communication", "peak": "peak", "save": "save_host", "resume": "resume_host",
+    "head": "head", "comm.": "communication", "peak": "peak", "save": "save_host", "resume": "resume_host",
 }  # fmt: skip
 
 
@@ -36,12 +36,12 @@ def _memory(step: SimulatedStep) -> Table:
     table = Table(
         title="GiB per rank at the peak of a step; of the host at a save, a resume; TFLOP per rank and step"
     )
-    for heading in ("stage", "layers", *_HEADINGS, "TFLOP"):
+    for heading in ("stage", *_HEADINGS, "TFLOP"):
         table.add_column(heading, justify="right")
     for stage in step.stages:
         sizes = [f"{getattr(stage.memory, kind) / 2**30:.2f}" for kind in _HEADINGS.values()]
         flops = f"{stage.flops.total / 1e12:,.1f}"
-        table.add_row(str(stage.stage), str(stage.layers), *sizes, flops)
+        table.add_row(str(stage.stage), *sizes, flops)
     return table
 
 

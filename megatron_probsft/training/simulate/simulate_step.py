@@ -28,6 +28,7 @@ _ASSUMPTIONS = (
     "Memory is that of tensors: CUDA's context, NCCL's buffers, the allocator's gaps and what kernels use "
     "while they run come on top.",
 )
+_UNPACKED = "With --no-packing every sample counts as if it were as long as the longest of its step."
 _PROCESSES = 4
 """Each takes about 0.8 GiB."""
 
@@ -70,7 +71,7 @@ def simulate_step(config: TrainConfig, folder: Path, samples: StepSamples, world
         real_tokens_share=first.real_tokens_share,
         bf16=bool(config.precision.bf16),
         stages=all_stages(simulated, layout, first.micro_batches),
-        assumptions=_ASSUMPTIONS,
+        assumptions=_ASSUMPTIONS if config.batch.packing else (*_ASSUMPTIONS, _UNPACKED),
     )
 
 

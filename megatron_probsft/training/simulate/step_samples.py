@@ -30,9 +30,12 @@ def full_packs(config: TrainConfig) -> StepSamples:
 def micro_batches_of(config: TrainConfig, samples: StepSamples, data_parallel: tuple[int, int]) -> StepBatch:
     """Return the step of one rank, (rank, size), of the data-parallel group, on the CPU.
 
-    It is cut by the run's own `Batches`. Process groups must exist.
+    It is cut by the run's own `Batches`; with --no-packing as if each sample were as long as the longest.
+    Process groups must exist.
     """
     size = len(samples.lengths)
+    if not config.batch.packing:
+        samples = StepSamples((max(samples.lengths),) * size, (max(samples.supervised),) * size)
     batch = config.replace(global_batch_size=size, train_iters=1, train_epochs=None).batch
     store: Any = _Store(samples)
     return Batches(store, batch, config.layout, data_parallel).training_step(0)
