@@ -57,7 +57,8 @@ class HostCopies:
     def wait(self) -> None:
         """Wait on the host until the copies are there; any thread may call it."""
         if self._taken is not None:
-            self._taken.synchronize()
+            with torch.cuda.device(self._stream.device):  # else a thread's is GPU 0, which gets a context
+                self._taken.synchronize()
 
     def guard(self, optimizer: torch.optim.Optimizer) -> None:
         """Let each step of this optimizer wait, on the GPU, until the copies have been taken."""

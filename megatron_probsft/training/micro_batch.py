@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -33,9 +32,8 @@ class MicroBatch:
     bounds: tuple[int, ...] | None = None
     """cu_seqlens as the host knows them; None: it asks the device."""
 
-    @functools.cached_property
     def pack(self) -> Pack:
-        """The pack as the layers want to know it, made once."""
+        """Return the pack as the layers want to know it: made anew, since it may hold tensors per token."""
         return Pack.here(self.cu_seqlens.tolist() if self.bounds is None else self.bounds)
 
     def on_device(self) -> MicroBatch:

@@ -127,7 +127,7 @@ def _run(
             micro_batch.tokens,
             micro_batch.position_ids,
             None,
-            packed_seq_params=micro_batch.pack.attach(_packed(micro_batch)),
+            packed_seq_params=micro_batch.pack().attach(_packed(micro_batch)),
             output_processor=head,
         )
         return output, head.report

@@ -38,10 +38,21 @@ def optimizer_content(optimizer: MegatronOptimizer, model: dict[str, Any]) -> di
     """
     inner = inner_optimizers(optimizer)
     if not any(isinstance(one, DistributedOptimizer) for one in inner):
-        return optimizer.sharded_state_dict(model, metadata=sharding_metadata())  # type: ignore[call-arg]
+        return _on_host(
+            optimizer.sharded_state_dict(model, metadata=sharding_metadata())  # type: ignore[call-arg]
+        )
     named = _named(model)
     contents = [_distributed_content(one, named) for one in inner]
     return contents[0] if len(contents) == 1 else dict(enumerate(contents))
+
+
+def _on_host(content: Any) -> Any:
+    """Return plain content whose tensors, such as the number of steps, a machine without GPUs can read."""
+    if isinstance(content, dict):
+        return {key: _on_host(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_on_host(value) for value in content]
+    return content.cpu() if isinstance(content, torch.Tensor) else content
 
 
 def read_optimizer(

@@ -27,7 +27,8 @@ def guarded_import() -> Iterator[None]:
         UserError: it is installed, but broken.
     """
     if not has_gpu():
-        sys.modules.setdefault(_NAME, None)  # type: ignore[arg-type]
+        for name in (_NAME, "apex"):  # whose optimizers, which Megatron-Core would take, are CUDA's
+            sys.modules.setdefault(name, None)  # type: ignore[arg-type]
     try:
         yield
     except Exception as error:

@@ -95,7 +95,8 @@ def load_state(state: TrainState, checkpoint: Path, saved: Saved, data: TokenSto
     state.iteration, state.consumed_samples = loaded["iteration"], loaded["consumed_samples"]
     notes = [f"resumed step {state.iteration} from {checkpoint}", *saved.notes]
     if same_layout:
-        _restore_generators(loaded["rng"])
+        if not _restore_generators(loaded["rng"]):
+            notes.append("the kind of device changed: its random generator starts anew")
     else:
         notes.append(f"the layout changed from {saved.layout} to {_layout()}: random generators start anew")
     return notes
@@ -150,9 +151,13 @@ def _tracker() -> Any:
     return tensor_parallel.get_cuda_rng_tracker()
 
 
-def _restore_generators(states: dict[str, Any]) -> None:
+def _restore_generators(states: dict[str, Any]) -> bool:
+    """Set all generators; False if the device's were of another kind of device, CPU or GPU, and are left."""
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])
+    if states["cuda"].shape != random_state().shape:
+        return False
     restore_random_state(states["cuda"])
     _tracker().set_states(states["megatron"])
+    return True

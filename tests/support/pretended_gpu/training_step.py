@@ -212,6 +212,7 @@ class _Launch:
 
 
 def _stand_in() -> None:
+    sys.modules["liger_kernel"] = None  # type: ignore[assignment]  # its kernels ask Triton for a real GPU
     import torch
 
     from megatron_probsft.vocab_parallel import triton_kernels

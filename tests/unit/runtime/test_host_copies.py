@@ -35,6 +35,8 @@ class _Late(TorchDispatchMode):
 
 
 class _Stream:
+    device = None
+
     """A stream, and an event of it."""
 
     def __init__(self) -> None:
