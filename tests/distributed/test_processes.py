@@ -112,6 +112,16 @@ def test_what_the_first_rank_does_comes_to_all() -> None:
     assert others == [[*same, "RuntimeError: rank 0 failed in failing: ZeroDivisionError: a bug"]] * 2
 
 
+def _first_works_last() -> None:
+    distributed.join_processes()
+    distributed.on_first_rank(lambda: time.sleep(0.8), "sleeping")
+
+
+def test_the_first_rank_leaves_last() -> None:
+    """It hosts the store, where the others look every half a second for what it has done."""
+    assert run_ranks(3, _first_works_last) == [None] * 3
+
+
 def _long_work() -> float:
     distributed.join_processes(SECONDS / 60)
     started = time.monotonic()

@@ -23,6 +23,11 @@ def launched_local_rank() -> int:
     return _number("LOCAL_RANK", 0)
 
 
+def hosts_store() -> bool:
+    """Return whether the store of this run ends with this process: rank 0's, unless torchrun hosts it."""
+    return launched_rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
 def leave_for_torchrun(line: str) -> bool:
     """Leave a line for torchrun's report on a failure; False if it is not torchrun that has started us.
 
