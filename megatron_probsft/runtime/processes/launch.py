@@ -29,7 +29,7 @@ def hosts_store() -> bool:
 
 
 def leave_for_torchrun(line: str) -> bool:
-    """Leave a line for torchrun's report on a failure; False if it is not torchrun that has started us.
+    """Leave a line for torchrun's report on a failure; False if there is none, or no room for it.
 
     As torch's `record` does, without torch. A line break sets the line apart in the report.
     """
@@ -37,7 +37,10 @@ def leave_for_torchrun(line: str) -> bool:
     if not report:
         return False
     message = {"message": f"\n{line}", "extraInfo": {"timestamp": str(int(time.time()))}}
-    Path(report).write_text(json.dumps({"message": message}), encoding="utf-8")
+    try:
+        Path(report).write_text(json.dumps({"message": message}), encoding="utf-8")
+    except OSError:
+        return False
     return True
 
 

@@ -61,7 +61,7 @@ class Waiting:
                 self._wait(f"{key}/here", doing)
 
     def leave(self) -> None:
-        """Leave the store for good; the process that hosts it stays, for some seconds, until the others have."""
+        """Leave the store for good; the process that hosts it stays, for some seconds, until all have."""
         if not hosts_store():
             with contextlib.suppress(RuntimeError):
                 self._store.add("waiting/left", 1)
