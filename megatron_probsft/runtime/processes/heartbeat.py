@@ -21,10 +21,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_probsft.runtime.processes.beats import Beat, Watch
-from megatron_probsft.runtime.processes.launch import leave_for_torchrun
+from megatron_probsft.runtime.processes.launch import hosts_store, leave_for_torchrun
 
 _current: Heartbeat | None = None
 _DOUBT = 60.0  # seconds: who is told to stop waits so long for a suspect, in which a pause may end
+_LOOKS = 1.0  # seconds; who waits in the store looks into it every half a second
 
 
 class Heartbeat:
@@ -98,6 +99,20 @@ class Heartbeat:
     def known(self) -> str:
         """Return what is known of silent or late processes now."""
         return self._told
+
+    def note_mistake(self) -> None:
+        """Note that rank 0 has told a mistake, and let the others learn of it while its store is there."""
+        with contextlib.suppress(RuntimeError):
+            self._store.set("heartbeat/mistake", "")
+        if hosts_store():
+            time.sleep(_LOOKS)
+
+    def mistake_noted(self) -> bool:
+        """Return whether rank 0 has told a mistake, or has ended, and its store with it."""
+        try:
+            return self._store.check(["heartbeat/mistake"])
+        except RuntimeError:
+            return True
 
     def _beat(self, *, ended: bool = False) -> None:
         self._beats += 1
@@ -218,3 +233,14 @@ def patience(part: str) -> Iterator[None]:
 def known_of_others() -> str:
     """Return what is known of processes that are silent or late; empty where nothing is."""
     return "" if _current is None else _current.known()
+
+
+def note_told() -> None:
+    """Note for the other ranks that rank 0 has told a mistake; nothing before they share a store."""
+    if _current is not None:
+        _current.note_mistake()
+
+
+def first_has_told() -> bool:
+    """Return whether rank 0 has told a mistake; False before the processes share a store."""
+    return _current is not None and _current.mistake_noted()
