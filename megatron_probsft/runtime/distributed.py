@@ -106,13 +106,18 @@ def initialize(
 
 
 def shutdown() -> None:
-    """Undo `initialize`; call it once work is done, so that the backend's threads end cleanly."""
+    """Undo `initialize`; call it once work is done, so that the backend's threads end cleanly.
+
+    All ranks call it. Rank 0 waits in it for the others, some seconds at most, where it hosts their store.
+    """
     global _waiting, _minutes
     stop_heartbeat()
-    _waiting, _minutes = None, _MINUTES
+    waiting, _waiting, _minutes = _waiting, None, _MINUTES
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
+    if waiting is not None:
+        waiting.leave()
 
 
 def tensor_group() -> dist.ProcessGroup:

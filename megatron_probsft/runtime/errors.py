@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import NoReturn
 
-from megatron_probsft.runtime.processes.heartbeat import known_of_others
+from megatron_probsft.runtime.processes.heartbeat import first_has_told, known_of_others, note_told
 from megatron_probsft.runtime.processes.launch import launched_rank, leave_for_torchrun
 from megatron_probsft.runtime.quiet import quiet_libraries
 
@@ -30,7 +30,9 @@ def one_line_errors() -> Iterator[None]:
     Of several processes rank 0 tells it first, since every rank meets the same mistake. Under torchrun the
     line ends torchrun's report on the failure, which comes after all that a process prints itself; and a
     rank that torchrun does not end, after what rank 0 told, met a mistake of its own, and tells it with its
-    number. An error of a collective gets a note of processes that are silent or late, where one is known.
+    number. Without torchrun a rank is silent if rank 0 has told a mistake, which is known as soon as they
+    share a store; before, each tells its own. An error of a collective gets a note of processes that are
+    silent or late, where one is known.
 
     From here on, libraries leave out what they would say in between (`quiet_libraries`).
     """
@@ -61,6 +63,8 @@ def _fail(message: str) -> NoReturn:
     if rank:
         time.sleep(_PATIENCE)
     line = f"error: rank {rank}: {message}" if rank else f"error: {message}"
-    if not leave_for_torchrun(line):
+    if not leave_for_torchrun(line) and not (rank and first_has_told()):
         print(line, file=sys.stderr, flush=True)
+        if not rank:
+            note_told()
     sys.exit(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from types import FrameType
@@ -19,13 +20,13 @@ class StopRequests:
     """Catches SIGTERM and SIGUSR1 while it is entered, and knows when the time is up.
 
     exit_duration_in_mins: from the start of this process on, imports and tokenizing included, as a cluster
-        counts; None: no limit.
+        counts, or of the torchrun that started it and may have restarted it; None: no limit.
     """
 
     def __init__(self, exit_duration_in_mins: float | None) -> None:
         self._deadline = None
         if exit_duration_in_mins is not None:
-            self._deadline = psutil.Process().create_time() + 60 * exit_duration_in_mins
+            self._deadline = _started() + 60 * exit_duration_in_mins
         self._received = 0
         self._previous: dict[int, object] = {}
 
@@ -43,7 +44,7 @@ class StopRequests:
 
         Collectives: one all-reduce of one integer over the world.
         """
-        seen = torch.tensor(self._received, device=current_device())
+        seen = torch.full((), self._received, device=current_device())
         if self._deadline is not None and time.time() >= self._deadline:
             seen.clamp_(min=1)
         dist.all_reduce(seen, op=dist.ReduceOp.MAX)
@@ -54,3 +55,9 @@ class StopRequests:
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         self._received = number
+
+
+def _started() -> float:
+    process = psutil.Process()
+    agent = process.parent() if "TORCHELASTIC_RUN_ID" in os.environ else None
+    return (agent or process).create_time()

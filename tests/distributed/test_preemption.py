@@ -86,11 +86,16 @@ def test_the_time_is_up(tiny_llama: Path, data: Path, tmp_path: Path, capfd: pyt
     assert find_checkpoint(tmp_path / "enough")[1] == 3
 
 
-def test_time_counts_from_the_start_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Imports, tokenizing and loading take of the machine's time too."""
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_time_counts_from_the_start_of_the_process(torchrun: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imports, tokenizing and loading take of the machine's time too; so do torchrun's earlier starts."""
+    process = psutil.Process()
+    if torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        process = psutil.Process(os.getppid())
     monkeypatch.setattr(preemption.dist, "all_reduce", lambda *_, **__: None)
     monkeypatch.setattr(preemption, "current_device", lambda: "cpu")
-    ran = (time.time() - psutil.Process().create_time()) / 60
+    ran = (time.time() - process.create_time()) / 60
     assert StopRequests(ran - 0.01).reason() == "--exit-duration-in-mins"
     assert StopRequests(ran + 10).reason() is None
 

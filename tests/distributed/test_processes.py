@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
-from megatron_probsft.runtime import distributed
+from megatron_probsft.runtime import distributed, errors
 from megatron_probsft.runtime.errors import UserError, one_line_errors
 from megatron_probsft.runtime.processes.heartbeat import progress
 from tests.support.ranks import free_port, run_ranks
@@ -110,6 +110,51 @@ def test_what_the_first_rank_does_comes_to_all() -> None:
     first, *others = run_ranks(3, _outcomes)
     assert first == [*same, "ZeroDivisionError: a bug"]
     assert others == [[*same, "RuntimeError: rank 0 failed in failing: ZeroDivisionError: a bug"]] * 2
+
+
+def _first_works_last() -> None:
+    distributed.join_processes()
+    distributed.on_first_rank(lambda: time.sleep(0.8), "sleeping")
+
+
+def test_the_first_rank_leaves_last() -> None:
+    """It hosts the store, where the others look every half a second for what it has done."""
+    assert run_ranks(3, _first_works_last) == [None] * 3
+
+
+def _fail_on(rank: int | None) -> int:
+    """Rank 0 meets a mistake in what it does for all; or one rank meets its own."""
+    try:
+        with one_line_errors():
+            distributed.join_processes()
+            if rank is None:
+                distributed.on_first_rank(lambda: _raise("wrong data"), "reading")
+            if distributed.rank() == rank:
+                _raise("the disk is full")
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def _raise(message: str) -> None:
+    raise UserError(message)
+
+
+@pytest.mark.parametrize(
+    ("rank", "status", "says"),
+    [
+        (None, [2, 2, 2], "error: wrong data\n"),
+        (0, [2, 0, 0], "error: the disk is full\n"),
+        (2, [0, 0, 2], "error: rank 2: the disk is full\n"),
+    ],
+)
+def test_a_mistake_is_told_once_without_torchrun(
+    rank: int | None, status: list[int], says: str, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(errors, "_PATIENCE", 0.3)
+    assert run_ranks(3, _fail_on, rank) == status
+    assert capfd.readouterr().err == says
 
 
 def _long_work() -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -20,9 +21,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_probsft.runtime.processes.beats import Beat, Watch
-from megatron_probsft.runtime.processes.launch import leave_for_torchrun
+from megatron_probsft.runtime.processes.launch import hosts_store, leave_for_torchrun
 
 _current: Heartbeat | None = None
+_DOUBT = 60.0  # seconds: who is told to stop waits so long for a suspect, in which a pause may end
+_LOOKS = 1.0  # seconds; who waits in the store looks into it every half a second
 
 
 class Heartbeat:
@@ -38,6 +41,7 @@ class Heartbeat:
         self._host, self._beats, self._moves = socket.gethostname(), 0, 0
         self._step, self._part, self._patience = 0, "starting", 0
         self._told, self._asked = "", False
+        self._doubt = math.inf, 0  # since when, and at which of its moves, this process waits for a suspect
         self._over = threading.Event()
         self._signals, self._wakeup = os.pipe()
         self._reached = time.monotonic()
@@ -59,8 +63,8 @@ class Heartbeat:
         for thread in self._threads:
             thread.start()
 
-    def stop(self) -> None:
-        """End; the others see that this process has not died."""
+    def stop(self, *, ended: bool = False) -> None:
+        """End; the others see that this process has ended well, if it has: at exit it may have crashed."""
         atexit.unregister(self.stop)
         self._over.set()
         if threading.current_thread() is threading.main_thread():
@@ -71,7 +75,8 @@ class Heartbeat:
             return
         os.close(self._signals), os.close(self._wakeup)
         with contextlib.suppress(RuntimeError):  # the store may have ended with rank 0
-            self._beat(ended=True)
+            if ended:
+                self._beat(ended=True)
 
     def move(self, part: str | None = None, step: int | None = None) -> None:
         """Note where the main thread is."""
@@ -94,6 +99,20 @@ class Heartbeat:
     def known(self) -> str:
         """Return what is known of silent or late processes now."""
         return self._told
+
+    def note_mistake(self) -> None:
+        """Note that rank 0 has told a mistake, and let the others learn of it while its store is there."""
+        with contextlib.suppress(RuntimeError):
+            self._store.set("heartbeat/mistake", "")
+        if hosts_store():
+            time.sleep(_LOOKS)
+
+    def mistake_noted(self) -> bool:
+        """Return whether rank 0 has told a mistake, or has ended, and its store with it."""
+        try:
+            return self._store.check(["heartbeat/mistake"])
+        except RuntimeError:
+            return True
 
     def _beat(self, *, ended: bool = False) -> None:
         self._beats += 1
@@ -141,12 +160,20 @@ class Heartbeat:
                 self._store.set("heartbeat/verdict", silent)
         stalled = self._watch.stalled(now) if self._rank == 0 else ""
         if stalled and not self._told:  # once; the collective's own time-out ends the run
-            print(stalled, file=sys.stderr, flush=True)
+            _say(stalled)
         self._told = silent or verdict or found or suspects or stalled
         if silent or verdict:
             self._end(silent or verdict)
-        if self._asked and (found or suspects):
+        if self._asked and self._waits_in_vain(bool(found or suspects), now):
             self._end(f"told to stop while {found or suspects}: nothing can be saved without it")
+
+    def _waits_in_vain(self, suspicion: bool, now: float) -> bool:
+        """Tell whether a suspicion has lasted, while the main thread has done nothing, as a save would."""
+        if not suspicion or self._patience or self._doubt[1] != self._moves:
+            self._doubt = math.inf, self._moves
+        if suspicion:
+            self._doubt = min(self._doubt[0], now), self._moves
+        return now - self._doubt[0] > min(_DOUBT, self._limit / 4)
 
     def _was_asked_to_stop(self) -> bool:
         """Tell whether SIGTERM or SIGUSR1 came, also while the main thread waits in a collective."""
@@ -160,11 +187,16 @@ class Heartbeat:
         with contextlib.suppress(RuntimeError):
             first = not reachable or self._store.add("heartbeat/told", 1) == 1
         if first:
-            print(f"error: {reason}", file=sys.stderr, flush=True)
+            _say(f"error: {reason}")
         leave_for_torchrun(f"error: {reason}")
         if self._rank == 0:
             self._over.wait(2 * self._interval)  # the store may be in this process: let the others read it
         os._exit(1)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # nobody reads standard error any more
+        print(text, file=sys.stderr, flush=True)
 
 
 def start_heartbeat(store: Any, rank: int, world_size: int, seconds: float) -> None:
@@ -181,7 +213,7 @@ def stop_heartbeat() -> None:
     """End what `start_heartbeat` began; nothing where it did not."""
     global _current
     if _current is not None:
-        _current.stop()
+        _current.stop(ended=True)
         _current = None
 
 
@@ -201,3 +233,14 @@ def patience(part: str) -> Iterator[None]:
 def known_of_others() -> str:
     """Return what is known of processes that are silent or late; empty where nothing is."""
     return "" if _current is None else _current.known()
+
+
+def note_told() -> None:
+    """Note for the other ranks that rank 0 has told a mistake; nothing before they share a store."""
+    if _current is not None:
+        _current.note_mistake()
+
+
+def first_has_told() -> bool:
+    """Return whether rank 0 has told a mistake; False before the processes share a store."""
+    return _current is not None and _current.mistake_noted()

@@ -23,8 +23,13 @@ def launched_local_rank() -> int:
     return _number("LOCAL_RANK", 0)
 
 
+def hosts_store() -> bool:
+    """Return whether the store of this run ends with this process: rank 0's, unless torchrun hosts it."""
+    return launched_rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
 def leave_for_torchrun(line: str) -> bool:
-    """Leave a line for torchrun's report on a failure; False if it is not torchrun that has started us.
+    """Leave a line for torchrun's report on a failure; False if there is none, or no room for it.
 
     As torch's `record` does, without torch. A line break sets the line apart in the report.
     """
@@ -32,7 +37,10 @@ def leave_for_torchrun(line: str) -> bool:
     if not report:
         return False
     message = {"message": f"\n{line}", "extraInfo": {"timestamp": str(int(time.time()))}}
-    Path(report).write_text(json.dumps({"message": message}), encoding="utf-8")
+    try:
+        Path(report).write_text(json.dumps({"message": message}), encoding="utf-8")
+    except OSError:
+        return False
     return True
 
 

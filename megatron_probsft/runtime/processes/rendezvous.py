@@ -12,7 +12,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed import DistError
 
 from megatron_probsft.runtime.errors import UserError
-from megatron_probsft.runtime.processes.launch import launched_rank, launched_world_size
+from megatron_probsft.runtime.processes.launch import hosts_store, launched_rank, launched_world_size
 
 _NAMED = 8  # of the ranks that a message is about
 
@@ -39,12 +39,11 @@ def join_store(seconds: float) -> Store:
 
 def _connect(seconds: float) -> TCPStore:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    hosts_it = launched_rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
         store = TCPStore(
             host,
             port,
-            is_master=hosts_it,
+            is_master=hosts_store(),
             timeout=timedelta(seconds=max(seconds / 2, 1)),  # it tries twice
             wait_for_workers=False,
             multi_tenant=True,

@@ -8,6 +8,7 @@ the heartbeat ends the others.
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import pickle
 import time
@@ -16,9 +17,11 @@ from typing import Any
 
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.processes.heartbeat import patience
+from megatron_probsft.runtime.processes.launch import hosts_store
 from megatron_probsft.runtime.processes.rendezvous import pauses
 
 _MINUTE = 60.0
+_FAREWELL = 10.0  # seconds; the others come within half a second of what they wait for last
 
 
 class Waiting:
@@ -56,6 +59,19 @@ class Waiting:
                 self._store.set(f"{key}/here", "")
             else:
                 self._wait(f"{key}/here", doing)
+
+    def leave(self) -> None:
+        """Leave the store for good; the process that hosts it stays, for some seconds, until all have."""
+        if not hosts_store():
+            with contextlib.suppress(RuntimeError):
+                self._store.add("waiting/left", 1)
+            return
+        deadline = time.monotonic() + _FAREWELL
+        for pause in pauses():
+            left = self._store.add("waiting/left", 0)
+            if left == self._world_size - 1 or time.monotonic() > deadline:
+                return
+            time.sleep(pause)
 
     def _lead[T](self, work: Callable[[], T], key: str) -> T:
         outcome: tuple[str, Any] = ("failed", "it was interrupted")

@@ -47,5 +47,8 @@ class CheckpointSettings:
         None, "The run saves and stops after a step that is a multiple of this.", above=0
     )
     exit_duration_in_mins: float | None = flag(
-        None, "The run saves and stops after the step in which it becomes this many minutes old.", above=0
+        None,
+        "The run saves and stops after the step in which it becomes this many minutes old, as torchrun's "
+        "process counts, over its restarts.",
+        above=0,
     )
