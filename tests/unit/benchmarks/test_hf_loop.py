@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ def _pack(lengths: list[int], generator: torch.Generator) -> MicroBatch:
 
 
 def _hidden(pack: MicroBatch) -> _OnHost:
-    values = {field.name: getattr(pack, field.name) for field in dataclasses.fields(pack)}
+    values: dict[str, Any] = {field.name: getattr(pack, field.name) for field in dataclasses.fields(pack)}
     sizes = {
         name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in values.items()
     }
