@@ -46,7 +46,7 @@ def _pack(lengths: list[int], generator: torch.Generator) -> MicroBatch:
 
 def _hidden(pack: MicroBatch) -> _OnHost:
     values: dict[str, Any] = {field.name: getattr(pack, field.name) for field in dataclasses.fields(pack)}
-    sizes = {
+    sizes: dict[str, Any] = {
         name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in values.items()
     }
     return _OnHost(**sizes, there=pack)
