@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.tensor_parallel import (
     gather_from_tensor_model_parallel_region,
     vocab_parallel_cross_entropy,
@@ -44,7 +45,7 @@ def peers(device: str, vocab_size: int, with_compiled: bool) -> dict[str, Peer]:
         found[f"{OURS}_torch"] = ours("torch")
         if importlib.util.find_spec("liger_kernel"):
             found["liger_vocab_parallel"] = _liger
-        if importlib.util.find_spec("transformer_engine"):
+        if HAVE_TE:  # Megatron-Core could import it; finding it is not enough
             found["transformer_engine"] = _transformer_engine
     return found
 

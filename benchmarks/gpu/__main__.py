@@ -5,7 +5,9 @@
     python -m benchmarks.gpu --cpu-small        # the same code with tiny shapes, where there is no GPU
 
 Prints a row as soon as it is measured, and rewrites results.json and results.md after each one, so that a
-run that is cut off leaves what it had. README.md beside this file says how to read them.
+run that is cut off leaves what it had. When --seconds are over, the row that runs is stopped; it and those
+after it are "not reached", which does not change the exit status: 1 where the machine, correctness or the
+sanitizer has a row that went wrong. README.md beside this file says how to read them.
 """
 
 from __future__ import annotations
@@ -45,8 +47,9 @@ def _arguments() -> argparse.Namespace:
         help=f"these parts, or their rows with TEXT in the name; parts: {', '.join(PARTS)} (default: all)",
     )  # fmt: skip
     parser.add_argument(
-        "--seconds", type=float, default=570, help="no row starts later (default: %(default)s)"
-    )
+        "--seconds", type=float, default=570,
+        help="then the row that runs is stopped, and no other starts (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--output", default="runs/gpu_kit", help="folder of the results (default: %(default)s)"
     )

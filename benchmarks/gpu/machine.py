@@ -51,13 +51,24 @@ def _machine(place: Place) -> dict[str, Any]:
 
 
 def nvidia_smi() -> dict[str, str]:
-    """Return the first card's state as nvidia-smi has it, empty where there is none."""
+    """Return the state of torch's card, else of the first, by nvidia-smi; empty where there is none."""
     command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader"]
     try:
+        command += _card()
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         return dict(zip(QUERY, done.stdout.splitlines()[0].split(", "), strict=True))
-    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
-        return {}
+    except (OSError, RuntimeError, subprocess.SubprocessError, IndexError, ValueError):
+        return {}  # RuntimeError: a row has broken CUDA for its process
+
+
+def _card() -> list[str]:
+    """Return the option for torch's card: CUDA counts visible ones only, not in nvidia-smi's order."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    uuid = getattr(torch.cuda.get_device_properties(0), "uuid", None)
+    return [] if uuid is None else [f"--id=GPU-{uuid}"]
 
 
 def _version(name: str) -> str | None:

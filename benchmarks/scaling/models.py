@@ -41,7 +41,7 @@ _MODELS = [
     _model("Llama-3.1-405B", LLAMA, (126, 16384, 53248, 128, 8, 128256)),
     _model("Qwen2.5-1.5B", QWEN2, (28, 1536, 8960, 12, 2, 151936), tied_embeddings=True, qkv_bias=True),
     _model("Qwen2.5-7B", QWEN2, (28, 3584, 18944, 28, 4, 152064), qkv_bias=True),
-    _model("Qwen3-30B-A3B", QWEN3_MOE, (48, 2048, 6144, 32, 4, 151936), head_dim=128, qk_norm=True,
+    _model("Qwen3-30B-A3B", QWEN3_MOE, (48, 2048, 768, 32, 4, 151936), head_dim=128, qk_norm=True,
            experts=Experts(count=128, per_token=8, ffn_hidden_size=768, normalized=True)),
 ]  # fmt: skip
 MODELS: dict[str, Model] = {model.name: model for model in _MODELS}

@@ -68,7 +68,9 @@ def test_peaks_by_device_name() -> None:
     names = {
         "NVIDIA H100 80GB HBM3": 989.4, "NVIDIA H100 PCIe": 756.0, "NVIDIA H200": 989.4,
         "NVIDIA A100-SXM4-80GB": 311.9, "NVIDIA B200": 2250.0, "NVIDIA GB200": 2500.0, "NVIDIA L40S": 362.1,
-        "NVIDIA L4": 121.0, "cpu": None, "Tesla T4": None,
+        "NVIDIA L4": 121.0, "cpu": None, "Tesla T4": None, "NVIDIA GeForce RTX 4090": 165.2,
+        "NVIDIA GeForce RTX 4090 Laptop GPU": None, "NVIDIA GeForce RTX 4090 D": None,
+        "NVIDIA GeForce RTX 5090 Laptop GPU": None, "NVIDIA RTX A4000": None, "NVIDIA RTX A1000": None,
     }  # fmt: skip
     assert {name: peak_tflops(name) for name in names} == names
 

@@ -20,6 +20,8 @@ from benchmarks.gpu.kit.parts import Part
 ROOT = Path(__file__).resolve().parents[3]
 START_SECONDS = 120
 """Time for a child's imports."""
+NOT_REACHED = "not reached"
+"""The status of a row that the time for all rows had no room for: nothing is known of it."""
 SLOWER = 5
 """So many times longer may everything take on a CPU, which others may use too."""
 
@@ -31,12 +33,13 @@ def run_rows(part: Part, options: dict[str, Any], deadline: float) -> Iterator[d
 
     Args:
         options: `small`, `output` of a `Place`, and `text`, which the rows' names must have.
-        deadline: on the monotonic clock; rows that are not reached before it say so.
+        deadline: on the monotonic clock; the row that runs then is stopped, and is "not reached" as those
+            after it are.
     """
     waiting: list[str] | None = None
     while waiting is None or waiting:
         if time.monotonic() >= deadline:
-            yield from ({"row": row, "status": "not reached"} for row in waiting or [f"all of {part.name}"])
+            yield from ({"row": row, "status": NOT_REACHED} for row in waiting or [f"all of {part.name}"])
             return
         running, done = None, 0
         for message in _messages(part, options | {"rows": waiting, "apart": part.apart}, deadline):
@@ -56,7 +59,8 @@ def run_rows(part: Part, options: dict[str, Any], deadline: float) -> Iterator[d
                 running, done = None, done + 1
                 yield message
             elif waiting is None:
-                yield {"row": f"all of {part.name}", "status": "failed", "result": message["ended"]}
+                status = message["status"] if message["status"] == NOT_REACHED else "failed"
+                yield {"row": f"all of {part.name}", "status": status, "result": message["ended"]}
                 return
             elif waiting and (running or not done):
                 lost = running or waiting[0]
@@ -83,11 +87,14 @@ def _messages(part: Part, options: dict[str, Any], deadline: float) -> Iterator[
     limit: float = START_SECONDS * slower
     try:
         while True:
-            seconds = min(limit, max(deadline - time.monotonic(), 0.1))
+            left = max(deadline - time.monotonic(), 0.1)
             try:
-                line = lines.get(timeout=seconds)
+                line = lines.get(timeout=min(limit, left))
             except queue.Empty:
-                yield {"status": "timed out", "ended": f"stopped after {seconds:.0f} s"}
+                if left <= limit:
+                    yield {"status": NOT_REACHED, "ended": f"the time for all was up, {left:.0f} s into it"}
+                else:
+                    yield {"status": "timed out", "ended": f"stopped after {limit:.0f} s"}
                 return
             if line is None:
                 status = process.wait()

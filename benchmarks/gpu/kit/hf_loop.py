@@ -50,7 +50,7 @@ class HFLoop:
         """Do the step and return its loss, the mean over its supervised tokens."""
         total = torch.zeros((), device=self.model.device)
         supervised = sum(one.supervised_tokens for one in batch.micro_batches)
-        for one in batch.micro_batches:
+        for one in (each.on_device() for each in batch.micro_batches):
             states = self.model.model(
                 input_ids=one.tokens, position_ids=one.position_ids, use_cache=False,
                 cu_seq_lens_q=one.cu_seqlens, cu_seq_lens_k=one.cu_seqlens,

@@ -5,14 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from megatron_probsft.models.family import ModelShape
-
-# Dense bf16 TFLOP/s of NVIDIA's data sheets, by a part of the device's name: the first that fits counts.
-_PEAKS = {
-    "GB200": 2500.0, "B200": 2250.0, "GH200": 989.4, "H200 NVL": 835.5, "H200": 989.4, "H100 PCIe": 756.0,
-    "H100 NVL": 835.5, "H100": 989.4, "H800": 989.4, "H20": 148.0, "A100": 311.9, "A800": 311.9,
-    "L40S": 362.1, "L40": 181.0, "A40": 149.7, "A10G": 70.0, "A10": 125.0, "L4": 121.0,
-    "RTX 4090": 165.2, "RTX 5090": 209.5,
-}  # fmt: skip
+from megatron_probsft.training.throughput.cards import bf16_peak
 
 
 def model_flops(shape: ModelShape, lengths: np.ndarray, supervised_tokens: int) -> float:
@@ -42,4 +35,5 @@ def model_flops(shape: ModelShape, lengths: np.ndarray, supervised_tokens: int) 
 
 def peak_tflops(device: str) -> float | None:
     """Return a device's dense bf16 TFLOP/s by its name (`torch.cuda.get_device_name()`), if it is known."""
-    return next((peak for name, peak in _PEAKS.items() if name in device), None)
+    peak = bf16_peak(device)
+    return None if peak is None else peak / 1e12

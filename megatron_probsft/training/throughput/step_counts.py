@@ -219,6 +219,6 @@ def _memory(stage: StageMemory) -> MemoryByKind:
         activations=stage.activations,
         head=stage.head,
         communication=0,
-        save_host=stage.optimizer,
-        resume_host=stage.optimizer,
+        save_host=0,  # the host's memory is the simulation's to count: no layout is chosen by it
+        resume_host=0,
     )

@@ -70,6 +70,16 @@ def test_rows_after_the_time_is_up_say_so(tmp_path: Path) -> None:
     assert list(late) == [{"row": "all of correctness", "status": "not reached"}]
 
 
+def test_a_row_that_the_time_for_all_cuts_off_is_no_failure(tmp_path: Path) -> None:
+    options = {"small": True, "output": str(tmp_path), "text": "hangs"}
+    report = Report(tmp_path)
+    (found,) = children.run_rows(_FaultyPart("correctness", 60.0), options, time.monotonic() + 1.5)
+    report.add("correctness", found)
+    assert found["status"] == "not reached"
+    assert found["result"].startswith("the time for all was up")
+    assert report.finish() == 0
+
+
 def test_a_text_that_no_row_has_is_told(tmp_path: Path) -> None:
     options = {"small": True, "output": str(tmp_path), "text": "none"}
     (found,) = children.run_rows(_FaultyPart("correctness", 60.0), options, time.monotonic() + 100)

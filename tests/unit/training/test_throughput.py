@@ -117,6 +117,20 @@ def test_counted_flops_are_the_models(layout: dict[str, Any]) -> None:
     assert sum(stage.layers for stage in step.stages) == model.shape.num_layers
 
 
+def test_a_mixtures_sizes_are_the_familys() -> None:
+    from transformers import Qwen3MoeConfig
+
+    sizes: dict[str, Any] = {  # in Qwen/Qwen3-30B-A3B's config.json, but for norms and positions
+        "num_hidden_layers": 48, "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936,
+        "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131072,
+    }  # fmt: skip
+    model = MODELS["Qwen3-30B-A3B"]
+    shape = model.family.shape(Qwen3MoeConfig(**sizes))
+    assert dataclasses.replace(shape, rope_frequencies=()) == model.shape
+
+
 def test_counted_flops_of_experts() -> None:
     model = MODELS["Qwen3-30B-A3B"]
     config = _config(expert_model_parallel_size=4)
