@@ -5,6 +5,7 @@ A stand-in for CUDA's streams makes the copies as late as it may: when somebody 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import types
 from collections.abc import Callable
@@ -35,9 +36,9 @@ class _Late(TorchDispatchMode):
 
 
 class _Stream:
-    device = None
-
     """A stream, and an event of it."""
+
+    device = None
 
     def __init__(self) -> None:
         self.work: list[Callable[[], Any]] = []
@@ -71,6 +72,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(host_copies, "has_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "Stream", _Stream)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: _Late(stream.work))
     return sizes
