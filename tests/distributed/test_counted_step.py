@@ -24,6 +24,10 @@ CASES: dict[str, dict[str, Any]] = {
     "TP 2, all again": {
         **TP, "recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1,
     },
+    "TP 2, MLP again": {
+        **TP, "context_parallel_size": 2, "recompute_granularity": "selective",
+        "recompute_modules": ["core_attn", "mlp"],
+    },
     "PP 2, interleaved": {
         "pipeline_model_parallel_size": 2, "num_virtual_stages_per_pipeline_rank": 2,
     },

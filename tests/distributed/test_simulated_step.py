@@ -175,8 +175,11 @@ def test_the_dry_run_shows_it(
     settings = {"hf_model": str(folder), "dry_run": True, "world_size": 16, "dry_run_json": str(record)}
     with pytest.raises(UserError, match="16 processes do not divide into"):
         dry_run(TrainConfig.of(**settings, tensor_model_parallel_size=3))
-    dry_run(TrainConfig.of(**settings, tensor_model_parallel_size=8, sequence_parallel=True))
+    engines = {"fp8_format": "hybrid", "tp_comm_overlap": True, "fixed_pack_length": True}
+    dry_run(TrainConfig.of(**settings, **engines, tensor_model_parallel_size=8, sequence_parallel=True))
     output = capsys.readouterr().out
+    for told in ("computation are in bfloat16", "FP8 is Transformer Engine's", "--tp-comm-overlap, which"):
+        assert told in output
     step = step_from_json(json.loads(record.read_text()))
     assert f"simulated: {step.micro_batches} micro-batch(es) of {step.pack_length:,} tokens" in output
     assert (step.world_size, step.data_parallel_size, step.bf16) == (16, 2, True)

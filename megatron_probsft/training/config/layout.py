@@ -114,7 +114,10 @@ class KernelSettings:
         by_device="on with CUDA",
     )
     attention_backend: Literal["auto", "flash", "fused", "unfused"] = flag(
-        "auto", "Transformer Engine computes attention with these kernels. auto leaves the choice to it."
+        "auto",
+        "Attention is computed by these kernels: flash attention, cuDNN's (fused, of Transformer Engine "
+        "alone) or neither (unfused). auto leaves the choice to Transformer Engine; without it, it is flash "
+        "where the GPU has it.",
     )
     tp_comm_overlap: bool = flag(
         False,

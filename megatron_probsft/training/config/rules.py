@@ -12,6 +12,7 @@ from megatron_probsft.data.text.named_templates import check_template_name
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.config.config import Setting, TrainConfig, group_types, settings
 from megatron_probsft.training.config.flag import dashed, limit_problems, meant
+from megatron_probsft.training.throughput.cards import ESTIMATED_IN_BF16, card_of
 
 _RECOMPUTED = ("core_attn", "layernorm", "mlp", "moe", "moe_act")
 NO_START = "give --hf-model (start from a Hugging Face model) or --load (resume a run)"
@@ -106,7 +107,9 @@ def _is_off(config: TrainConfig, setting: bool | None) -> bool:
     return setting is False or (setting is None and not _on_gpus(config))
 
 
-def _lacks_transformer_engine() -> bool:
+def _lacks_transformer_engine(config: TrainConfig) -> bool:
+    if config.preview.world_size is not None:  # what the GPUs' machines have is not known here
+        return False
     # Here, as above.
     from megatron_probsft.models.build import use_transformer_engine
 
@@ -114,10 +117,14 @@ def _lacks_transformer_engine() -> bool:
 
 
 def _precision(config: TrainConfig) -> Iterator[str]:
-    precision = config.precision
+    precision, gpu = config.precision, config.preview.gpu
+    if gpu and precision.bf16 is False:
+        yield ESTIMATED_IN_BF16
     if precision.fp8_format is None:
         return
-    if _lacks_transformer_engine():
+    if gpu and card_of(gpu).fp8 is None:
+        yield f"--fp8-format: --gpu {gpu} has no FP8 units"
+    if _lacks_transformer_engine(config):
         yield "--fp8-format needs a CUDA device and Transformer Engine, whose layers alone compute in FP8"
     if precision.bf16 is False:
         yield "--fp8-format needs --bf16: the values between the products are in bfloat16"
@@ -135,8 +142,8 @@ def _kernels(config: TrainConfig) -> Iterator[str]:
     if kernels.gradient_accumulation_fusion and not _on_gpus(config):
         yield "--gradient-accumulation-fusion needs a CUDA device"
     attention = kernels.attention_backend
-    if attention != "auto" and _lacks_transformer_engine():
-        yield f"--attention-backend {attention} needs a CUDA device and Transformer Engine"
+    if attention == "fused" and _lacks_transformer_engine(config):
+        yield "--attention-backend fused needs a CUDA device and Transformer Engine"
     for backend in ("flash", "fused", "unfused"):
         name, wanted = f"NVTE_{backend.upper()}_ATTN", str(int(attention in ("auto", backend)))
         if os.environ.get(name, wanted) != wanted:
@@ -149,7 +156,7 @@ def _kernels(config: TrainConfig) -> Iterator[str]:
             yield "--tp-comm-overlap needs --sequence-parallel, whose transfers it overlaps"
         if not config.batch.fixed_pack_length:
             yield "--tp-comm-overlap needs --fixed-pack-length: its buffers have one size"
-        if _lacks_transformer_engine():
+        if _lacks_transformer_engine(config):
             yield "--tp-comm-overlap needs a CUDA device and Transformer Engine"
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from megatron_probsft.training.simulate.stages import (
 )
 from megatron_probsft.training.simulate.step_samples import StepSamples
 
-_ASSUMPTIONS = (
+_ALWAYS = (
     "Layers are those of CUDA without Transformer Engine, with liger-kernel. Attention keeps query, key, "
     "value, output and a log-sum-exp per row; RMSNorm its input and a number per row; SwiGLU its input.",
     "Memory is that of tensors: CUDA's context, NCCL's buffers, the allocator's gaps and what kernels use "
@@ -31,6 +32,10 @@ _ASSUMPTIONS = (
 _UNPACKED = "With --no-packing every sample counts as if it were as long as the longest of its step."
 _PROCESSES = 4
 """Each takes about 0.8 GiB."""
+
+
+_BUILT = {"loss_kernels": "auto", "fp8_format": None, "fp8_recipe": None, "tp_comm_overlap": False}
+"""What the simulated layers have in place of the run's own settings."""
 
 
 def simulate_step(config: TrainConfig, folder: Path, samples: StepSamples, world_size: int) -> SimulatedStep:
@@ -51,7 +56,7 @@ def simulate_step(config: TrainConfig, folder: Path, samples: StepSamples, world
     ranks = [stage * each for stage in stages_to_simulate(layout)]  # Megatron-Core's order: stages outermost
     count = min(len(ranks), os.cpu_count() or 1, _PROCESSES)
     job = {
-        "settings": config.replace(loss_kernels="auto").flat(),
+        "settings": config.replace(**_BUILT).flat(),
         "model": str(folder),
         "samples": dataclasses.asdict(samples),
         "world_size": world_size,
@@ -71,8 +76,22 @@ def simulate_step(config: TrainConfig, folder: Path, samples: StepSamples, world
         real_tokens_share=first.real_tokens_share,
         bf16=bool(config.precision.bf16),
         stages=all_stages(simulated, layout, first.micro_batches),
-        assumptions=_ASSUMPTIONS if config.batch.packing else (*_ASSUMPTIONS, _UNPACKED),
+        assumptions=tuple(_assumptions(config)),
     )
+
+
+def _assumptions(config: TrainConfig) -> Iterator[str]:
+    yield f"Weights and computation are in {'bfloat16' if config.precision.bf16 else 'float32'}."
+    yield from _ALWAYS
+    if config.precision.fp8_format is not None:
+        yield (
+            "FP8 is Transformer Engine's: memory, operations and transfers are those of layers in bfloat16, "
+            "without the weights' FP8 copies."
+        )
+    if config.kernels.tp_comm_overlap:
+        yield "Buffers of --tp-comm-overlap, which is Transformer Engine's, are left out."
+    if not config.batch.packing:
+        yield _UNPACKED
 
 
 def _run(job: dict[str, Any]) -> list[SimulatedRank]:

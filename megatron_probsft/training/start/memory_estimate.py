@@ -106,6 +106,13 @@ def stage_layers(layout: LayoutSettings, layers: int) -> list[int]:
     return [each if count is None else count for count in counts]
 
 
+def recomputed_modules(layout: LayoutSettings) -> set[str]:
+    """Return the parts of layers that --recompute-granularity selective computes again; with full, none."""
+    if layout.recompute_granularity != "selective":
+        return set()
+    return {*layout.recompute_modules} or {"core_attn"}
+
+
 def _parameters(
     layout: LayoutSettings, family: Family, shape: ModelShape, layers: int, *, is_first: bool, is_last: bool
 ) -> tuple[int, int]:
@@ -147,7 +154,15 @@ def _activations(layout: LayoutSettings, shape: ModelShape, layers: int, tokens:
         mlp = shape.experts.per_token * (mlp + 2 * shape.hidden_size // whole)
     layer = tokens * (4 * shape.hidden_size // whole + attention + mlp)
     if layout.recompute_granularity == "selective":
-        return layers * (layer - tokens * query // tp)
+        # core_attn keeps all: the attention's output is the next product's input, and there are no scores.
+        modules, again = recomputed_modules(layout), 0
+        if "layernorm" in modules:
+            again += 2 * shape.hidden_size // whole
+        if ("moe" in modules and shape.experts) or ("mlp" in modules and not shape.experts):
+            again += mlp
+        elif "moe_act" in modules and shape.experts:
+            again += shape.experts.per_token * shape.experts.ffn_hidden_size // tp
+        return layers * (layer - tokens * again) + tokens * again  # of one layer while it is computed again
     if layout.recompute_granularity is None:
         return layers * layer
     assert layout.recompute_num_layers is not None

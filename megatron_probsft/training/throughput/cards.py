@@ -89,6 +89,7 @@ _CARDS = [
 ]  # fmt: skip
 CARDS: dict[str, GpuCard] = {card.name: card for card in _CARDS}
 assert [*CARDS] == [*get_args(CardName)]
+ESTIMATED_IN_BF16 = "--gpu estimates a run in bfloat16: not one with --no-bf16"
 
 
 def card_of(name: str) -> GpuCard:

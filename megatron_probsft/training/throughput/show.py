@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_probsft.models.hf_model import HFModel
+from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.config.config import TrainConfig, settings
 from megatron_probsft.training.config.flag import dashed
 from megatron_probsft.training.log.flops import model_flops
@@ -41,6 +42,9 @@ def show_estimates(
     """Simulate a step and print its tables and its time: of the run's layout, or of the best one that fits.
 
     config: with a value for what follows from the device (`by_device`).
+
+    Raises:
+        UserError: none of the best layouts fits, simulated; or the run is in float32.
     """
     preview = config.preview
     assert preview.gpu
@@ -65,6 +69,11 @@ def show_estimates(
         show_step(step, out, preview.dry_run_json)
         show_step_time(dataclasses.replace(job, config=each.config), step, out)
         return
+    if found:
+        raise UserError(
+            f"none of the {min(len(found), _TRIED)} layouts that were simulated fits into {preview.gpu}: "
+            "give a larger --world-size or another --gpu"
+        )
 
 
 def _as_given(config: TrainConfig, world_size: int) -> TrainConfig:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from megatron_probsft.models.build import padded_vocab_size
 from megatron_probsft.models.family import Family, ModelShape
@@ -18,7 +19,12 @@ from megatron_probsft.training.simulate.report import (
     SimulatedStage,
     SimulatedStep,
 )
-from megatron_probsft.training.start.memory_estimate import StageMemory, stage_layers, stage_memory
+from megatron_probsft.training.start.memory_estimate import (
+    StageMemory,
+    recomputed_modules,
+    stage_layers,
+    stage_memory,
+)
 from megatron_probsft.training.throughput.workload import Workload
 
 _ATTENTION_BACKWARD = 2.5  # of the forward pass: flash attention computes the scores again
@@ -88,43 +94,53 @@ def _supervised(rank: _Rank) -> int:
     return round(work.real_tokens * work.supervised_share / work.data_parallel_size / work.micro_batches)
 
 
-def _again(config: TrainConfig, layers: int) -> tuple[float, float]:
-    """Return how often layers, and attention alone, are computed again in the backward pass."""
+class _Again(NamedTuple):
+    """How often parts of layers are computed again in the backward pass, on average over the layers."""
+
+    projections: float
+    attention: float
+    mlp: float
+
+
+def _again(config: TrainConfig, shape: ModelShape, layers: int) -> _Again:
     layout = config.layout
     if layout.recompute_granularity == "selective":
-        return 0.0, 1.0
-    if layout.recompute_granularity is None:
-        return 0.0, 0.0
-    assert layout.recompute_num_layers is not None
-    if layout.recompute_method == "uniform":
-        return 1.0, 1.0
-    chunks = layout.num_virtual_stages_per_pipeline_rank or 1
-    share = min(layout.recompute_num_layers * chunks / layers, 1.0)
-    return share, share
+        modules = recomputed_modules(layout)
+        mlp = ("moe" if shape.experts else "mlp") in modules
+        return _Again(0.0, float("core_attn" in modules), float(mlp))
+    share = 0.0
+    if layout.recompute_granularity is not None:
+        assert layout.recompute_num_layers is not None
+        chunks = layout.num_virtual_stages_per_pipeline_rank or 1
+        share = min(layout.recompute_num_layers * chunks / layers, 1.0)
+        if layout.recompute_method == "uniform":
+            share = 1.0
+    return _Again(share, share, share)
 
 
 def _flops(rank: _Rank, layers: int, *, is_last: bool) -> Flops:
     shape, layout, work = rank.shape, rank.config.layout, rank.workload
     tp, cp = layout.tensor_model_parallel_size, layout.context_parallel_size
-    widths = 2 * shape.query_size + 2 * shape.key_size + 3 * shape.ffn_hidden_size
+    mlp = 3 * shape.ffn_hidden_size
     if shape.experts:
-        widths += shape.experts.per_token * 3 * shape.experts.ffn_hidden_size + shape.experts.count
-        widths -= 3 * shape.ffn_hidden_size
+        mlp = shape.experts.per_token * 3 * shape.experts.ffn_hidden_size + shape.experts.count
+    again = _again(rank.config, shape, layers)
+    projections = 2 * shape.query_size + 2 * shape.key_size
+    widths = projections * (3 + again.projections) + mlp * (3 + again.mlp)
     linear = 2 * rank.tokens * shape.hidden_size * widths / tp
     attention = 2 * shape.query_size * work.squares / (tp * cp)
     columns = padded_vocab_size(shape, tp, layout.make_vocab_size_divisible_by) / tp
     head = 2 * _supervised(rank) / cp * shape.hidden_size * columns
-    layers_again, attention_again = _again(rank.config, layers)
     return Flops(
-        linear=int(work.micro_batches * layers * linear * (3 + layers_again)),
-        attention=int(work.micro_batches * layers * attention * (1 + _ATTENTION_BACKWARD + attention_again)),
+        linear=int(work.micro_batches * layers * linear),
+        attention=int(work.micro_batches * layers * attention * (1 + _ATTENTION_BACKWARD + again.attention)),
         head=int(work.micro_batches * head * 3) if is_last else 0,
     )
 
 
 def _collectives(rank: _Rank, memory: StageMemory, layers: int) -> Iterator[Collective]:
     layout = rank.config.layout
-    again, _ = _again(rank.config, layers)
+    again = _again(rank.config, rank.shape, layers)
     if layout.tensor_model_parallel_size > 1:
         yield from _tensor_parallel(rank, memory, layers, again)
     if layout.context_parallel_size > 1:
@@ -132,18 +148,18 @@ def _collectives(rank: _Rank, memory: StageMemory, layers: int) -> Iterator[Coll
         keys = 2 * rank.shape.key_size // layout.tensor_model_parallel_size
         size = rank.workload.pack_length * keys * rank.element
         calls = rank.workload.micro_batches * layers
-        yield _times("CP", layout.context_parallel_size, "all_gather", size, calls * (1 + again))
+        yield _times("CP", layout.context_parallel_size, "all_gather", size, calls * (1 + again.attention))
         yield _times("CP", layout.context_parallel_size, "reduce_scatter", size, calls)
     if rank.shape.experts and layout.expert_model_parallel_size > 1:
         tokens = rank.tokens // layout.tensor_model_parallel_size * rank.shape.experts.per_token
         size = tokens * rank.shape.hidden_size * rank.element
-        calls = rank.workload.micro_batches * layers * (4 + 2 * again)
+        calls = rank.workload.micro_batches * layers * (4 + 2 * again.mlp)
         yield _times("EP", layout.expert_model_parallel_size, "all_to_all", size, calls)
     yield from _between_stages(rank, memory.stage)
     yield from _data_parallel(rank, memory, layers)
 
 
-def _tensor_parallel(rank: _Rank, memory: StageMemory, layers: int, again: float) -> Iterator[Collective]:
+def _tensor_parallel(rank: _Rank, memory: StageMemory, layers: int, again: _Again) -> Iterator[Collective]:
     """Yield those of Megatron's column and row parallel layers, the embedding and the head.
 
     With sequence parallelism: before each column-parallel layer a gather, of its gradient a scatter, the
@@ -151,15 +167,15 @@ def _tensor_parallel(rank: _Rank, memory: StageMemory, layers: int, again: float
     """
     layout, size = rank.config.layout, rank.hidden_bytes
     tp, calls = layout.tensor_model_parallel_size, rank.workload.micro_batches
-    pairs = layers * 2.0
-    if rank.shape.experts:  # each token once for each of its experts
-        pairs = layers * (1.0 + rank.shape.experts.per_token)
+    copies = rank.shape.experts.per_token if rank.shape.experts else 1  # of a token, one for each expert
+    pairs = layers * (1.0 + copies)
+    more = layers * (again.projections + copies * again.mlp)
     ends = (memory.stage == 0) + (memory.stage == layout.pipeline_model_parallel_size - 1)
     if layout.sequence_parallel:
-        yield _times("TP", tp, "all_gather", size, calls * (pairs * (3 + again) + ends))
-        yield _times("TP", tp, "reduce_scatter", size, calls * (pairs * (2 + again) + ends))
+        yield _times("TP", tp, "all_gather", size, calls * (pairs * 3 + more + ends))
+        yield _times("TP", tp, "reduce_scatter", size, calls * (pairs * 2 + more + ends))
     else:
-        yield _times("TP", tp, "all_reduce", size, calls * (pairs * (2 + again) + ends))
+        yield _times("TP", tp, "all_reduce", size, calls * (pairs * 2 + more + ends))
 
 
 def _between_stages(rank: _Rank, stage: int) -> Iterator[Collective]:

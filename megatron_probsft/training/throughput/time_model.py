@@ -14,9 +14,10 @@ import numpy as np
 
 from megatron_probsft.models.build import padded_vocab_size
 from megatron_probsft.models.family import ModelShape
+from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.simulate.report import SimulatedStage, SimulatedStep
-from megatron_probsft.training.throughput.cards import GpuCard
+from megatron_probsft.training.throughput.cards import ESTIMATED_IN_BF16, GpuCard
 from megatron_probsft.training.throughput.links import Assumed, Links
 from megatron_probsft.vocab_parallel.head_parts import HeadOptions
 
@@ -62,7 +63,13 @@ class Machine:
 
 
 def machine_of(config: TrainConfig, card: GpuCard) -> Machine:
-    """Return the card as the settings use it."""
+    """Return the card as the settings use it.
+
+    Raises:
+        UserError: the run is in float32, as one that a float32 run goes on from.
+    """
+    if config.precision.bf16 is False:
+        raise UserError(ESTIMATED_IN_BF16)
     return Machine(card, config.precision.fp8_format is not None, config.kernels.tp_comm_overlap)
 
 

@@ -116,8 +116,36 @@ def test_settings_for_gpus_are_refused_where_they_cannot_work(
     if on_cpu:
         assert problems()[0].startswith(on_cpu)
     monkeypatch.setattr(rules, "_has_gpu", lambda: True)
-    monkeypatch.setattr(rules, "_lacks_transformer_engine", lambda: False)
+    monkeypatch.setattr(rules, "_lacks_transformer_engine", lambda _: False)
     assert [line.startswith(on_gpu or "never") for line in problems()[:1]] == [True] * (on_gpu is not None)
+
+
+ELSEWHERE: dict[str, tuple[dict[str, Any], str | None]] = {
+    # of GPUs that a dry run without one is for: settings, and what is said of them
+    "Transformer Engine's": (
+        {
+            "fp8_format": "hybrid", "attention_backend": "fused", "tp_comm_overlap": True,
+            "sequence_parallel": True, "fixed_pack_length": True, "gpu": "h100-80gb",
+        },
+        None,
+    ),
+    "fp32": ({"bf16": False}, None),
+    "fp32, timed": ({"bf16": False, "gpu": "h100-80gb"}, "--gpu estimates a run in bfloat16"),
+    "fp8, A100": ({"fp8_format": "e4m3", "gpu": "a100-80gb"}, "--fp8-format: --gpu a100-80gb has no FP8"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_a_dry_run_asks_what_its_gpus_have_not_what_is_here(case: str) -> None:
+    given, told = ELSEWHERE[case]
+    config = TrainConfig.of(dry_run=True, world_size=8, **given)
+    problems = [line for group in ("kernels", "precision") for line in group_problems(config, group)]
+    assert [line.startswith(told or "never") for line in problems] == [True] * (told is not None)
+
+
+def test_attention_that_needs_no_transformer_engine() -> None:
+    for backend in ("auto", "flash", "unfused"):
+        assert not [*group_problems(TrainConfig.of(attention_backend=backend), "kernels")]
 
 
 def test_an_environment_that_contradicts_the_attention(monkeypatch: pytest.MonkeyPatch) -> None:
