@@ -173,10 +173,11 @@ def test_the_dry_run_shows_it(
     with pytest.raises(UserError, match="16 processes do not divide into"):
         dry_run(TrainConfig.of(**settings, tensor_model_parallel_size=3))
     engines = {"fp8_format": "hybrid", "tp_comm_overlap": True, "fixed_pack_length": True}
+    engines |= {"recompute_granularity": "selective", "recompute_modules": ["layernorm"]}
     dry_run(TrainConfig.of(**settings, **engines, tensor_model_parallel_size=8, sequence_parallel=True))
     output = capsys.readouterr().out
-    for told in ("computation are in bfloat16", "FP8 is Transformer Engine's", "--tp-comm-overlap, which"):
-        assert told in output
+    told = ("are in bfloat16", "FP8 is Transformer Engine's", "--tp-comm-overlap, which", "layernorm needs")
+    assert all(line in output for line in told)
     step = step_from_json(json.loads(record.read_text()))
     assert f"simulated: {step.micro_batches} micro-batch(es) of {step.pack_length:,} tokens" in output
     assert (step.world_size, step.data_parallel_size, step.bf16) == (16, 2, True)
