@@ -73,7 +73,7 @@ def plan_workload(
     step = dataclasses.replace(batch, train_iters=1, train_epochs=None, global_batch_size=count)
     lengths = np.asarray(samples.lengths)
     store: Any = _OnlyLengths(lengths)
-    plan = Batches(cast(TokenStore, store), step, layout, (0, dp_size)).on_gpus().training_plan(0)
+    plan = Batches(cast(TokenStore, store), step, layout, (0, dp_size)).training_plan(0)
     real = lengths[sample_indices(0, count, count, batch.seed)] - 1
     packs: list[np.ndarray] = []
     for pack, length, multiple in zip(plan.packs, plan.lengths, plan.sample_multiples, strict=True):
