@@ -32,9 +32,12 @@ def use_device(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-def even_length() -> int:
-    """Return what the length of a pack should be a multiple of: a GPU's kernels work on tiles of 128 rows."""
-    return 128 if has_gpu() else 1
+def even_length(*, gpu: bool | None = None) -> int:
+    """Return what the length of a pack should be a multiple of: a GPU's kernels work on tiles of 128 rows.
+
+    gpu: whether the run's processes have GPUs; None: as this one.
+    """
+    return 128 if (has_gpu() if gpu is None else gpu) else 1
 
 
 def host_tensor(array: np.ndarray) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -95,6 +96,13 @@ class Batches:
             self._align *= layout.tensor_model_parallel_size
         # Of packs alone: each rank's part is a whole number of a GPU's tiles, and lengths seldom differ.
         self._pack_align = math.lcm(self._align, even_length() * cp)
+
+    def on_gpus(self) -> Batches:
+        """Return the same samples in packs as processes with GPUs make them, whatever this one has."""
+        batches = copy.copy(self)
+        cp = self._layout.context_parallel_size
+        batches._pack_align = math.lcm(self._align, even_length(gpu=True) * cp)
+        return batches
 
     @property
     def sources(self) -> list[str]:

@@ -155,12 +155,12 @@ def test_experts_get_as_many_tokens_each(case: str, tmp_path: Path) -> None:
         expert_model_parallel_size=2,
     )  # fmt: skip
     hf = read_hf_model(folder)
-    (formula,) = stage_memory(config, hf.family, hf.shape, dp_size=4, micro_batches=2, pack_length=96)
+    (formula,) = stage_memory(config, hf.family, hf.shape, dp_size=4, micro_batches=2, pack_length=128)
     (stage,) = _simulate(config, 8, "cuda")
     assert stage.parameters == formula.parameters
     assert hf.shape.experts
     sent = {(one.group, one.operation): one.bytes for one in stage.collectives}
-    copies = 2 * 96 // 2 * hf.shape.experts.per_token  # of a rank's tokens, in two micro-batches
+    copies = 2 * 128 // 2 * hf.shape.experts.per_token  # of a rank's tokens; packs of 96 are 128 on GPUs
     row = 2 * hf.shape.hidden_size  # bf16; each takes its probability along
     passes = 2 * 2 * hf.shape.num_layers  # there and back, forward and backward
     assert sent["EP", "all_to_all"] == pytest.approx(passes * copies * row, rel=0.1)
@@ -176,10 +176,11 @@ def test_the_dry_run_shows_it(
     with pytest.raises(UserError, match="16 processes do not divide into"):
         dry_run(TrainConfig.of(**settings, tensor_model_parallel_size=3))
     engines = {"fp8_format": "hybrid", "tp_comm_overlap": True, "fixed_pack_length": True}
+    engines |= {"recompute_granularity": "selective", "recompute_modules": ["layernorm"]}
     dry_run(TrainConfig.of(**settings, **engines, tensor_model_parallel_size=8, sequence_parallel=True))
     output = capsys.readouterr().out
-    for told in ("computation are in bfloat16", "FP8 is Transformer Engine's", "--tp-comm-overlap, which"):
-        assert told in output
+    told = ("are in bfloat16", "FP8 is Transformer Engine's", "--tp-comm-overlap, which", "layernorm needs")
+    assert all(line in output for line in told)
     step = step_from_json(json.loads(record.read_text()))
     assert f"simulated: {step.micro_batches} micro-batch(es) of {step.pack_length:,} tokens" in output
     assert (step.world_size, step.data_parallel_size, step.bf16) == (16, 2, True)

@@ -174,6 +174,9 @@ def _layout(config: TrainConfig) -> Iterator[str]:
         if name not in _RECOMPUTED:
             known = ", ".join(_RECOMPUTED)
             yield f"--recompute-modules {name} is none of {known}; {meant(name, _RECOMPUTED)}"
+        # Megatron-Core 0.19.2's CheckpointWithoutOutput asks Transformer Engine whether FP8 is on.
+        if name in ("layernorm", "moe_act") and _lacks_transformer_engine(config):
+            yield f"--recompute-modules {name} needs a CUDA device and Transformer Engine"
     given = {
         layout.recompute_granularity == "full",
         layout.recompute_method is not None,

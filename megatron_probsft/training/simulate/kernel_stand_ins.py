@@ -16,7 +16,9 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from megatron_probsft.models import attention, build, local_layers, rotary
 from megatron_probsft.models.packs import Pack
+from megatron_probsft.runtime.device import even_length
 from megatron_probsft.runtime.megatron_patches import replace, weight_gradient_fusion
+from megatron_probsft.training import batches
 from megatron_probsft.training.simulate.fake_tensors import known
 from megatron_probsft.training.simulate.recorder import note_flops
 from megatron_probsft.vocab_parallel import fused_head, torch_kernels
@@ -33,6 +35,7 @@ def apply(place: Place) -> None:
         return
     replace(build, "has_gpu", lambda: True)
     replace(build, "use_transformer_engine", lambda: False)
+    replace(batches, "even_length", lambda: even_length(gpu=True))
     replace(attention, "flash_attention_for", lambda config: _flash_attention)
     replace(local_layers.RMSNorm, "forward", lambda self, x: _Norm.apply(x, self.weight))
     replace(rotary, "liger_rotate", lambda: _Rotation.apply)

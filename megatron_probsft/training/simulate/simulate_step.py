@@ -34,8 +34,8 @@ _PROCESSES = 4
 """Each takes about 0.8 GiB."""
 
 
-_BUILT = {"loss_kernels": "auto", "fp8_format": None, "fp8_recipe": None, "tp_comm_overlap": False}
-"""What the simulated layers have in place of the run's own settings."""
+_OF_ENGINE = ("layernorm", "moe_act")
+"""Modules that are recomputed with Transformer Engine alone."""
 
 
 def simulate_step(config: TrainConfig, folder: Path, samples: StepSamples, world_size: int) -> SimulatedStep:
@@ -56,7 +56,7 @@ def simulate_step(config: TrainConfig, folder: Path, samples: StepSamples, world
     ranks = [stage * each for stage in stages_to_simulate(layout)]  # Megatron-Core's order: stages outermost
     count = min(len(ranks), os.cpu_count() or 1, _PROCESSES)
     job = {
-        "settings": config.replace(**_BUILT).flat(),
+        "settings": _without_engine(config).flat(),
         "model": str(folder),
         "samples": dataclasses.asdict(samples),
         "world_size": world_size,
@@ -80,6 +80,16 @@ def simulate_step(config: TrainConfig, folder: Path, samples: StepSamples, world
     )
 
 
+def _without_engine(config: TrainConfig) -> TrainConfig:
+    """Return the settings that layers without Transformer Engine can have."""
+    config = config.replace(loss_kernels="auto", fp8_format=None, fp8_recipe=None, tp_comm_overlap=False)
+    given = config.layout.recompute_modules
+    left = [name for name in given if name not in _OF_ENGINE]
+    if given and not left:
+        config = config.replace(recompute_granularity=None)
+    return config.replace(recompute_modules=left)
+
+
 def _assumptions(config: TrainConfig) -> Iterator[str]:
     yield f"Weights and computation are in {'bfloat16' if config.precision.bf16 else 'float32'}."
     yield from _ALWAYS
@@ -88,6 +98,9 @@ def _assumptions(config: TrainConfig) -> Iterator[str]:
             "FP8 is Transformer Engine's: memory, operations and transfers are those of layers in bfloat16, "
             "without the weights' FP8 copies."
         )
+    for name in _OF_ENGINE:
+        if name in config.layout.recompute_modules:
+            yield f"--recompute-modules {name} needs Transformer Engine: its activations are counted as kept."
     if config.kernels.tp_comm_overlap:
         yield "Buffers of --tp-comm-overlap, which is Transformer Engine's, are left out."
     if not config.batch.packing:

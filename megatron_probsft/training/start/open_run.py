@@ -147,6 +147,8 @@ def plan_steps(
         weights=None if problems else config.data.data_weights,  # a dry run goes on: they change no number
         start=saved.position if saved else START,
     )
+    if config.preview.world_size:
+        batches = batches.on_gpus()
     train_iters = batches.train_iters()
     problems.add(schedule_problems(config.schedule, train_iters))
     return Steps(batches, train_iters, saved)

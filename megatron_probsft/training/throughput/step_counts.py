@@ -95,7 +95,7 @@ def _supervised(rank: _Rank) -> int:
 
 
 class _Again(NamedTuple):
-    """How often parts of layers are computed again in the backward pass, on average over the layers."""
+    """The times that parts of layers are computed again in the backward pass, on average over the layers."""
 
     projections: float
     attention: float

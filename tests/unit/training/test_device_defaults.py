@@ -95,6 +95,11 @@ FOR_GPUS = {
         "--recompute-modules core_atn is none of core_attn, layernorm, mlp, moe, moe_act; did you mean core_",
         "--recompute-modules core_atn",
     ),
+    "norms again": (
+        {"recompute_granularity": "selective", "recompute_modules": ["layernorm"]},
+        "--recompute-modules layernorm needs a CUDA device and Transformer Engine",
+        None,
+    ),
     "what": ({"recompute_modules": ["mlp"]}, "--recompute-modules needs --recompute-granularity", "--recomp"),
 }
 

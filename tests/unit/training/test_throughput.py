@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from megatron_probsft.training.simulate.report import Collective, SimulatedStep
 from megatron_probsft.training.simulate.step_samples import StepSamples, full_packs
 from megatron_probsft.training.start.device_defaults import by_device
 from megatron_probsft.training.start.memory_estimate import stage_memory
-from megatron_probsft.training.throughput import show
 from megatron_probsft.training.throughput.cards import CARDS, card_of
 from megatron_probsft.training.throughput.links import Assumed, Links
 from megatron_probsft.training.throughput.show import flags, show_step_time, show_suggestions
@@ -223,22 +221,6 @@ def test_suggested_layouts_fit_and_divide() -> None:
     assert parsed.batch.micro_batch_size == found[0].config.batch.micro_batch_size
 
 
-def test_parts_of_layers_that_are_computed_again() -> None:
-    """An MLP keeps 3 f numbers per token, two norms' outputs are 2 h; the layer at work has its own."""
-    model, layers, tokens = MODELS["Llama-3.1-8B"], 32, 2048
-    kept, linear = {}, {}
-    for modules in ([], ["core_attn"], ["layernorm"], ["mlp"]):
-        again = {"recompute_granularity": "selective", "recompute_modules": modules} if modules else {}
-        config = _config(**again)
-        stage = _step(model, config, full_packs(config), 1).stages[0]
-        kept["".join(modules)], linear["".join(modules)] = stage.memory.activations, stage.flops.linear
-    assert kept["core_attn"] == kept[""]
-    assert kept[""] - kept["layernorm"] == (layers - 1) * tokens * 2 * 4096 * 2
-    assert kept[""] - kept["mlp"] == (layers - 1) * tokens * 3 * 14336 * 2
-    assert linear["core_attn"] == linear["layernorm"] == linear[""]
-    assert linear["mlp"] - linear[""] == 64 * layers * 2 * tokens * 4096 * 3 * 14336
-
-
 def test_a_model_that_fits_nowhere_and_one_that_must_be_computed_again() -> None:
     assert suggest_layouts(_job("Llama-3.1-70B", 8)) == []
     (one,) = suggest_layouts(_job("Qwen2.5-1.5B", 1, micro_batch_size=8))
@@ -259,17 +241,6 @@ def test_the_estimates_say_that_they_are() -> None:
     assert "assumed: 256 samples of" in text
     assert "layouts of 8 × h100-80gb, best first; all estimated" in text
     assert "no layout of 8 × h100-80gb holds this model" in text
-
-
-def test_suggested_layouts_of_which_none_fits_when_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    job = _job("Qwen2.5-7B", 8)
-    step = _step(MODELS["Llama-3.1-70B"], job.config, job.samples, 8)
-    monkeypatch.setattr(show, "simulate_step", lambda *_: step)
-    config = job.config.replace(dry_run=True, world_size=8, gpu="h100-80gb", suggest_layout=True)
-    hf: Any = SimpleNamespace(family=job.family, shape=job.shape, folder=None)
-    out = Console(file=io.StringIO(), width=150)
-    with pytest.raises(UserError, match="none of the 3 layouts that were simulated fits into h100-80gb"):
-        show.show_estimates(by_device(config, None, 8, gpu=True), hf, job.samples, 8, out)
 
 
 def test_lengths_that_are_assumed() -> None:
