@@ -91,7 +91,8 @@ def exact_float32_products() -> Iterator[None]:
     TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, programs with `torch.set_float32_matmul_precision`.
     """
     backends: Any = torch.backends
-    places = (backends.cuda.matmul, getattr(backends.mkldnn, "matmul", None))  # torch 2.8 has no newer names
+    # torch 2.8 has no newer names
+    places: list[Any] = [backends.cuda.matmul, getattr(backends.mkldnn, "matmul", None)]
     newer = [(each, each.fp32_precision) for each in places if hasattr(each, "fp32_precision")]
     older: str | None = None
     with contextlib.suppress(RuntimeError):  # where somebody set it by the newer names only
