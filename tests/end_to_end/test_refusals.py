@@ -27,7 +27,8 @@ def _main(argv: list[str], world_size: int, stderr: Path) -> int:
     if process == 0:
         torch.set_num_threads(1)  # the parent's thread pool does not live on in a fork
         sys.stderr = stderr.open("w")
-        os.environ["WORLD_SIZE"] = str(world_size)
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}  # nobody is met there
         sys.argv = ["train", *argv]
         status = 70
         try:
