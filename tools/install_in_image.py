@@ -93,7 +93,7 @@ def _name(requirement: str) -> str:
 def main(options: list[str]) -> int:
     """Install the package, say what stayed, and return the status of the process."""
     if {"-h", "--help"} & {*options}:
-        print(__doc__)
+        print(f"usage: install_in_image.py [options of uv pip install]\n\n{__doc__}")
         return 0
     before = installed()
     reason = problem(before)
