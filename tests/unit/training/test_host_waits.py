@@ -22,8 +22,8 @@ from tests.support.sizes import rows
 ROOT = Path(__file__).parents[3]
 NORM = "read megatron/core/optimizer/clip_grads.py:get_grad_norm_fp32"
 SUMS = "wait megatron_probsft/runtime/device.py:tolist"
-# What a step can't do without, and how often: the norm that decides on skipping it, and the loss's sums, which
-# left before it and are there when it is.
+# What a step can't do without, and how often: the norm that decides on skipping it, and the loss's sums,
+# which left before it and are there when it is.
 ONCE_A_STEP = {NORM: 1, SUMS: 1}
 # Experts' tokens are sent to their ranks: the host must know how many, in 4 layers and 2 micro-batches,
 # and again where layers are recomputed. The norm of experts' gradients is over other ranks.
