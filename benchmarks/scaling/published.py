@@ -114,9 +114,7 @@ def estimated(run: Published) -> float:
     )  # fmt: skip
     config = by_device(config, None, run.gpus, gpu=True)
     layout = config.layout
-    dp = run.gpus // (
-        layout.tensor_model_parallel_size * layout.pipeline_model_parallel_size * layout.context_parallel_size
-    )
+    dp = layout.data_parallel_size(run.gpus)
     workload = plan_workload(full_packs(config), config.batch, layout, dp)
     if run.documents:
         share = run.documents / run.length

@@ -22,6 +22,12 @@ class Parallelism:
     num_virtual_stages_per_pipeline_rank: int | None = None
     expert_model_parallel_size: int = 1
 
+    def data_parallel_size(self, world_size: int) -> int:
+        """Return how many groups of so many processes see different samples."""
+        return world_size // (
+            self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+        )
+
 
 class Sizes(Protocol):
     """The sizes of a model that decide how it divides; `ModelShape` has them."""

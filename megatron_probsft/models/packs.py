@@ -15,7 +15,7 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
 from megatron_probsft.models.context_parallel import Span, gathered_places, local_positions, local_spans
-from megatron_probsft.runtime.device import current_device
+from megatron_probsft.runtime.device import current_device, host_tensor
 from megatron_probsft.runtime.distributed import context_group
 
 
@@ -101,5 +101,4 @@ class Pack:
 
 def _on_device(array: np.ndarray) -> torch.Tensor:
     """Copy from pinned memory, which the host does not wait for."""
-    tensor, device = torch.from_numpy(array), current_device()
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    return host_tensor(array).to(current_device(), non_blocking=True)

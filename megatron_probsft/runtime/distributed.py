@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from torch._C._distributed_c10d import HashStore
 
-from megatron_probsft.runtime.device import gpu_count, has_gpu
+from megatron_probsft.runtime.device import current_device, gpu_count, has_gpu
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.megatron_patches.apply import patch_for_cpu
 from megatron_probsft.runtime.processes.environment import check_environment
@@ -170,6 +170,14 @@ def on_first_rank[T](work: Callable[[], T], doing: str) -> T:
         RuntimeError: on the other ranks, where the work raised anything else.
     """
     return work() if _waiting is None else _waiting.on_first(work, doing)
+
+
+def largest(number: int) -> int:
+    """Return the largest of the ranks' numbers. Collective: one all-reduce of an integer over the world."""
+    # Made on the device: a copy from the host would be waited for.
+    found = torch.full((), number, device=current_device())
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found)
 
 
 def say(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,9 +43,11 @@ class MicroBatch:
         Six of 64 KiB for a pack of 8,192 tokens: estimated 20 µs of a GPU's time at 25 GB/s, which no stream
         of their own could win back.
         """
+        device = current_device()
+        return self.with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> MicroBatch:
+        """Return it with what `change` makes of each tensor."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
-        device = current_device()
-        return dataclasses.replace(
-            self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()}
-        )
+        return dataclasses.replace(self, **{name: change(value) for name, value in tensors.items()})

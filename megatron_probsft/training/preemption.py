@@ -8,10 +8,8 @@ import time
 from types import FrameType
 
 import psutil
-import torch
-import torch.distributed as dist
 
-from megatron_probsft.runtime.device import current_device
+from megatron_probsft.runtime import distributed
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what Slurm and Kubernetes send before they take the machine
 
@@ -44,11 +42,8 @@ class StopRequests:
 
         Collectives: one all-reduce of one integer over the world.
         """
-        seen = torch.full((), self._received, device=current_device())
-        if self._deadline is not None and time.time() >= self._deadline:
-            seen.clamp_(min=1)
-        dist.all_reduce(seen, op=dist.ReduceOp.MAX)
-        number = int(seen)
+        late = self._deadline is not None and time.time() >= self._deadline
+        number = distributed.largest(max(self._received, int(late)))
         if number == 0:
             return None
         return "--exit-duration-in-mins" if number == 1 else signal.Signals(number).name

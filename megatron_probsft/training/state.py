@@ -18,6 +18,7 @@ from megatron.core.transformer.enums import AttnBackend
 
 from megatron_probsft.models.build import build_model, transformer_config
 from megatron_probsft.models.hf_model import HFModel
+from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.megatron_patches.apply import patch_linear_layers, patch_optimizer
 from megatron_probsft.training.config.layout import KernelSettings, LayoutSettings
 from megatron_probsft.training.config.optimizer import OptimizerSettings, PrecisionSettings, ScheduleSettings
@@ -135,6 +136,18 @@ def _wrap(gpt: list[GPTModel], layout: LayoutSettings) -> list[DistributedDataPa
     no_sync = [chunk.no_sync for chunk in model]
     shared.no_sync_func = no_sync if len(model) > 1 else no_sync[0]  # type: ignore[assignment]
     return model
+
+
+def join_layout(layout: LayoutSettings, seed: int) -> None:
+    """Join the processes in the groups of the layout; see `distributed.initialize`. Collective over all."""
+    distributed.initialize(
+        layout.tensor_model_parallel_size,
+        layout.pipeline_model_parallel_size,
+        layout.context_parallel_size,
+        expert_model_parallel_size=layout.expert_model_parallel_size,
+        virtual_stages=layout.num_virtual_stages_per_pipeline_rank,
+        seed=seed,
+    )
 
 
 def data_parallel() -> tuple[int, int]:

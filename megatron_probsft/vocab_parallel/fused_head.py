@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from megatron_probsft.objectives.registry import Objective
-from megatron_probsft.runtime.megatron_patches.weight_gradient_fusion import add_product
+from megatron_probsft.runtime.products import add_product
 from megatron_probsft.vocab_parallel.head_parts import HeadOptions, OutputHead, Supervision, Tokens
 from megatron_probsft.vocab_parallel.shards import PendingSoftmax, Shard, write_gradient
 

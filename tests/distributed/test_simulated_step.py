@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from megatron_probsft.models.hf_model import read_hf_model
-from megatron_probsft.runtime import distributed
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.config.config import TrainConfig
 from megatron_probsft.training.simulate import kernel_stand_ins
@@ -25,7 +24,13 @@ from megatron_probsft.training.start.device_defaults import by_device
 from megatron_probsft.training.start.dry_run import dry_run
 from megatron_probsft.training.start.memory_estimate import stage_memory
 from megatron_probsft.training.start.open_run import criterion_of
-from megatron_probsft.training.state import TrainState, build_gpt, build_train_state, data_parallel
+from megatron_probsft.training.state import (
+    TrainState,
+    build_gpt,
+    build_train_state,
+    data_parallel,
+    join_layout,
+)
 from megatron_probsft.vocab_parallel import torch_kernels
 from tests.support.ranks import run_ranks
 from tests.support.sizes import rows
@@ -212,12 +217,7 @@ def _real(config: TrainConfig) -> tuple[dict[str, int], dict[Any, int], int]:
     """(bytes at the peak by kind, bytes of each collective, operations) of a real step on this rank."""
     torch_kernels._SCRATCH_BYTES = SCRATCH  # in this process; 2 MiB hide what a small model has
     layout = config.layout
-    distributed.initialize(
-        layout.tensor_model_parallel_size,
-        layout.pipeline_model_parallel_size,
-        layout.context_parallel_size,
-        virtual_stages=layout.num_virtual_stages_per_pipeline_rank,
-    )
+    join_layout(layout, config.batch.seed)
     hf = read_hf_model(str(config.model.hf_model))
     batch = micro_batches_of(config, full_packs(config), data_parallel())
     recorder = StepRecorder(groups_by_name())

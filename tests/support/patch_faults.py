@@ -15,14 +15,13 @@ import queue
 import re
 import sys
 import tempfile
-import traceback
 import types
 from collections.abc import Callable
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-FORK = get_context("fork")
+from tests.support.forked import FORK, outcome_in_child
+
 UNEVEN = [1, 3]
 
 
@@ -36,23 +35,12 @@ def main() -> None:
         "modules without the literal": _modules_without_the_literal(),
     }
     for name, fault in FAULTS.items():
-        outcomes[name] = [_in_child(fault, patched, name) for patched in (False, True)]
+        outcomes[name] = [outcome_in_child(_show, fault, patched, name) for patched in (False, True)]
     print(json.dumps(outcomes))
 
 
-def _in_child(fault: Callable[[bool], None], patched: bool, name: str) -> str | None:
-    """The fault as a text; None where there is none."""
-    receiver, sender = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=_child, args=(fault, patched, name, sender))
-    child.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    finally:
-        child.join()
-
-
-def _child(fault: Callable[[bool], None], patched: bool, name: str, sender: Any) -> None:
+def _show(fault: Callable[[bool], None], patched: bool, name: str) -> None:
+    """Raise what goes wrong without the patch, or with all of them."""
     from megatron_probsft.runtime.megatron_patches.apply import WITHOUT_GPU, patch_for_cpu
 
     one_left_out = [patch for patch in WITHOUT_GPU if not patch.__name__.endswith(f".{name}")]
@@ -61,13 +49,7 @@ def _child(fault: Callable[[bool], None], patched: bool, name: str, sender: Any)
     else:
         for patch in one_left_out:
             patch.apply()
-    try:
-        fault(patched)
-        sender.send(None)
-    except BaseException:
-        sender.send(traceback.format_exc())
-    sender.close()
-    os._exit(0)
+    fault(patched)
 
 
 def cuda_functions(_: bool) -> None:

@@ -26,7 +26,6 @@ from megatron_probsft.checkpoint.megatron.side_files import SideFiles
 from megatron_probsft.checkpoint.megatron.torch_dist import CONTENT
 from megatron_probsft.checkpoint.megatron.torch_dist_reader import Place
 from megatron_probsft.runtime import distributed
-from megatron_probsft.runtime.device import current_device
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.runtime.folders import pieces
 from megatron_probsft.runtime.host_copies import HostCopies
@@ -97,9 +96,7 @@ class Save:
 
     def is_written(self) -> bool:
         """True once every rank has written its files. Collective: one all-reduce of an integer."""
-        writing = torch.tensor(int(self._thread.is_alive()), device=current_device())
-        dist.all_reduce(writing, op=dist.ReduceOp.MAX)
-        return not int(writing)
+        return not distributed.largest(int(self._thread.is_alive()))
 
     def finish(self) -> Path:
         """The checkpoint's folder, once all is written and it has its name. Collective.

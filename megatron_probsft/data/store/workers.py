@@ -68,8 +68,11 @@ def _start_method() -> BaseContext:
 
     So where there are GPUs, a server that knows neither forks them, and each gets a copy of the encoder.
     """
-    torch = sys.modules.get("torch")  # where it was not imported, CUDA cannot be in use
-    if torch is None or not torch.cuda.is_available():
+    if "torch" not in sys.modules:  # then CUDA cannot be in use, and torch is not imported to ask
+        return get_context("fork")
+    from megatron_probsft.runtime.device import has_gpu
+
+    if not has_gpu():
         return get_context("fork")
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])

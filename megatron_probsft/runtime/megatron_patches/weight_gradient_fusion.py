@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from megatron.core.tensor_parallel import layers
 
-_CPU_ROWS = 512
+from megatron_probsft.runtime.products import add_product
 
 
 def apply() -> None:
@@ -32,15 +32,3 @@ def _accumulate(rows: torch.Tensor, grad_output: torch.Tensor, main_grad: torch.
     """Add grad_outputᵀ `[out, T]` · rows `[T, in]` to main_grad `[out, in]`, float32."""
     if len(rows):  # an expert may have none
         add_product(main_grad, grad_output.t(), rows)
-
-
-def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add left `[m, k]` · right `[k, n]`, of one dtype, to total `[m, n]`, which may be float32 instead."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    elif left.is_cuda:
-        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
-    else:  # torch has no mixed-precision GEMM on CPU: a block of rows at a time, rounded once
-        for start in range(0, len(total), _CPU_ROWS):
-            rows = slice(start, start + _CPU_ROWS)
-            total[rows].add_(left[rows] @ right)

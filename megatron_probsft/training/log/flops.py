@@ -20,14 +20,13 @@ def model_flops(shape: ModelShape, lengths: np.ndarray, supervised_tokens: int) 
     Args:
         lengths: `[samples]` tokens of each sample that go through the model.
     """
-    heads, groups = shape.num_attention_heads * shape.head_dim, shape.num_query_groups * shape.head_dim
     ffn = shape.ffn_hidden_size
     if shape.experts:  # only those that a token goes to, and the router
         ffn = shape.experts.per_token * shape.experts.ffn_hidden_size + shape.experts.count / 3
-    layer = shape.hidden_size * (2 * heads + 2 * groups + 3 * ffn)
+    layer = shape.hidden_size * (2 * shape.query_size + 2 * shape.key_size + 3 * ffn)
     squares = float(np.square(lengths.astype(np.float64)).sum())
     multiplications = (
-        shape.num_layers * (layer * float(lengths.sum()) + heads * squares)
+        shape.num_layers * (layer * float(lengths.sum()) + shape.query_size * squares)
         + shape.hidden_size * shape.vocab_size * supervised_tokens
     )
     return 3 * 2 * multiplications

@@ -8,14 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-import torch.distributed as dist
-
 from megatron_probsft.checkpoint.megatron.run_folder import checkpoint_folder, newest_step
 from megatron_probsft.models.family import ModelShape
 from megatron_probsft.probing.probe import Reading
-from megatron_probsft.runtime.device import current_device, device_name, peak_memory_bytes
-from megatron_probsft.runtime.distributed import rank, world_size
+from megatron_probsft.runtime.device import device_name, peak_memory_bytes
+from megatron_probsft.runtime.distributed import largest, rank, world_size
 from megatron_probsft.runtime.run_files.training import TrainingSummary
 from megatron_probsft.training.batches import StepBatch
 from megatron_probsft.training.config.config import TrainConfig
@@ -137,8 +134,7 @@ class Reporter:
 
         Collective: one all-reduce of the peak memory over the world.
         """
-        peak = torch.tensor(peak_memory_bytes(), device=current_device())
-        dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+        peak = largest(peak_memory_bytes())
         records = read_records(self._folder) if self._active else []
         if not records:
             return
@@ -146,7 +142,7 @@ class Reporter:
         content = {
             "status": status,
             **summarize(records, self.phases.take()),
-            "peak_memory_gib": int(peak) / 2**30,
+            "peak_memory_gib": peak / 2**30,
             "checkpoint": None if newest is None else str(checkpoint_folder(self._folder, newest)),
         }
         summary = TrainingSummary.from_keys(content).to_json()

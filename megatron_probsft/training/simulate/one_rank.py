@@ -6,7 +6,6 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable
 
-import torch
 from megatron.core import parallel_state
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -34,7 +33,13 @@ from megatron_probsft.training.simulate.stages import Passes, SimulatedRank, mic
 from megatron_probsft.training.simulate.step_samples import StepSamples, micro_batches_of
 from megatron_probsft.training.start.memory_estimate import chunks_in_flight
 from megatron_probsft.training.start.open_run import criterion_of
-from megatron_probsft.training.state import TrainState, build_gpt, build_train_state, data_parallel
+from megatron_probsft.training.state import (
+    TrainState,
+    build_gpt,
+    build_train_state,
+    data_parallel,
+    join_layout,
+)
 
 
 def simulate_rank(
@@ -44,16 +49,8 @@ def simulate_rank(
 
     It changes torch for the rest of the process.
     """
-    layout = config.layout
     fake_tensors.join_fake_world(rank, world_size)
-    distributed.initialize(
-        layout.tensor_model_parallel_size,
-        layout.pipeline_model_parallel_size,
-        layout.context_parallel_size,
-        expert_model_parallel_size=layout.expert_model_parallel_size,
-        virtual_stages=layout.num_virtual_stages_per_pipeline_rank,
-        seed=config.batch.seed,
-    )
+    join_layout(config.layout, config.batch.seed)
     try:
         batch = micro_batches_of(config, samples, data_parallel())
         return _simulate(config, hf, batch)
@@ -100,16 +97,9 @@ def _simulate(config: TrainConfig, hf: HFModel, batch: StepBatch) -> SimulatedRa
 
 def _faked(batch: StepBatch, count: int, mode: FakeTensorMode) -> StepBatch:
     """Return the first micro-batches as fake tensors that know their values."""
-    micro_batches = []
-    for one in batch.micro_batches[:count]:
-        values = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
-        tensors = {
-            name: fake_tensors.known(value, mode)
-            for name, value in values.items()
-            if isinstance(value, torch.Tensor)
-        }
-        micro_batches.append(dataclasses.replace(one, **tensors))
-    return dataclasses.replace(batch, micro_batches=micro_batches)
+    few = batch.micro_batches[:count]
+    faked = [one.with_tensors(lambda tensor: fake_tensors.known(tensor, mode)) for one in few]
+    return dataclasses.replace(batch, micro_batches=faked)
 
 
 def _stage(state: TrainState, recorder: StepRecorder, micro_batches: int, simulated: int) -> SimulatedStage:

@@ -10,6 +10,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 
+from megatron_probsft.checkpoint.megatron.optimizer_state import inner_optimizers
 from megatron_probsft.training.batches import StepBatch
 from megatron_probsft.training.simulate.recorder import PIPELINE, Group, StepRecorder
 from megatron_probsft.training.state import TrainState
@@ -75,7 +76,7 @@ def _parameters(state: TrainState) -> Iterator[Any]:
 def optimizer_tensors(state: TrainState) -> Iterator[torch.Tensor]:
     """Yield the moments, and the main weights where they are not the model's own; not the counts of steps."""
     weights = {parameter.untyped_storage()._cdata for parameter in _parameters(state)}
-    for optimizer in getattr(state.optimizer, "chained_optimizers", [state.optimizer]):
+    for optimizer in inner_optimizers(state.optimizer):
         for group in optimizer.optimizer.param_groups:
             for parameter in group["params"]:
                 moments = optimizer.optimizer.state[parameter].values()

@@ -68,7 +68,7 @@ def simulate_step(config: TrainConfig, folder: Path, samples: StepSamples, world
     first = simulated[0]
     return SimulatedStep(
         world_size=world_size,
-        data_parallel_size=each // (layout.tensor_model_parallel_size * layout.context_parallel_size),
+        data_parallel_size=layout.data_parallel_size(world_size),
         micro_batches=first.micro_batches,
         pack_length=first.pack_length,
         sequence_lengths=tuple(first.sequence_lengths),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 
+from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.training.batches import Batches, StepBatch
 from megatron_probsft.training.config.config import TrainConfig
 
@@ -37,12 +38,16 @@ def micro_batches_of(config: TrainConfig, samples: StepSamples, data_parallel: t
     if not config.batch.packing:
         samples = StepSamples((max(samples.lengths),) * size, (max(samples.supervised),) * size)
     batch = config.replace(global_batch_size=size, train_iters=1, train_epochs=None).batch
-    store: Any = _Store(samples)
-    return Batches(store, batch, config.layout, data_parallel).training_step(0)
+    return Batches(store_of(samples), batch, config.layout, data_parallel).training_step(0)
+
+
+def store_of(samples: StepSamples) -> TokenStore:
+    """Return samples of these lengths as `Batches` takes them: tokens are 0, the last ones are trained."""
+    return cast(TokenStore, _Store(samples))
 
 
 class _Store:
-    """The part of a token store that `Batches` reads: tokens are 0, each sample's last ones are trained."""
+    """The part of a token store that `Batches` reads."""
 
     def __init__(self, samples: StepSamples) -> None:
         self.lengths = np.asarray(samples.lengths, np.int64)

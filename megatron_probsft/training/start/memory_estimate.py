@@ -146,9 +146,7 @@ def _activations(layout: LayoutSettings, shape: ModelShape, layers: int, tokens:
     """Return how many numbers are kept for one micro-batch."""
     tp = layout.tensor_model_parallel_size
     whole = tp if layout.sequence_parallel else 1
-    query = shape.num_attention_heads * shape.head_dim
-    groups = shape.num_query_groups * shape.head_dim
-    attention = (2 * query + 2 * groups) // tp
+    attention = (2 * shape.query_size + 2 * shape.key_size) // tp
     mlp = 3 * shape.ffn_hidden_size // tp
     if shape.experts:  # each token is copied for each of its experts, on average evenly over the ranks
         mlp = shape.experts.per_token * (mlp + 2 * shape.hidden_size // whole)

@@ -30,7 +30,13 @@ from megatron_probsft.training.start.inputs import Inputs, ModelSource, find_mod
 from megatron_probsft.training.start.problems import Problems
 from megatron_probsft.training.start.resume import Saved, load_state, look_at
 from megatron_probsft.training.start.samples_shown import show_samples
-from megatron_probsft.training.state import TrainState, build_gpt, build_train_state, data_parallel
+from megatron_probsft.training.state import (
+    TrainState,
+    build_gpt,
+    build_train_state,
+    data_parallel,
+    join_layout,
+)
 from megatron_probsft.training.step import Criterion
 from megatron_probsft.vocab_parallel.head_parts import HeadOptions
 
@@ -103,16 +109,8 @@ def open_inputs(config: TrainConfig, source: ModelSource) -> tuple[TrainConfig, 
     """
     resumed = None if config.model.finetune else source.checkpoint
     config = by_device(config, resumed, distributed.world_size())
-    layout = config.layout
-    distributed.join_processes(layout.distributed_timeout_minutes)
-    distributed.initialize(
-        layout.tensor_model_parallel_size,
-        layout.pipeline_model_parallel_size,
-        layout.context_parallel_size,
-        expert_model_parallel_size=layout.expert_model_parallel_size,
-        virtual_stages=layout.num_virtual_stages_per_pipeline_rank,
-        seed=config.batch.seed,
-    )
+    distributed.join_processes(config.layout.distributed_timeout_minutes)
+    join_layout(config.layout, config.batch.seed)
     inputs = read_inputs(config, source)
     return config.replace(template_date=inputs.template_date), inputs
 

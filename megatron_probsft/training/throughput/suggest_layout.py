@@ -156,7 +156,7 @@ def _planner(job: Job) -> Callable[[TrainConfig], Workload]:
 
     def plan(config: TrainConfig) -> Workload:
         layout = config.layout
-        dp = _data_parallel(layout, job.world_size)
+        dp = layout.data_parallel_size(job.world_size)
         interleaved = layout.num_virtual_stages_per_pipeline_rank is not None
         multiple = layout.pipeline_model_parallel_size if interleaved else 1
         key = (dp, multiple, config.batch.micro_batch_size)
@@ -165,12 +165,6 @@ def _planner(job: Job) -> Callable[[TrainConfig], Workload]:
         return known[key]
 
     return plan
-
-
-def _data_parallel(layout: LayoutSettings, world_size: int) -> int:
-    return world_size // (
-        layout.tensor_model_parallel_size * layout.pipeline_model_parallel_size * layout.context_parallel_size
-    )
 
 
 def _micro_batch_sizes(config: TrainConfig) -> tuple[int, ...]:
@@ -232,7 +226,7 @@ def _recomputations(layout: LayoutSettings, layers: int) -> Iterator[dict[str, A
 
 def _static(job: Job, config: TrainConfig) -> float:
     """Return the bytes of weights, gradients and optimizer on the fullest rank."""
-    dp = _data_parallel(config.layout, job.world_size)
+    dp = config.layout.data_parallel_size(job.world_size)
     stages = stage_memory(config, job.family, job.shape, dp, 1, 1)
     return max(stage.weights + stage.gradients + stage.optimizer for stage in stages)
 

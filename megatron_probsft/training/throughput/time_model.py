@@ -132,11 +132,13 @@ def _micro_batch(
     card, assumed, count = machine.card, machine.assumed, step.micro_batches
     links = Links(card, config.layout, step.world_size, assumed)
     bandwidth = card.memory_bandwidth * assumed.memory
-    fp8 = machine.fp8 and card.fp8 is not None
-    rate = card.fp8 * card.linear_fp8 if fp8 and card.fp8 else card.bf16 * card.linear_bf16
+    rate = card.bf16 * card.linear_bf16
+    if machine.fp8:
+        assert card.fp8, f"{card.name} has no FP8, which the settings' rules refuse"
+        rate = card.fp8 * card.linear_fp8
     # Weights are read twice, float32 gradients read and written: what few tokens cannot hide.
     weights = 12 * stage.parameters / card.memory_bandwidth
-    moved = stage.layers * _moved_bytes(step, config, shape, fp8=fp8) / bandwidth
+    moved = stage.layers * _moved_bytes(step, config, shape, fp8=machine.fp8) / bandwidth
     exposed_tp = assumed.exposed_tp_overlapped if machine.tp_overlap else assumed.exposed_tp
     exposed = links.seconds(stage, ("TP",)) * exposed_tp + links.seconds(stage, ("CP", "EP"))
     times = _MicroBatch(

@@ -6,17 +6,15 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, cast
 
 import numpy as np
 
 from megatron_probsft.data.order import sample_indices
 from megatron_probsft.data.packing import fewest_packs
-from megatron_probsft.data.store.token_store import TokenStore
 from megatron_probsft.training.batches import Batches
 from megatron_probsft.training.config.batch import BatchSettings
 from megatron_probsft.training.config.layout import LayoutSettings
-from megatron_probsft.training.simulate.step_samples import StepSamples
+from megatron_probsft.training.simulate.step_samples import StepSamples, store_of
 
 
 @dataclass(frozen=True)
@@ -71,10 +69,9 @@ def plan_workload(
     """Return what packing makes of a step's samples; of the rank that is dealt the costliest pack."""
     count = len(samples.lengths)
     step = dataclasses.replace(batch, train_iters=1, train_epochs=None, global_batch_size=count)
-    lengths = np.asarray(samples.lengths)
-    store: Any = _OnlyLengths(lengths)
-    plan = Batches(cast(TokenStore, store), step, layout, (0, dp_size)).training_plan(0)
-    real = lengths[sample_indices(0, count, count, batch.seed)] - 1
+    store = store_of(samples)
+    plan = Batches(store, step, layout, (0, dp_size)).training_plan(0)
+    real = store.lengths[sample_indices(0, count, count, batch.seed)] - 1
     packs: list[np.ndarray] = []
     for pack, length, multiple in zip(plan.packs, plan.lengths, plan.sample_multiples, strict=True):
         padded = -(-real[np.asarray(pack, int)] // multiple) * multiple
@@ -115,14 +112,3 @@ def rough_workload(
         supervised_share=sum(samples.supervised) / tokens,
         data_parallel_size=dp_size,
     )
-
-
-class _OnlyLengths:
-    """The part of a token store that a plan is made of."""
-
-    def __init__(self, lengths: np.ndarray) -> None:
-        self.lengths = lengths
-        self.sources = [""]
-
-    def __len__(self) -> int:
-        return len(self.lengths)

@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
-from multiprocessing import get_context
 from typing import Any
 
-FORK = get_context("fork")
+from tests.support.forked import outcome_in_child
+
 LAYERS, SEQUENCES, SUPERVISED = 4, (0, 40, 48, 96, 128), 50
 TP, CP, EP = "tensor_model_parallel_size", "context_parallel_size", "expert_model_parallel_size"
 FULL = {"recompute_granularity": "full", "recompute_num_layers": 1}
@@ -46,27 +45,11 @@ def main() -> None:
     from tests.support.pretended_gpu.device import pretend
 
     pretend()
-    print(json.dumps({name: _in_child(name) for name in sys.argv[1:] or ["noticed", *CASES]}))
+    print(json.dumps({name: outcome_in_child(_found, name) for name in sys.argv[1:] or ["noticed", *CASES]}))
 
 
-def _in_child(name: str) -> dict[str, int] | str:
-    receiver, sender = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=_child, args=(name, sender))
-    child.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    finally:
-        child.join()
-
-
-def _child(name: str, sender: Any) -> None:
-    try:
-        sender.send(_noticed() if name == "noticed" else _waits(*CASES[name], experts="experts" in name))
-    except BaseException:
-        sender.send(traceback.format_exc())
-    sender.close()
-    os._exit(0)
+def _found(name: str) -> dict[str, int]:
+    return _noticed() if name == "noticed" else _waits(*CASES[name], experts="experts" in name)
 
 
 def _waits(world_size: int, settings: dict[str, Any], *, experts: bool) -> dict[str, int]:
@@ -75,17 +58,12 @@ def _waits(world_size: int, settings: dict[str, Any], *, experts: bool) -> dict[
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from megatron_probsft.runtime import distributed
+    from megatron_probsft.training.state import join_layout
     from tests.support.pretended_gpu.waits import noted
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
     config = _config(settings)
-    layout = config.layout
-    distributed.initialize(
-        layout.tensor_model_parallel_size,
-        context_parallel_size=layout.context_parallel_size,
-        expert_model_parallel_size=layout.expert_model_parallel_size,
-    )
+    join_layout(config.layout, config.batch.seed)
     _stand_in()
     hf = _model(experts)
     with (

@@ -6,7 +6,6 @@ import io
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -14,11 +13,11 @@ from benchmarks.scaling.models import MODELS
 from megatron_probsft.runtime.errors import UserError
 from megatron_probsft.training.batches import Batches
 from megatron_probsft.training.config.config import TrainConfig
-from megatron_probsft.training.simulate.step_samples import full_packs
+from megatron_probsft.training.simulate.step_samples import StepSamples, full_packs, store_of
 from megatron_probsft.training.start.device_defaults import by_device
 from megatron_probsft.training.throughput import show
 from megatron_probsft.training.throughput.step_counts import counted_step
-from megatron_probsft.training.throughput.workload import _OnlyLengths, plan_workload
+from megatron_probsft.training.throughput.workload import plan_workload
 
 
 def _config(**settings: Any) -> TrainConfig:
@@ -59,7 +58,7 @@ def test_suggested_layouts_of_which_none_fits_when_simulated(monkeypatch: pytest
 def test_packs_are_as_gpus_have_them_whatever_computes_the_plan() -> None:
     for cp in (1, 2):
         config = _config(seq_length=300, context_parallel_size=cp)
-        store: Any = _OnlyLengths(np.full(64, 101))
+        store = store_of(StepSamples((101,) * 64, (100,) * 64))
         batch = config.replace(train_iters=1).batch
         plan = Batches(store, batch, config.layout, (0, 4)).on_gpus().training_plan(0)
         assert max(plan.lengths) == {1: 384, 2: 512}[cp]  # three samples, in tiles of 128 on each rank
